@@ -1,0 +1,52 @@
+# Two commands matter: `make run` and `make test`. Each makes .venv with the pinned versions first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+
+help: ## List these targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,dev]'
+	touch $@
+
+setup: $(VENV)/ready ## Make .venv with the pinned versions
+
+run: $(VENV)/ready ## Run the whole chain at the tiny preset; what is in the store is reused
+	$(BIN)/python flows.py run
+
+ui: $(VENV)/ready ## Start the Prefect UI over the same history
+	$(BIN)/python flows.py ui
+
+test: $(VENV)/ready ## All tests, the whole chain through Prefect among them
+	$(BIN)/python -m pytest
+
+gpu: $(VENV)/ready ## The tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+format: $(VENV)/ready ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(VENV)/ready ## Formatting and lint rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/ready ## Types, with pyright
+	$(BIN)/pyright
+
+imports: $(VENV)/ready ## Who may import whom
+	$(BIN)/lint-imports
+
+check: lint types imports ## Format, lint, types and imports
+
+bench: $(VENV)/ready ## Benchmarks of the kernels, as ratios in one process
+	$(BIN)/python -m pytest tests/benchmarks -p benchmark --benchmark-only
+
+tree: $(VENV)/ready ## Lineage of everything in the store
+	$(BIN)/python -m artifacts tree
+
+.PHONY: help setup run ui test gpu format lint types imports check bench tree

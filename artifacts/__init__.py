@@ -1,0 +1,20 @@
+"""Artifacts: what stages make, named after how it was made, each with its lineage."""
+
+from artifacts.artifact import Artifact as Artifact
+from artifacts.cards import lineage_card as lineage_card
+from artifacts.cards import mermaid as mermaid
+from artifacts.errors import ArtifactError as ArtifactError
+from artifacts.fingerprint import canonical_json as canonical_json
+from artifacts.fingerprint import fingerprint as fingerprint
+from artifacts.fingerprint import sha256_of_bytes as sha256_of_bytes
+from artifacts.fingerprint import sha256_of_file as sha256_of_file
+from artifacts.lineage import ArtifactId as ArtifactId
+from artifacts.lineage import Circumstance as Circumstance
+from artifacts.lineage import InputRef as InputRef
+from artifacts.lineage import Lineage as Lineage
+from artifacts.lineage import Recipe as Recipe
+from artifacts.lineage import code_state as code_state
+from artifacts.manifest import Manifest as Manifest
+from artifacts.store import Listing as Listing
+from artifacts.store import Store as Store
+from artifacts.verification import Damage as Damage

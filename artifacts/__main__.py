@@ -1,0 +1,205 @@
+"""The store on the command line: python -m artifacts ls | show | tree | diff | verify | rm | gc."""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts.cards import change, headline, number
+from artifacts.comparison import ABSENT, compare
+from artifacts.errors import ArtifactError
+from artifacts.manifest import Manifest
+from artifacts.store import Store
+from artifacts.tree import family, text_tree
+from artifacts.verification import Damage
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. 0 is well, 1 is damage found by `verify`, 2 is an error told in one sentence."""
+    args = _parser().parse_args(arguments)
+    store = Store(args.store)
+    try:
+        code = args.command(store, args)
+        sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        print(f"cannot use the store at {store.root}: {error}", file=sys.stderr)
+        return 2
+    except ArtifactError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if not store.root.is_dir():
+        print(f"There is no store at {store.root} yet; the first stage that runs makes it.", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m artifacts", description="Looks into a store of artifacts.")
+    _add_common(parser, store=Path("store"), json=False)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: object, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        # Without SUPPRESS a subcommand's default would overwrite what stood before the subcommand.
+        _add_common(sub, store=argparse.SUPPRESS, json=argparse.SUPPRESS)
+        sub.set_defaults(command=command)
+        return sub
+
+    id_help = "an id, its beginning, the beginning of its fingerprint, or 'latest'"
+    add("ls", _ls, "List all artifacts, oldest first.").add_argument("--kind", help="only artifacts of this kind")
+    add("show", _show, "Show one artifact.").add_argument("id", metavar="ID", help=id_help)
+    tree = add("tree", _tree, "Show what was made from what: the whole store, or one artifact's family.")
+    tree.add_argument("id", metavar="ID", nargs="?", help=id_help)
+    diff = add("diff", _diff, "Show what differs between two artifacts.")
+    diff.add_argument("first", metavar="A", help=id_help)
+    diff.add_argument("second", metavar="B", help=id_help)
+    add("verify", _verify, "Check every byte of every artifact; exit 1 if anything is damaged.")
+    add("rm", _rm, "Remove an artifact that nothing was made from.").add_argument("id", metavar="ID", help=id_help)
+    add("gc", _gc, "Remove what killed runs left behind; artifacts stay.")
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, *, store: Path | str, json: bool | str) -> None:
+    parser.add_argument("--store", type=Path, default=store, metavar="DIR", help="folder of the store (default: store)")
+    parser.add_argument("--json", action="store_true", default=json, help="print JSON")
+
+
+def _ls(store: Store, args: argparse.Namespace) -> int:
+    listing = store.listing()
+    manifests = [m for m in listing.manifests if args.kind in (None, m.kind)]
+    if args.json:
+        _print_json([_summary(m) for m in manifests])
+    elif manifests:
+        _print_columns([(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests])
+    elif store.root.is_dir():
+        print(f"{store.root} holds no artifact{f' of kind {args.kind!r}' if args.kind else ''} yet.")
+    _name(listing.damaged)
+    return 0
+
+
+def _show(store: Store, args: argparse.Namespace) -> int:
+    manifest = store.manifest(args.id)
+    if args.json:
+        _print_json(_summary(manifest))
+        return 0
+    lineage = manifest.lineage
+    print(f"{manifest.id}\n")
+    rows = [
+        ("kind", manifest.kind),
+        ("folder", str(store.root / manifest.id)),
+        ("bytes", f"{manifest.bytes:,}"),
+        ("contents", f"sha256 {manifest.content_sha256}"),
+        ("stage", f"{lineage.stage}, version {lineage.stage_version}, seed {lineage.seed}"),
+        ("made", f"{lineage.created}, in {lineage.seconds:,.1f} s on {lineage.device}"),
+        ("sequence", str(lineage.sequence)),
+        ("code", f"{lineage.commit}{', with changes' if lineage.dirty else ''}"),
+        ("with", f"torch {lineage.torch}, Python {lineage.python}"),
+    ]
+    rows += [(f"from {role}", ref.id) for role, ref in lineage.inputs.items()]
+    rows += [(name, f"{record.bytes:,} B") for name, record in manifest.files.items()]
+    _print_columns([*rows, *((name, number(value)) for name, value in manifest.metrics.items())])
+    print(f"\nconfig {json.dumps(lineage.config, indent=2)}\nspec {json.dumps(manifest.spec, indent=2)}")
+    return 0
+
+
+def _tree(store: Store, args: argparse.Namespace) -> int:
+    listing = store.listing()
+    manifests, id = listing.manifests, None
+    if args.id is not None:
+        id = store.resolve(args.id)
+        manifests = family(id, store.ancestry(id), manifests)
+    if args.json:
+        _print_json([_summary(m) for m in manifests])
+    elif manifests:
+        print(text_tree(manifests, id))
+    _name(listing.damaged)
+    return 0
+
+
+def _diff(store: Store, args: argparse.Namespace) -> int:
+    first, second = store.manifest(args.first), store.manifest(args.second)
+    comparison = compare(first, second)
+    if args.json:
+        _print_json({"a": first.id, "b": second.id, **dataclasses.asdict(comparison)})
+        return 0
+    print(f"a  {first.id}\nb  {second.id}")
+    for title, pairs in (("recipe", comparison.recipe), ("circumstances", comparison.circumstance)):
+        print(f"\n{title}: {'these differ' if pairs else 'the same'}")
+        _print_columns([(f"  {name}", _shown(a), "->", _shown(b)) for name, (a, b) in pairs.items()])
+    print(f"\nfiles: {', '.join(comparison.files) + ' differ' if comparison.files else 'the same bytes'}")
+    print("\nmetrics: a, b, change")
+    _print_columns([(f"  {name}", *_measured(a, b)) for name, (a, b) in comparison.metrics.items()])
+    return 0
+
+
+def _verify(store: Store, args: argparse.Namespace) -> int:
+    checked, damaged = len(store.ids()), store.verify()
+    if args.json:
+        _print_json({"checked": checked, "damaged": [dataclasses.asdict(damage) for damage in damaged]})
+    else:
+        _name(damaged)
+        broken = len({damage.id for damage in damaged})
+        verdict = f"{broken} damaged" if broken else "none damaged"
+        print(f"{checked} checked, {verdict}.")
+    return 1 if damaged else 0
+
+
+def _rm(store: Store, args: argparse.Namespace) -> int:
+    id = store.remove(args.id)
+    _print_json({"removed": id}) if args.json else print(f"{id} removed.")
+    return 0
+
+
+def _gc(store: Store, args: argparse.Namespace) -> int:
+    removed = store.collect_garbage()
+    if args.json:
+        _print_json({"removed": removed})
+    else:
+        print("\n".join(f"{name} removed." for name in removed) or "Nothing to remove.")
+    return 0
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    """The manifest with what a script asks for most at the top."""
+    lineage = manifest.lineage
+    asked = {"stage": lineage.stage, "created": lineage.created, "sequence": lineage.sequence}
+    return {
+        "id": manifest.id,
+        "kind": manifest.kind,
+        **asked,
+        "bytes": manifest.bytes,
+    } | manifest.model_dump()
+
+
+def _name(damaged: Sequence[Damage]) -> None:
+    for damage in damaged:
+        print(f"damaged: {damage.id}: {damage.what}", file=sys.stderr)
+
+
+def _measured(a: Any, b: Any) -> tuple[str, str, str]:
+    shown_a, shown_b = (value if value == ABSENT else number(value) for value in (a, b))
+    return shown_a, shown_b, "" if ABSENT in (a, b) else change(b, a)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _print_columns(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
+    for row in rows:
+        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_json(value: object) -> None:
+    print(json.dumps(value, indent=2))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

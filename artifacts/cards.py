@@ -1,0 +1,139 @@
+"""Lineage as text for people: a Mermaid graph, and the markdown card of one artifact. Pure strings."""
+
+import json
+from collections.abc import Mapping, Sequence
+
+from artifacts.lineage import ArtifactId
+from artifacts.manifest import Manifest
+
+# The first of these that an artifact has stands on its node; pipeline/measures.py defines them.
+HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
+
+
+def mermaid(
+    manifests: Sequence[Manifest],
+    current: ArtifactId | None = None,
+    links: Mapping[ArtifactId, str] | None = None,
+) -> str:
+    """A flowchart of these artifacts, arrows from input to output; a node with a link can be clicked."""
+    nodes = {manifest.id: _node(manifest.id) for manifest in manifests}
+    oldest_first = sorted(manifests, key=lambda manifest: manifest.lineage.sequence)
+    lines = ["flowchart LR"]
+    lines += [f'    {nodes[m.id]}["{_label(m)}"]' for m in oldest_first]
+    for manifest in oldest_first:
+        parents = dict.fromkeys(ref.id for ref in manifest.lineage.inputs.values())
+        lines += [f"    {nodes[parent]} --> {nodes[manifest.id]}" for parent in parents if parent in nodes]
+    for id, link in (links or {}).items():
+        if id in nodes:
+            lines.append(f'    click {nodes[id]} href "{_url(link)}" "{id}"')
+    if current is not None and current in nodes:
+        lines.append("    classDef current fill:#fde68a,stroke:#b45309,color:#1c1917,stroke-width:3px")
+        lines.append(f"    class {nodes[current]} current")
+    return "\n".join(lines)
+
+
+def lineage_card(
+    manifest: Manifest, ancestry: Sequence[Manifest], links: Mapping[ArtifactId, str] | None = None
+) -> str:
+    """The card of one artifact, in the markdown that Prefect's UI shows: where it is from, what it is."""
+    links = links or {}
+    known = {ancestor.id: ancestor for ancestor in ancestry} | {manifest.id: manifest}
+    graph = mermaid(list(known.values()), manifest.id, links)
+    config = json.dumps(manifest.lineage.config, indent=2, sort_keys=True, ensure_ascii=False)
+    sections = [
+        f"# {manifest.lineage.stage} · `{manifest.short}`",
+        f"```mermaid\n{graph}\n```",
+        "## Facts\n\n" + _table(("fact", "value"), _facts(manifest)),
+        "## Made from\n\n" + _parents(manifest, known, links),
+        "## Metrics\n\n" + _metrics(manifest, known),
+        f"<details><summary>Config</summary>\n\n```json\n{_unfenced(config)}\n```\n\n</details>",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def headline(manifest: Manifest) -> str:
+    """The one metric that says most about the artifact, or nothing."""
+    name = next((name for name in HEADLINES if name in manifest.metrics), None)
+    return f"{name} {number(manifest.metrics[name])}" if name else ""
+
+
+def number(value: float) -> str:
+    """Whole numbers whole with their thousands apart, others with five digits."""
+    return f"{int(value):,}" if value == int(value) and abs(value) < 1e15 else f"{value:.5g}"
+
+
+def change(value: float, before: float) -> str:
+    """The signed difference."""
+    return f"{value - before:+.4g}" if value != before else "0"
+
+
+def _node(id: ArtifactId) -> str:
+    # Mermaid takes some bare words and digits as its own: hence the letter in front.
+    return "n" + id.replace("-", "_").replace("~", "_attempt_")
+
+
+def _label(manifest: Manifest) -> str:
+    lines = [manifest.lineage.stage, manifest.short, headline(manifest)]
+    return "<br/>".join(line for line in lines if line)
+
+
+def _url(link: str) -> str:
+    return link.replace('"', "%22").replace("\n", "")
+
+
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    lineage = manifest.lineage
+    facts = [
+        ("id", f"`{manifest.id}`"),
+        ("kind", f"`{manifest.kind}`"),
+        ("bytes", f"{manifest.bytes:,}"),
+        ("sha256 of the contents", f"`{manifest.content_sha256}`"),
+        ("stage version", str(lineage.stage_version)),
+        ("seed", str(lineage.seed)),
+        ("commit", f"`{lineage.commit[:12]}`" + (", with changes" if lineage.dirty else "")),
+        ("torch, python", f"{lineage.torch}, {lineage.python}"),
+        ("device", lineage.device),
+        ("took", f"{lineage.seconds:,.1f} s"),
+        ("made", lineage.created),
+        ("sequence", str(lineage.sequence)),
+    ]
+    return facts + ([("sha256 of the sources", f"`{lineage.sources_sha256}`")] if lineage.sources_sha256 else [])
+
+
+def _parents(manifest: Manifest, known: Mapping[ArtifactId, Manifest], links: Mapping[ArtifactId, str]) -> str:
+    rows = []
+    for role, ref in manifest.lineage.inputs.items():
+        name = f"[`{ref.id}`]({links[ref.id]})" if ref.id in links else f"`{ref.id}`"
+        kind = f"`{known[ref.id].kind}`" if ref.id in known else "not in the store"
+        rows.append((role, name, kind, f"`{ref.sha256[:12]}`"))
+    return _table(("as", "artifact", "kind", "sha256"), rows) if rows else "Nothing in the store: this is a root."
+
+
+def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
+    """A row a metric, a column for each input that was measured by one of the same names."""
+    if not manifest.metrics:
+        return "None were recorded."
+    parents = {
+        role: known[ref.id]
+        for role, ref in manifest.lineage.inputs.items()
+        if ref.id in known and known[ref.id].metrics.keys() & manifest.metrics.keys()
+    }
+    rows = []
+    for name, value in sorted(manifest.metrics.items()):
+        changes = (change(value, p.metrics[name]) if name in p.metrics else "" for p in parents.values())
+        rows.append((f"`{name}`", number(value), *changes))
+    return _table(("metric", "value", *(f"change from {role}" for role in parents)), rows)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _unfenced(json_text: str) -> str:
+    # A backtick inside a JSON string could end the code block; its escape says the same.
+    return json_text.replace("`", "\\u0060")

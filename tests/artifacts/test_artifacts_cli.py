@@ -1,0 +1,174 @@
+"""python -m artifacts: what it prints, and with which code it ends."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from artifacts.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def run(store, capsys):
+    """run("ls", ...) -> (exit code, stdout, stderr) on the test's store."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        code = main(["--store", str(store.root), *arguments])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
+def ids(publish) -> list[str]:
+    corpus = publish()
+    first = publish("train-monet", {"lr": 0.1, "router": {"k": 3}}, kind="monet", corpus=corpus)
+    second = publish(
+        "train-monet",
+        {"lr": 0.2, "router": {"k": 3}},
+        kind="monet",
+        fill=2.0,
+        metrics={"held_out_loss_nats": 2.25, "seconds": 7},
+        corpus=corpus,
+    )
+    return [corpus, first, second]
+
+
+def test_ls_lists_oldest_first(run, ids):
+    code, out, err = run("ls")
+    assert (code, err) == (0, "")
+    assert [line.split()[0] for line in out.splitlines()] == ids
+    assert "held_out_loss_nats 2.25" in out
+
+
+def test_ls_json_is_a_list_of_manifests_oldest_first(run, ids, store):
+    code, out, _ = run("ls", "--json", "--kind", "monet")
+    listed = json.loads(out)
+    assert code == 0
+    assert [entry["id"] for entry in listed] == ids[1:]
+    assert {"id", "kind", "stage", "metrics", "lineage", "bytes", "created", "files"} <= listed[0].keys()
+    folder = store.root / ids[1]
+    assert listed[0]["bytes"] == sum(p.stat().st_size for p in folder.iterdir() if p.name != "manifest.json")
+    assert listed[0]["lineage"]["inputs"]["corpus"]["id"] == ids[0]
+
+
+def test_ls_names_a_damaged_artifact_and_goes_on(run, ids, store):
+    (store.root / ids[0] / "manifest.json").write_text("{")
+    code, out, err = run("ls")
+    assert code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ids[1:]
+    assert err.startswith(f"damaged: {ids[0]}: manifest.json")
+
+
+def test_show_tells_what_an_artifact_is(run, ids):
+    code, out, _ = run("show", "latest")
+    assert code == 0
+    for told in (
+        ids[2],
+        "monet",
+        f"from corpus          {ids[0]}",
+        "c0ffee",
+        '"lr": 0.2',
+        "weights.safetensors",
+    ):
+        assert told in out
+    assert json.loads(run("show", ids[1], "--json")[1])["id"] == ids[1]
+
+
+def test_tree_shows_the_store_or_a_family(run, ids):
+    assert all(id in run("tree")[1] for id in ids)
+    code, out, _ = run("tree", ids[1])
+    assert code == 0
+    assert f"└─ {ids[1]}" in out
+    assert ids[2] not in out
+    assert [entry["id"] for entry in json.loads(run("tree", ids[1], "--json")[1])] == ids[:2]
+
+
+def test_diff_goes_field_by_field(run, ids):
+    code, out, _ = run("diff", ids[1], ids[2])
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert code == 0
+    assert "config.lr 0.1 -> 0.2" in lines
+    assert "circumstances: the same" in lines
+    assert "held_out_loss_nats 2.5 2.25 -0.25" in lines
+    assert "seconds (absent) 7" in lines
+    assert "config.router" not in out
+    found = json.loads(run("diff", ids[1], ids[2], "--json")[1])
+    assert found["recipe"] == {"config.lr": [0.1, 0.2]}
+    assert found["files"].keys() == {"weights.safetensors"}
+
+
+def test_diff_of_an_artifact_with_itself_is_empty(run, ids):
+    found = json.loads(run("diff", ids[1], ids[1], "--json")[1])
+    assert (found["recipe"], found["circumstance"], found["files"]) == ({}, {}, {})
+
+
+def test_verify_counts_and_ends_well(run, ids):
+    assert run("verify") == (0, "3 checked, none damaged.\n", "")
+
+
+def test_verify_names_each_damage_and_ends_with_one(run, ids, store):
+    (store.root / ids[1] / "tokenizer.json").unlink()
+    (store.root / ids[2] / "weights.safetensors").write_bytes(b"")
+    code, out, err = run("verify")
+    assert code == 1
+    assert out == "3 checked, 2 damaged.\n"
+    assert f"damaged: {ids[1]}: tokenizer.json is missing" in err
+    assert f"damaged: {ids[2]}: weights.safetensors is damaged" in err
+    code, out, _ = run("verify", "--json")
+    assert code == 1
+    assert {damage["id"] for damage in json.loads(out)["damaged"]} == set(ids[1:])
+
+
+def test_rm_removes_leaves_only(run, ids, store):
+    code, out, err = run("rm", ids[0])
+    assert (code, out) == (2, "")
+    assert f"it is an input of {ids[1]}, {ids[2]}" in err
+    assert run("rm", ids[2])[0] == 0
+    assert store.ids() == sorted(ids[:2])
+
+
+def test_gc_removes_what_killed_runs_left(run, ids, store):
+    assert run("gc") == (0, "Nothing to remove.\n", "")
+    (store.root / ".partial-4194305-00000000").mkdir()
+    assert json.loads(run("gc", "--json")[1]) == {"removed": [".partial-4194305-00000000"]}
+
+
+@pytest.mark.parametrize("command", [["show", "nope"], ["tree", "nope"], ["diff", "latest", "nope"], ["rm", "nope"]])
+def test_an_unknown_id_is_one_sentence_and_code_two(run, ids, command):
+    code, out, err = run(*command)
+    assert (code, out) == (2, "")
+    assert err.startswith("no artifact 'nope' in ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", ["ls", "tree", "verify", "gc"])
+def test_a_store_that_is_not_there_yet_gets_a_sentence(run, store, command):
+    code, _, err = run(command)
+    assert (code, err) == (0, f"There is no store at {store.root} yet; the first stage that runs makes it.\n")
+    assert not store.root.exists()
+
+
+def test_ls_json_of_no_store_is_an_empty_list(run):
+    assert json.loads(run("ls", "--json")[1]) == []
+
+
+def test_an_unknown_command_ends_with_two(run):
+    with pytest.raises(SystemExit) as ended:
+        run("list")
+    assert ended.value.code == 2
+
+
+def test_options_may_stand_after_the_command_and_a_closed_pipe_is_no_error(ids, store):
+    command = [sys.executable, "-m", "artifacts", "ls", "--json", "--store", str(store.root)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

@@ -1,0 +1,86 @@
+"""The manifest's layout: what was written by the first version is read by this one."""
+
+import json
+
+import pytest
+
+from artifacts import ArtifactError, ArtifactId
+from artifacts.manifest import checked_manifest
+
+ID = ArtifactId("train-monet-0c89ed52f41c")
+# Written on 2026-11-22. If this no longer opens, every store there is has become unreadable: raise FORMAT and
+# write a migration instead.
+GOLDEN = """\
+{
+  "content_sha256": "c06b6db8a9dfa45ec4c2b21d601e40e653a546eb2fdb81a859aa4495e53fcfd0",
+  "digest": "e63e8ca1cb9f17c9b260b4365b630f67b3095653f337a988a49c8618af1d6c21",
+  "files": {
+    "weights.safetensors": {
+      "bytes": 8,
+      "sha256": "1111111111111111111111111111111111111111111111111111111111111111"
+    }
+  },
+  "format_version": 1,
+  "id": "train-monet-0c89ed52f41c",
+  "kind": "monet",
+  "lineage": {
+    "commit": "c0ffee",
+    "config": {
+      "lr": 0.001,
+      "name": "Ω",
+      "none": null,
+      "sizes": [
+        3,
+        5
+      ]
+    },
+    "created": "2026-01-31T12:00:00+00:00",
+    "device": "cpu",
+    "dirty": false,
+    "inputs": {
+      "corpus": {
+        "id": "prepare-corpus-0123456789ab",
+        "sha256": "0000000000000000000000000000000000000000000000000000000000000000"
+      }
+    },
+    "python": "3.11.7",
+    "seconds": 1.5,
+    "seed": 7,
+    "sequence": 2,
+    "sources_sha256": null,
+    "stage": "train-monet",
+    "stage_version": 3,
+    "torch": "2.13.0"
+  },
+  "metrics": {
+    "held_out_loss_nats": 2.5
+  },
+  "spec": {
+    "d_model": 12
+  }
+}
+"""
+
+
+def test_the_golden_manifest_still_opens_and_is_written_the_same():
+    manifest = checked_manifest(GOLDEN.encode(), ID)
+    assert manifest.to_json() == GOLDEN
+    assert manifest.short == ID.rpartition("-")[2]
+
+
+def test_the_golden_recipe_still_has_its_id():
+    assert checked_manifest(GOLDEN.encode(), ID).lineage.recipe.id == ID
+
+
+def test_layout_of_the_text_is_not_part_of_the_digest():
+    record = json.loads(GOLDEN)
+    assert checked_manifest(json.dumps(record).encode(), ID) == checked_manifest(GOLDEN.encode(), ID)
+
+
+@pytest.mark.parametrize("field", ["spec", "metrics", "lineage", "files", "content_sha256", "kind"])
+def test_a_field_that_is_missing_or_foreign_is_named(field):
+    record = json.loads(GOLDEN)
+    with pytest.raises(ArtifactError, match=f"manifest.json is no manifest: {field}"):
+        checked_manifest(json.dumps({k: v for k, v in record.items() if k != field}).encode(), ID)
+    with pytest.raises(ArtifactError, match=f"manifest.json is no manifest: {field}_of_mine"):
+        checked_manifest(json.dumps({**record, f"{field}_of_mine": 1}).encode(), ID)
