@@ -1,0 +1,64 @@
+"""Values to (kind, spec, tensors, files) and back: what a stage returns, as it lies in an artifact."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeVar, runtime_checkable
+
+from pydantic import BaseModel
+from torch import Tensor
+
+from artifacts import Artifact, ArtifactError
+
+
+@runtime_checkable
+class Persistent(Protocol):
+    """What a value must offer to be an artifact. Kinds are slugs: code moves, artifacts stay."""
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def spec(self) -> BaseModel:
+        """With the tensors and files, all that rebuilds the value."""
+        ...
+
+    def to_tensors(self) -> dict[str, Tensor]: ...
+
+    def to_files(self) -> dict[str, bytes]: ...
+
+    @classmethod
+    def restore(
+        cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]
+    ) -> Self: ...
+
+
+_CLASSES: dict[str, type[Persistent]] = {}
+
+P = TypeVar("P", bound=type[Persistent])
+
+
+def artifact_kinds(*kinds: str):  # noqa: ANN201 - the decorator returns its class unchanged
+    """Class decorator: artifacts of these kinds are restored by this class."""
+
+    def wrap(cls: P) -> P:
+        for kind in kinds:
+            if kind in _CLASSES:
+                raise ValueError(f"artifact kind {kind!r} is already restored by {_CLASSES[kind].__name__}")
+            _CLASSES[kind] = cls
+        return cls
+
+    return wrap
+
+
+def known_kinds() -> tuple[str, ...]:
+    return tuple(sorted(_CLASSES))
+
+
+def load(artifact: Artifact) -> Persistent:
+    """The value that an artifact holds, tensors on the CPU (memory-mapped until they are used)."""
+    if artifact.kind not in _CLASSES:
+        raise ArtifactError(
+            f"{artifact.id} is of kind {artifact.kind!r}, which nothing here can open; "
+            f"known kinds: {', '.join(known_kinds())}"
+        )
+    return _CLASSES[artifact.kind].restore(artifact.kind, artifact.spec, artifact.tensors(), artifact.files())

@@ -1,0 +1,203 @@
+"""The contract of a stage, and `run_stage`: the one place where stages meet the store."""
+
+import inspect
+import shutil
+import time
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import nn
+
+from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
+from pipeline import codec
+from pipeline.run import Progress, Run, running
+
+
+class StageConfig(BaseModel):
+    """Base of every stage's config: frozen, and no field that is not declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+V = TypeVar("V", bound=codec.Persistent)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Output(Generic[V]):
+    """What a stage returns: its value, metrics named with their unit, and named files (plots, pages)."""
+
+    value: V
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measured:
+    """An artifact's facts without its tensors, for stages that report on what others measured."""
+
+    id: str
+    kind: str
+    stage: str
+    spec: Mapping[str, Any]
+    metrics: Mapping[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Role:
+    """One declared input of a stage."""
+
+    kinds: tuple[str, ...]
+    measured: bool
+    """True where the stage takes the artifact's `Measured` facts instead of its value."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    name: str
+    version: int
+    fn: Callable[..., Output[Any]]
+    config_type: type[StageConfig]
+    inputs: Mapping[str, Role]
+    sources: Callable[[Any], str] | None
+    """Digest of what the stage reads outside the store; only `prepare-corpus` has one."""
+
+    @property
+    def summary(self) -> str:
+        """First line of the stage's docstring."""
+        return inspect.getdoc(self.fn).split("\n")[0]  # type: ignore[union-attr]
+
+
+def stage(
+    *, name: str, version: int, sources: Callable[[Any], str] | None = None
+) -> Callable[[Callable[..., Output[Any]]], Stage]:
+    """Makes a Stage of `fn(config, *, <role>: Annotated[<Type>, "<kind>", ...]) -> Output`.
+
+    The signature is the declaration: the first parameter's type is the config, every keyword-only one is an input.
+    `version` is raised by hand when the same config must no longer give the same artifact.
+    """
+
+    def wrap(fn: Callable[..., Output[Any]]) -> Stage:
+        hints = typing.get_type_hints(fn, include_extras=True)
+        parameters = list(inspect.signature(fn).parameters.values())
+        roles = {p.name: _role(name, p.name, hints[p.name]) for p in parameters if p.kind is p.KEYWORD_ONLY}
+        return Stage(
+            name=name,
+            version=version,
+            fn=fn,
+            config_type=hints[parameters[0].name],
+            inputs=roles,
+            sources=sources,
+        )
+
+    return wrap
+
+
+def _role(stage_name: str, role: str, hint: Any) -> Role:
+    kinds = tuple(k for k in getattr(hint, "__metadata__", ()) if isinstance(k, str))
+    if not kinds:
+        raise TypeError(f"input {role!r} of stage {stage_name!r} names no artifact kind; write Annotated[Type, 'kind']")
+    return Role(kinds=kinds, measured=typing.get_args(hint)[0] is Measured)
+
+
+def recipe_of(stage: Stage, config: StageConfig, inputs: Mapping[str, ArtifactId], seed: int) -> Recipe:
+    """What identifies the artifact: everything that was asked for, nothing of when or where it ran."""
+    if inputs.keys() != stage.inputs.keys():
+        raise ValueError(
+            f"stage {stage.name!r} takes the inputs {', '.join(stage.inputs) or '(none)'}; "
+            f"it got {', '.join(inputs) or '(none)'}"
+        )
+    return Recipe(
+        stage=stage.name,
+        stage_version=stage.version,
+        config=config.model_dump(mode="json"),
+        seed=seed,
+        inputs=dict(inputs),
+        sources_sha256=stage.sources(config) if stage.sources else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """The artifact of a recipe, and whether the store already had it."""
+
+    id: ArtifactId
+    reused: bool
+    seconds: float
+
+
+def run_stage(
+    stage: Stage,
+    config: StageConfig,
+    *,
+    inputs: Mapping[str, ArtifactId],
+    store: Store,
+    seed: int = 0,
+    device: torch.device | None = None,
+    force: bool = False,
+    report: Callable[[Progress], None] = lambda progress: None,
+) -> Made:
+    """The artifact that this recipe names: found if the store has it, else made and published.
+
+    `force` makes it again: equal bytes keep the artifact, different ones become a new attempt beside it.
+    ValueError for inputs that do not fit the stage, ArtifactError for what is wrong in the store.
+    """
+    recipe = recipe_of(stage, config, inputs, seed)
+    if not force and (found := store.find(recipe)) is not None:
+        return Made(id=found, reused=True, seconds=0.0)
+    device = device or torch.device("cpu")
+    values = {role: _open(store, inputs[role], wanted, device) for role, wanted in stage.inputs.items()}
+    checkpoints = store.state_dir / "checkpoints" / recipe.id
+    if force:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    start = time.monotonic()
+    with running(Run(seed=seed, device=device, checkpoints=checkpoints, report=report)):
+        output = stage.fn(config, **values)
+    value = output.value
+    id = store.publish(
+        recipe=recipe,
+        kind=value.kind,
+        spec=value.spec.model_dump(mode="json"),
+        tensors={name: tensor.cpu() for name, tensor in value.to_tensors().items()},
+        metrics=output.metrics,
+        files={**value.to_files(), **output.files},
+        circumstance=Circumstance.now(device=_device_name(device), seconds=time.monotonic() - start),
+    )
+    shutil.rmtree(checkpoints, ignore_errors=True)
+    return Made(id=id, reused=False, seconds=time.monotonic() - start)
+
+
+def _open(store: Store, id: ArtifactId, role: Role, device: torch.device) -> Any:
+    artifact = store.open(id, kind=role.kinds)
+    if role.measured:
+        return Measured(
+            id=artifact.id,
+            kind=artifact.kind,
+            stage=artifact.lineage.stage,
+            spec=artifact.spec,
+            metrics=artifact.metrics,
+            seconds=artifact.lineage.seconds,
+        )
+    value = codec.load(artifact)
+    return value.to(device).eval() if isinstance(value, nn.Module) else value
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def chosen_device(name: str) -> torch.device:
+    """The torch device of that name; ValueError where the machine has none."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device 'cuda' was asked for and no CUDA device is there; use --device cpu")
+    return torch.device(name)
+
+
+__all__ = [
+    "ArtifactError", "Made", "Measured", "Output", "Role", "Stage", "StageConfig", "chosen_device", "recipe_of",
+    "run_stage", "stage",
+]  # fmt: skip
