@@ -1,0 +1,90 @@
+"""Documents of text in two splits, and what is dropped so that the held-out ones are new to the model."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+_SHINGLE_LINES = 5
+_SAMPLE_CHARACTERS = 16_384
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    domain: str
+    origin: str
+    """What it belongs to: a package, a folder, a file."""
+    name: str
+    text: str
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.text.encode())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DocumentSplits:
+    train: tuple[Document, ...]
+    held_out: tuple[Document, ...]
+    num_dropped: int
+    """Documents left out since they repeat others."""
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """In order of appearance."""
+        return tuple(dict.fromkeys(document.domain for document in (*self.train, *self.held_out)))
+
+
+def without_repeats(train: Iterable[Document], held_out: Iterable[Document]) -> DocumentSplits:
+    """Each text once, the first time it appears; held-out ones that mostly repeat train are dropped."""
+    train, held_out = tuple(train), tuple(held_out)
+    seen: set[bytes] = set()
+    kept_train = tuple(_first_of_their_text(train, seen))
+    kept_held_out = tuple(_without_near_repeats(kept_train, tuple(_first_of_their_text(held_out, seen))))
+    num_dropped = len(train) + len(held_out) - len(kept_train) - len(kept_held_out)
+    return DocumentSplits(train=kept_train, held_out=kept_held_out, num_dropped=num_dropped)
+
+
+def sample_of(documents: Iterable[Document], num_bytes: int) -> list[str]:
+    """About `num_bytes` of the text in passages spread evenly over it; all of it if there is no more."""
+    passages = [
+        document.text[start : start + _SAMPLE_CHARACTERS]
+        for document in documents
+        for start in range(0, len(document.text), _SAMPLE_CHARACTERS)
+    ]
+    total = sum(len(passage.encode()) for passage in passages)
+    count = min(len(passages), max(1, len(passages) * num_bytes // max(1, total)))
+    return [passages[i * len(passages) // count] for i in range(count)] if passages else []
+
+
+def text_sha256(splits: DocumentSplits) -> str:
+    """One digest of every text with its split, domain, origin and name, in order."""
+    digest = hashlib.sha256()
+    for split, documents in (("train", splits.train), ("held_out", splits.held_out)):
+        for document in documents:
+            for part in (split, document.domain, document.origin, document.name, document.text):
+                data = part.encode()
+                digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()
+
+
+def _first_of_their_text(documents: Sequence[Document], seen: set[bytes]) -> Iterator[Document]:
+    for document in documents:
+        digest = hashlib.sha256(document.text.encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield document
+
+
+def _without_near_repeats(train: Sequence[Document], held_out: Sequence[Document]) -> Iterator[Document]:
+    """Drops a held-out document if more than half of its runs of five lines stand in the train split too."""
+    shingles_of = [_shingles(document.text) for document in held_out]
+    wanted = set().union(*shingles_of)
+    repeated = {shingle for document in train for shingle in _shingles(document.text) if shingle in wanted}
+    for document, shingles in zip(held_out, shingles_of, strict=True):
+        if sum(shingle in repeated for shingle in shingles) * 2 <= len(shingles):
+            yield document
+
+
+def _shingles(text: str) -> list[str]:
+    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
+    return ["\n".join(lines[i : i + _SHINGLE_LINES]) for i in range(len(lines) - _SHINGLE_LINES + 1)]

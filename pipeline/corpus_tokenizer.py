@@ -1,0 +1,152 @@
+"""Text to token ids and back without loss: byte-level BPE trained by `tokenizers`, or plain bytes."""
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+END_OF_DOCUMENT = "<|end|>"
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
+_PIECE_CHARACTERS = 250_000  # long texts are encoded in pieces: bounded memory, and both cores busy
+_BATCH_CHARACTERS = 4_000_000
+
+
+class TextTokenizer(Protocol):
+    """What a corpus asks of its tokenizer. `token_bytes[i]` is the text that token i stands for."""
+
+    @property
+    def token_bytes(self) -> Sequence[bytes]: ...
+
+    @property
+    def separator(self) -> int | None:
+        """The token that ends a document and stands for no text; none where tokens are raw bytes."""
+        ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def encode_many(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        """One uint16 array a text, without separators."""
+        ...
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Never raises: what is no token and what is not UTF-8 becomes U+FFFD."""
+        ...
+
+    def to_files(self) -> dict[str, bytes]: ...
+
+
+class ByteTokenizer:
+    """Every token is one byte of UTF-8."""
+
+    separator = None
+
+    def __init__(self) -> None:
+        self.token_bytes = tuple(bytes([value]) for value in range(256))
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def encode_many(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        return (np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return _decode(self.token_bytes, ids)
+
+    def to_files(self) -> dict[str, bytes]:
+        return {}
+
+
+class BpeTokenizer:
+    """Byte-level BPE. The text "<|end|>" in a document is text: only the corpus writes the separator."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True  # not kept in tokenizer.json, so set on every opening
+        self._tokenizer = tokenizer
+        self.separator = tokenizer.token_to_id(END_OF_DOCUMENT)
+        byte_of = _byte_of_character()
+        names = (str(tokenizer.id_to_token(token)) for token in range(tokenizer.get_vocab_size()))
+        self.token_bytes = tuple(
+            b"" if name == END_OF_DOCUMENT else bytes(byte_of[character] for character in name) for name in names
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> "BpeTokenizer":
+        return cls(Tokenizer.from_str(text))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> "BpeTokenizer":
+        """At most `vocab_size` tokens: a short text runs out of pairs before. Same texts, same tokenizer."""
+        _let_tokenizers_use_threads()
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size,
+            special_tokens=[END_OF_DOCUMENT],
+            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+            max_token_length=32,  # no token is a whole line of dashes
+            show_progress=False,
+        )
+        tokenizer.train_from_iterator(texts, trainer)
+        return cls(tokenizer)
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text).ids
+
+    def encode_many(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
+        _let_tokenizers_use_threads()
+        for batch in _batches(texts):
+            pieces = [_pieces(text) for text in batch]
+            encodings = iter(self._tokenizer.encode_batch_fast([piece for text in pieces for piece in text]))
+            for text in pieces:
+                yield np.array([token for _ in text for token in next(encodings).ids], dtype=np.uint16)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return _decode(self.token_bytes, ids)
+
+    def to_files(self) -> dict[str, bytes]:
+        return {"tokenizer.json": self._tokenizer.to_str().encode()}
+
+
+def _decode(token_bytes: Sequence[bytes], ids: Iterable[int]) -> str:
+    parts = (token_bytes[i] if 0 <= i < len(token_bytes) else _REPLACEMENT for i in ids)
+    return b"".join(parts).decode(errors="replace")
+
+
+def _byte_of_character() -> dict[str, int]:
+    """The byte-level alphabet: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
+    itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in itself]
+    return {chr(byte): byte for byte in itself} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _pieces(text: str) -> list[str]:
+    """Cuts of a long text that change no token: after a lone line break between two other characters."""
+    cuts = [0]
+    while (start := cuts[-1] + _PIECE_CHARACTERS) < len(text):
+        found = re.compile(r"\S\n(?=\S)").search(text, start)
+        if found is None:
+            break
+        cuts.append(found.end())
+    return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    batch: list[str] = []
+    size = 0
+    for text in texts:
+        batch.append(text)
+        size += len(text)
+        if size >= _BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _let_tokenizers_use_threads() -> None:
+    """Said aloud, since `tokenizers` writes a warning to stderr at a later fork where nobody chose."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

@@ -1,0 +1,141 @@
+"""Text -> corpus: read the sources, hold some out, train a tokenizer, encode."""
+
+import json
+import lzma
+from collections import Counter
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.corpus import Corpus, CorpusSpec, make_split
+from pipeline.corpus_default import default_sha256, read_default
+from pipeline.corpus_documents import DocumentSplits, sample_of
+from pipeline.corpus_sources import Reading, read_sources, sources_sha256
+from pipeline.corpus_tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
+from pipeline.stage import Output, StageConfig, stage
+
+_XZ_SAMPLE_BYTES = 500_000
+
+
+class PrepareCorpusConfig(StageConfig):
+    sources: tuple[str, ...] = Field(
+        default=(),
+        exclude=True,  # the recipe holds the digest of their contents instead
+        max_length=1024,
+        description="Files, folders, .jsonl, .parquet or hf:NAME to read text from, each optionally after "
+        "domain=; none means the default corpus, text of the pinned Python packages. At most 1024 sources.",
+    )
+    tokenizer: Literal["bpe", "bytes"] = Field(
+        default="bpe",
+        description="Byte-level BPE trained on the train split, or raw bytes as tokens: bpe or bytes.",
+    )
+    vocab_size: int = Field(
+        default=1024,
+        ge=259,
+        le=65536,
+        description="Most tokens that the BPE may have, 259 to 65536; bytes have 256.",
+    )
+    held_out_share: float = Field(
+        default=0.1,
+        gt=0,
+        lt=1,
+        description="Share held out of every source of one's own, 0 to 1: its last documents, or the last "
+        "bytes of a single text. The default corpus holds out a fixed list of packages.",
+    )
+    max_bytes: int = Field(
+        default=64_000_000,
+        ge=1000,
+        le=10**11,
+        description="Most bytes of text to take, 1000 to 1e11: shared equally among sources of one's own "
+        "(their beginnings), and in proportion among the splits and domains of the default corpus.",
+    )
+    tokenizer_sample_bytes: int = Field(
+        default=8_000_000,
+        ge=1000,
+        le=10**9,
+        description="Bytes of train text that the BPE is trained on, 1000 to 1e9, spread evenly.",
+    )
+    text_field: str = Field(
+        default="text",
+        min_length=1,
+        max_length=200,
+        description="Field that holds the text in .jsonl, .parquet and hf: sources, 1 to 200 characters.",
+    )
+    hf_split: str = Field(
+        default="train",
+        min_length=1,
+        max_length=200,
+        description="Split of hf: data sets that is read, as the hub names it, 1 to 200 characters.",
+    )
+
+
+def sources_digest(config: PrepareCorpusConfig) -> str:
+    """sha256 of what the stage would read outside the store."""
+    return sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
+
+
+@stage(name="prepare-corpus", version=1, sources=sources_digest)
+def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
+    """text -> corpus: documents with their domains as tokens, some held out."""
+    splits = _read(config)
+    tokenizer = _tokenizer(config, splits)
+    spec = CorpusSpec(tokenizer=config.tokenizer, vocab_size=len(tokenizer.token_bytes), domains=splits.domains)
+    index = {domain: i for i, domain in enumerate(splits.domains)}
+    train, held_out = (
+        make_split(((index[document.domain], document.text) for document in documents), tokenizer)
+        for documents in (splits.train, splits.held_out)
+    )
+    corpus = Corpus(spec, train=train, held_out=held_out, tokenizer=tokenizer)
+    return Output(value=corpus, metrics=_metrics(splits, corpus), files={"contents.json": _contents(splits)})
+
+
+def _read(config: PrepareCorpusConfig) -> DocumentSplits:
+    if not config.sources:
+        return read_default(max_bytes=config.max_bytes)
+    reading = Reading(
+        held_out_share=config.held_out_share,
+        max_bytes=config.max_bytes,
+        text_field=config.text_field,
+        hf_split=config.hf_split,
+    )
+    return read_sources(config.sources, reading)
+
+
+def _tokenizer(config: PrepareCorpusConfig, splits: DocumentSplits) -> TextTokenizer:
+    if config.tokenizer == "bytes":
+        return ByteTokenizer()
+    return BpeTokenizer.train(sample_of(splits.train, config.tokenizer_sample_bytes), config.vocab_size)
+
+
+def _metrics(splits: DocumentSplits, corpus: Corpus) -> Mapping[str, float]:
+    text_bytes = Counter[str]()
+    for document in (*splits.train, *splits.held_out):
+        text_bytes[document.domain] += document.num_bytes
+    held_out_bytes = sum(document.num_bytes for document in splits.held_out)
+    return {
+        "text_bytes": text_bytes.total(),
+        **{f"text_bytes_{domain}": text_bytes[domain] for domain in splits.domains},
+        "held_out_text_bytes": held_out_bytes,
+        "train_tokens": corpus.train.num_tokens,
+        "held_out_tokens": corpus.held_out.num_tokens,
+        "bytes_per_token_held_out": held_out_bytes / corpus.held_out.num_tokens,
+        "documents_dropped": splits.num_dropped,
+        "xz_held_out_bits_per_byte": _xz_bits_per_byte(splits),
+    }
+
+
+def _xz_bits_per_byte(splits: DocumentSplits) -> float:
+    """What a general compressor needs that has seen nothing else: a language model must need less."""
+    sample = "".join(sample_of(splits.held_out, _XZ_SAMPLE_BYTES)).encode()
+    return 8 * len(lzma.compress(sample, preset=6)) / len(sample)
+
+
+def _contents(splits: DocumentSplits) -> bytes:
+    """JSON: text bytes by split, domain and origin."""
+    counts: dict[str, dict[str, Counter[str]]] = {}
+    for split, documents in (("train", splits.train), ("held_out", splits.held_out)):
+        for document in documents:
+            by_origin = counts.setdefault(split, {}).setdefault(document.domain, Counter())
+            by_origin[document.origin] += document.num_bytes
+    return json.dumps(counts, indent=1).encode()

@@ -1,0 +1,88 @@
+"""prepare-corpus: own text in, a corpus out, and a recipe that knows contents but not paths."""
+
+import json
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pipeline.stage import recipe_of
+from stages.prepare_corpus import PrepareCorpusConfig, prepare_corpus
+
+WORDS = ["expert", "router", "token", "layer", "gate", "score", "neuron", "sum"]
+
+
+@pytest.fixture
+def sources(tmp_path):
+    """Two domains: a folder of twelve files and a single text."""
+    (tmp_path / "notes").mkdir()
+    for i in range(12):
+        text = "\n".join(" ".join(WORDS[(i * j + k) % 8] for k in range(i + 3)) for j in range(9))
+        (tmp_path / "notes" / f"{i:02}.txt").write_text(text)
+    (tmp_path / "play.txt").write_text("to be or not to be, that is the question\n" * 30)
+    return (f"notes={tmp_path / 'notes'}", str(tmp_path / "play.txt"))
+
+
+def config(sources, **changes) -> PrepareCorpusConfig:
+    return PrepareCorpusConfig(sources=sources, **{"vocab_size": 300, **changes})
+
+
+@pytest.mark.parametrize("tokenizer", ["bpe", "bytes"])
+def test_text_becomes_a_corpus_whose_metrics_add_up(sources, tokenizer):
+    output = prepare_corpus.fn(config(sources, tokenizer=tokenizer))
+    corpus, metrics = output.value, output.metrics
+    assert corpus.spec.domains == ("notes", "play")
+    assert corpus.spec.vocab_size == (300 if tokenizer == "bpe" else 256)
+    counted = sum(int(corpus.token_bytes_V[split.tokens_N.long()].sum()) for split in (corpus.train, corpus.held_out))
+    assert counted == metrics["text_bytes"] == metrics["text_bytes_notes"] + metrics["text_bytes_play"]
+    assert metrics["train_tokens"] == corpus.train.num_tokens
+    assert 0 < metrics["xz_held_out_bits_per_byte"] < 8
+    contents = json.loads(output.files["contents.json"])
+    assert sum(sum(o.values()) for s in contents.values() for o in s.values()) == metrics["text_bytes"]
+
+
+def test_byte_tokens_of_one_file_are_its_bytes_with_the_last_tenth_held_out(tmp_path):
+    data = bytes(32 + i * 7 % 90 for i in range(1237))
+    (tmp_path / "input.txt").write_bytes(data)
+    corpus = prepare_corpus.fn(config((str(tmp_path / "input.txt"),), tokenizer="bytes")).value
+    assert bytes(corpus.train.tokens_N.tolist()) == data[: int(len(data) * 0.9)]
+    assert bytes(corpus.held_out.tokens_N.tolist()) == data[int(len(data) * 0.9) :]
+
+
+def test_the_same_sources_give_the_same_tensors(sources):
+    first, second = (prepare_corpus.fn(config(sources)).value.to_tensors() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_recipe_knows_the_contents_and_not_the_paths(sources, tmp_path):
+    def recipe(of):
+        return recipe_of(prepare_corpus, config(of), {}, seed=0)
+
+    before = recipe(sources)
+    assert "sources" not in before.config
+    moved = tmp_path / "elsewhere" / "play.txt"
+    moved.parent.mkdir()
+    (tmp_path / "play.txt").rename(moved)
+    assert recipe((sources[0], str(moved))).id == before.id
+    moved.write_text("edited")
+    assert recipe((sources[0], str(moved))).id != before.id
+
+
+def test_every_field_says_what_it_is():
+    assert all(field.description for field in PrepareCorpusConfig.model_fields.values())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"vocab_size": 258},
+        {"vocab_size": 65537},
+        {"held_out_share": 0},
+        {"held_out_share": 1},
+        {"max_bytes": 1},
+    ],
+)
+def test_values_out_of_range_are_refused(wrong):
+    with pytest.raises(ValidationError):
+        PrepareCorpusConfig(**wrong)
