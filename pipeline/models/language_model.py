@@ -1,0 +1,93 @@
+"""A language model as it lies in an artifact: the transformer with one of the expert layers, and its spec."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from pipeline.codec import artifact_kinds
+from pipeline.models.dense import DenseMLP, DenseSpec
+from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
+from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec
+from pipeline.models.quantized import QuantizedExperts
+from pipeline.models.transformer import Transformer, TransformerSpec
+from pipeline.symbolic.layer import SymbolExperts, SymbolRouter, SymbolSpec
+
+ExpertSpec = Annotated[DenseSpec | MonetSpec | PeerSpec | SymbolSpec, Field(discriminator="layer")]
+
+
+class ModelSpec(BaseModel):
+    """All that rebuilds a model, but for its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transformer: TransformerSpec = Field(description="Shape of everything but the expert layers.")
+    experts: ExpertSpec = Field(description="Shape of the expert layers.")
+
+
+@dataclass(frozen=True, slots=True)
+class LayersOf:
+    """The modules that an expert spec asks for; what a `Transformer` takes as its expert layer."""
+
+    spec: ExpertSpec
+
+    def router(self, d_model: int, layer: int) -> nn.Module | None:
+        match self.spec:
+            case MonetSpec() if layer % self.spec.router_group == 0:
+                return MonetRouter(self.spec, d_model)
+            case PeerSpec() if layer % self.spec.router_group == 0:
+                return PeerRouter(self.spec, d_model)
+            case SymbolSpec() if layer % self.spec.peer.router_group == 0:
+                return SymbolRouter(self.spec, d_model)
+            case _:
+                return None
+
+    def experts(self, d_model: int, layer: int) -> nn.Module:
+        match self.spec:
+            case DenseSpec():
+                return DenseMLP(self.spec, d_model)
+            case MonetSpec(decomposition="horizontal"):
+                return MoHDE(self.spec, d_model)
+            case MonetSpec():
+                return MoVDE(self.spec, d_model)
+            case PeerSpec(precision="float"):
+                return PeerExperts(self.spec, d_model)
+            case PeerSpec():
+                return QuantizedExperts(self.spec, d_model)
+            case SymbolSpec():
+                return SymbolExperts(self.spec, d_model, layer)
+
+
+@artifact_kinds("dense", "monet", "peer", "peer-int8", "peer-int4", "symbols")
+class LanguageModel(Transformer):
+    """A transformer that knows its spec, so that it can be written and read back."""
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__(spec.transformer, LayersOf(spec.experts))
+        self._spec = spec
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def kind(self) -> str:
+        return self._spec.experts.kind
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return dict(self.state_dict())
+
+    def to_files(self) -> dict[str, bytes]:
+        return {}
+
+    @classmethod
+    def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
+        model = cls(ModelSpec.model_validate(spec))
+        model.load_state_dict(tensors)
+        for block in model.blocks():
+            if isinstance(block.moe, SymbolExperts):
+                block.moe.check()
+        return model

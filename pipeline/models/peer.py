@@ -1,0 +1,240 @@
+"""PEER: single-neuron experts reached by product keys (arXiv 2407.04153), gated by softmax or by a jump threshold.
+
+A cell (r, c) of the n * n key grid may hold any number of experts; they lie in order of their cells, so that one
+int32 row of starts is the whole index. PEER as published has one expert a cell.
+"""
+
+# N tokens, D model width, H heads, I and J the n sub-keys of an axis, Q width of a sub-key, E experts,
+# P pairs (a token and a cell, or a token and an expert), in order of their tokens
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from kernels.activations import activation
+from kernels.expert_sum import expert_sum
+from kernels.expert_sum.bags import row_dots
+from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.product_key_topk import product_key_threshold, product_key_topk
+from pipeline.models.monet import axis_deviations, passing_logits
+
+THRESHOLD_GAIN = 0.03
+"""How far a head's threshold moves a training step for each pair that fires beside the target (research prototype)."""
+
+
+class PeerSpec(BaseModel):
+    """Shape of PEER's router and experts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    layer: Literal["peer"] = "peer"
+    precision: Literal["float", "int8", "int4"] = Field(
+        default="float", description="How the tables u and v are stored."
+    )
+    accumulator: bool = Field(
+        default=False, description="Whether int4 tables carry their second, accumulating nibble plane."
+    )
+    num_keys: int = Field(default=64, ge=2, le=2**15, description="n, sub-keys an axis; n * n cells.")
+    num_experts: int = Field(default=4096, ge=1, le=2**30, description="Experts a block, each one neuron in one cell.")
+    num_heads: int = Field(default=4, ge=1, le=64, description="H, retrieval heads.")
+    keys: Literal["identity", "shared", "per-head"] = Field(
+        default="per-head",
+        description="Sub-keys: none (the query is the scores), shared by the heads, or a set for each.",
+    )
+    d_key: int = Field(default=32, ge=1, le=2**15, description="Width of a sub-key; with identity keys it is num_keys.")
+    query_norm: bool = Field(default=True, description="Whether the query passes a batch norm.")
+    gate: Literal["softmax", "jumprelu"] = Field(
+        default="softmax",
+        description="Softmax over the best pairs, or every pair whose log gates sum to more than a threshold.",
+    )
+    pairs_per_head: int = Field(
+        default=8, ge=1, description="Pairs a head keeps (softmax) or fires on average (jumprelu)."
+    )
+    active_keys: int = Field(
+        default=4, ge=1, description="Sub-keys a head and axis that pass on average; only the jumprelu gate uses it."
+    )
+    activation: Literal["relu2", "gelu", "silu", "relu"] = Field(default="gelu", description="Activation of an expert.")
+    axis_bias: bool = Field(default=False, description="Whether each sub-key adds an output bias of its own (Monet's).")
+    router_group: int = Field(
+        default=1, ge=1, description="Blocks that share one router, the lowest of them owning it."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> "PeerSpec":
+        if self.keys == "identity" and self.d_key != self.num_keys:
+            raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
+        if self.gate == "softmax" and self.pairs_per_head > self.num_keys:
+            raise ValueError(f"pairs_per_head={self.pairs_per_head} is more than num_keys={self.num_keys}")
+        if self.active_keys >= self.num_keys:
+            raise ValueError(f"active_keys={self.active_keys} must be below num_keys={self.num_keys}")
+        if self.accumulator and self.precision != "int4":
+            raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
+        if self.axis_bias and self.gate != "jumprelu":
+            raise ValueError("axis_bias needs the jumprelu gate: the biases are weighted by its gates of one axis")
+        return self
+
+    @property
+    def kind(self) -> str:
+        return "peer" if self.precision == "float" else f"peer-{self.precision}"
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRouting:
+    """Which cells a token reaches, with what gates."""
+
+    cell_P: Tensor
+    start_N1: Tensor
+    """Where each token's pairs start."""
+    gate_P: Tensor
+    log_gate1_NHI: Tensor | None
+    """Log gates of the axes, minus infinity where a sub-key does not pass; only the jumprelu gate has them."""
+    log_gate2_NHJ: Tensor | None
+
+
+class PeerRouter(nn.Module):
+    """Query, sub-keys and gate. With the jumprelu gate, head h reaches cell (r, c) iff A_r + B_c > threshold_h.
+
+    A and B are the log gates of Monet's router (logits that pass an axis threshold, minus their log-sum-exp), so the
+    gate exp(A_r + B_c) keeps the untruncated partition function, which factorises over the axes.
+    """
+
+    threshold_H: Tensor
+
+    def __init__(self, spec: PeerSpec, d_model: int) -> None:
+        super().__init__()
+        self.spec = spec
+        width = 2 * spec.num_heads * spec.d_key
+        self.query = nn.Linear(d_model, width, bias=False)
+        nn.init.normal_(self.query.weight, std=d_model**-0.5)
+        self.query_norm = nn.BatchNorm1d(width, affine=False) if spec.query_norm else nn.Identity()
+        if spec.keys != "identity":
+            heads = spec.num_heads if spec.keys == "per-head" else 1
+            self.keys = nn.Parameter(torch.randn(2, heads, spec.num_keys, spec.d_key) * spec.d_key**-0.5)
+        if spec.gate == "jumprelu":
+            self.deviations = axis_deviations(spec.active_keys, spec.num_keys)
+            self.norm1 = nn.BatchNorm1d(spec.num_heads, affine=False)
+            self.norm2 = nn.BatchNorm1d(spec.num_heads, affine=False)
+            # Minus infinity: every pair that passes both axes fires, as in Monet; the first training batch sets it.
+            self.register_buffer("threshold_H", torch.full((spec.num_heads,), -torch.inf))
+
+    def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, n) raw scores of the sub-keys of each axis."""
+        query = self.query_norm(self.query(x_ND)).unflatten(-1, (2, self.spec.num_heads, self.spec.d_key))
+        if self.spec.keys == "identity":
+            return query[:, 0], query[:, 1]
+        keys = self.keys.expand(2, self.spec.num_heads, -1, -1)
+        row_NHI, column_NHJ = torch.einsum("nahq,ahiq->anhi", query, keys).unbind(0)
+        return row_NHI, column_NHJ
+
+    def log_gates(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, H, n) log gates of each axis, minus infinity for sub-keys that do not pass. Only with jumprelu."""
+        row_NHI, column_NHJ = self.scores(x_ND)
+        return (
+            torch.log_softmax(passing_logits(row_NHI, self.norm1, self.deviations), dim=-1),
+            torch.log_softmax(passing_logits(column_NHJ, self.norm2, self.deviations), dim=-1),
+        )
+
+    def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> PeerRouting:
+        return self._jump(x_ND) if self.spec.gate == "jumprelu" else self._softmax(x_ND)
+
+    def _softmax(self, x_ND: Tensor) -> PeerRouting:
+        score_NHK, cell_NHK = product_key_topk(*self.scores(x_ND), self.spec.pairs_per_head)
+        pairs = cell_NHK[0].numel() if len(cell_NHK) else 0
+        start_N1 = torch.arange(len(x_ND) + 1, device=x_ND.device) * pairs
+        return PeerRouting(cell_NHK.flatten(), start_N1, torch.softmax(score_NHK, dim=-1).flatten(), None, None)
+
+    def _jump(self, x_ND: Tensor) -> PeerRouting:
+        row_NHI, column_NHJ = self.log_gates(x_ND)
+        if self.training and bool(torch.isneginf(self.threshold_H).any()):
+            self.threshold_H.copy_(threshold_for(row_NHI, column_NHJ, self.spec.pairs_per_head))
+        token_P, head_P, r_P, c_P = product_key_threshold(row_NHI, column_NHJ, self.threshold_H)
+        if self.training:
+            fired_H = torch.bincount(head_P, minlength=self.spec.num_heads) / len(x_ND)
+            self.threshold_H += THRESHOLD_GAIN * (fired_H - self.spec.pairs_per_head)
+        gate_P = torch.exp(row_NHI[token_P, head_P, r_P] + column_NHJ[token_P, head_P, c_P]).to(x_ND.dtype)
+        start_N1 = starts(torch.bincount(token_P, minlength=len(x_ND)))
+        return PeerRouting(r_P * self.spec.num_keys + c_P, start_N1, gate_P, row_NHI, column_NHJ)
+
+
+def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) -> Tensor:
+    """(H) thresholds at which heads fire `pairs_per_head` pairs a token on average over these log gates."""
+    limits = []
+    for h in range(row_NHI.shape[1]):
+        score_C = (row_NHI[:, h, :, None] + column_NHJ[:, h, None, :]).flatten()
+        score_C = score_C[torch.isfinite(score_C)]
+        rank = min(len(score_C), round(pairs_per_head * len(row_NHI)) + 1)
+        limits.append(score_C.topk(rank).values[-1])
+    return torch.stack(limits).detach()
+
+
+def starts(count_X: Tensor) -> Tensor:
+    """(X + 1) starts of consecutive runs of these lengths."""
+    return torch.cat([count_X.new_zeros(1), count_X.cumsum(0)])
+
+
+class CellIndex(nn.Module):
+    """Experts in order of their cells, found by where each cell's experts start."""
+
+    cell_start_C1: Tensor
+
+    def __init__(self, spec: PeerSpec) -> None:
+        super().__init__()
+        cells = spec.num_keys**2
+        start = torch.arange(cells + 1, dtype=torch.float64) * spec.num_experts / cells
+        self.register_buffer("cell_start_C1", start.round().to(torch.int32))
+
+    def forward(self, routing: PeerRouting) -> tuple[Tensor, Tensor, Tensor]:
+        """Pairs of a token and a cell to those of a token and an expert: (expert_P, start_N1, gate_P)."""
+        first_P = self.cell_start_C1[routing.cell_P].long()
+        count_P = self.cell_start_C1[routing.cell_P + 1].long() - first_P
+        pair_Q = torch.repeat_interleave(torch.arange(len(count_P), device=count_P.device), count_P)
+        ends_P1 = starts(count_P)
+        rank_Q = torch.arange(len(pair_Q), device=pair_Q.device) - ends_P1[pair_Q]
+        return first_P[pair_Q] + rank_Q, ends_P1[routing.start_N1], routing.gate_P[pair_Q]
+
+    def cell_of_experts(self) -> Tensor:
+        """(E) the cell, row * n + column, that holds each expert."""
+        count_C = self.cell_start_C1.diff().long()
+        return torch.repeat_interleave(torch.arange(len(count_C), device=count_C.device), count_C)
+
+
+class AxisBias(nn.Module):
+    """Output biases of the sub-keys, weighted by each axis's gates summed over heads (Monet's b terms)."""
+
+    def __init__(self, spec: PeerSpec, d_model: int) -> None:
+        super().__init__()
+        self.row = nn.Parameter(torch.zeros(spec.num_keys, d_model))
+        self.column = nn.Parameter(torch.zeros(spec.num_keys, d_model))
+
+    def forward(self, routing: PeerRouting) -> Tensor:
+        if routing.log_gate1_NHI is None or routing.log_gate2_NHJ is None:
+            raise AssertionError("axis biases need the log gates of a jumprelu router")
+        gate1_NI, gate2_NJ = routing.log_gate1_NHI.exp().sum(1), routing.log_gate2_NHJ.exp().sum(1)
+        return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
+
+
+class PeerExperts(nn.Module):
+    """Float experts: y = sum over a token's experts of gate * act(u . x + b) * v, plus the axis biases."""
+
+    def __init__(self, spec: PeerSpec, d_model: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.index = CellIndex(spec)
+        self.u = nn.Parameter(torch.randn(spec.num_experts, d_model) * d_model**-0.5)
+        self.bias = nn.Parameter(torch.zeros(spec.num_experts))
+        self.v = nn.Parameter(torch.randn(spec.num_experts, d_model) * d_model**-0.5)
+        self.axis_bias = AxisBias(spec, d_model) if spec.axis_bias else None
+
+    def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
+        expert_P, start_N1, gate_P = self.index(routing)
+        y_ND = expert_sum(x_ND, self.u, self.bias, self.v, expert_P, start_N1, gate_P, self.spec.activation)
+        return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
+
+    def activations(self, x_ND: Tensor, routing: PeerRouting) -> tuple[Tensor, Tensor, Tensor]:
+        """(P) expert, gate and act(u . x + b) of every pair of a token and an expert, in order of tokens."""
+        expert_P, start_N1, gate_P = self.index(routing)
+        pre_P = row_dots(x_ND, self.u, expert_P, start_N1, tokens_of_pairs(start_N1)) + self.bias[expert_P]
+        return expert_P, gate_P, activation(self.spec.activation).f(pre_P)

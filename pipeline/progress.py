@@ -1,0 +1,131 @@
+"""What a person sees while stages run, and the table at the end. Bars in a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from artifacts import Store
+from pipeline.run import Progress
+from pipeline.stage import Made
+
+SECONDS_BETWEEN_LINES = 10.0
+# Title of the column, metric, form.
+COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("bits/byte", "held_out_bits_per_byte", "{:.4f}".format),
+    ("Δ nats", "loss_increase_nats", "{:+.4f}".format),
+    ("KL nats", "kl_to_teacher_nats", "{:.5f}".format),
+    ("recovered", "loss_recovered", "{:.4f}".format),
+    ("bytes/expert", "expert_bytes", "{:,.0f}".format),
+)
+
+
+@contextmanager
+def shown(stage: str) -> Iterator[Callable[[Progress], None]]:
+    """Within it, what the yielded function is told of the stage's progress appears on stderr."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _Lines(stage, console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[numbers]}", style="dim"),
+    )
+    with Bars(*columns, console=console) as bars:
+        yield _Bars(stage, bars)
+
+
+class _Bars:
+    """One bar for each loop of the stage."""
+
+    def __init__(self, stage: str, bars: Bars) -> None:
+        self.stage, self.bars = stage, bars
+        self.tasks: dict[str, TaskID] = {}
+
+    def __call__(self, progress: Progress) -> None:
+        if progress.what not in self.tasks:
+            description = f"{self.stage} · {progress.what}"
+            self.tasks[progress.what] = self.bars.add_task(description, total=progress.total, numbers="")
+        self.bars.update(
+            self.tasks[progress.what],
+            completed=progress.step,
+            total=progress.total,
+            numbers=_numbers(progress),
+        )
+
+
+class _Lines:
+    """A line now and then, with the time left at the pace since the loop's first report."""
+
+    def __init__(self, stage: str, console: Console) -> None:
+        self.stage, self.console = stage, console
+        self.told = time.monotonic()
+        self.first: Progress | None = None
+
+    def __call__(self, progress: Progress) -> None:
+        if self.first is None or self.first.what != progress.what:
+            self.first = progress
+        now = time.monotonic()
+        if now - self.told < SECONDS_BETWEEN_LINES:
+            return
+        self.told = now
+        parts = [
+            f"{self.stage} · {progress.what} {progress.step}/{progress.total}",
+            _numbers(progress),
+            _time_left(self.first, progress),
+        ]
+        self.console.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+
+
+def _time_left(first: Progress, now: Progress) -> str:
+    steps, seconds = now.step - first.step, now.seconds - first.seconds
+    if steps <= 0 or now.step >= now.total:
+        return ""
+    return f"{duration((now.total - now.step) * seconds / steps)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds from two minutes on."""
+    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
+def _numbers(progress: Progress) -> str:
+    """The first losses, and the speed."""
+    shown = [f"{name} {value:.4g}" for name, value in progress.numbers.items() if name != "tokens_per_second"][:2]
+    if "tokens_per_second" in progress.numbers:
+        shown.append(f"{progress.numbers['tokens_per_second']:,.0f} tokens/s")
+    return "  ".join(shown)
+
+
+def print_results(made: Sequence[Made], store: Store, seconds: float) -> None:
+    """On stdout: a row for each artifact, then how many of them were reused."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage", no_wrap=True)
+    table.add_column("artifact", no_wrap=True)
+    for title in ("made in", *(title for title, _, _ in COLUMNS)):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in made:
+        manifest = store.manifest(one.id)
+        figures = [form(manifest.metrics[name]) if name in manifest.metrics else "" for _, name, form in COLUMNS]
+        table.add_row(manifest.lineage.stage, one.id, "reused" if one.reused else duration(one.seconds), *figures)
+    console = Console()
+    if not console.is_terminal:  # a file has no width: nothing is cut off
+        console.width = 200
+    console.print(table)
+    console.print(closing_line(made, store, seconds), highlight=False, soft_wrap=True)
+
+
+def closing_line(made: Sequence[Made], store: Store, seconds: float) -> str:
+    reused = sum(one.reused for one in made)
+    count = f"all {len(made)} stages were reused, nothing was made" if reused == len(made) else (
+        f"{len(made) - reused} of {len(made)} stages made, {reused} reused"
+    )  # fmt: skip
+    return f"{count}; {duration(seconds)} in all; the artifacts are in {store.root}"

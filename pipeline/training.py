@@ -1,0 +1,193 @@
+"""The one training loop. Training, distillation and fine-tuning differ by the loss they pass in.
+
+A run that is killed goes on from its last checkpoint, with the same bits as one that was not.
+"""
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from pipeline.corpus import Split, random_windows
+from pipeline.run import Progress, current_run
+
+Batch = tuple[Tensor, Tensor]
+Losses = tuple[Tensor, Mapping[str, float]]
+
+
+class TrainingConfig(BaseModel):
+    """How long and how fast a model trains: AdamW, linear warm-up, cosine decay."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps.")
+    batch_size: int = Field(default=8, ge=1, le=65_536, description="Sequences a step.")
+    context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a sequence.")
+    learning_rate: float = Field(default=4e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    final_rate_share: float = Field(
+        default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW's decay, of matrices only.")
+    beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's decay of the second moment.")
+    gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, description="Seconds between checkpoints; does not affect the result.", exclude=True
+    )
+
+    @property
+    def train_tokens(self) -> int:
+        return self.steps * self.batch_size * self.context_length
+
+    def rate_share(self, step: int) -> float:
+        """The learning rate of this step as a share of the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.final_rate_share + (1 - self.final_rate_share) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """Parameters that learn at their own rate."""
+
+    parameters: list[nn.Parameter]
+    multiplier: float
+    """Of the config's learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """What a loop did: the last tenth's mean losses and how long it took."""
+
+    losses: dict[str, float]
+    seconds: float
+    tokens_per_second: float
+
+
+def fit(
+    model: nn.Module,
+    *,
+    split: Split,
+    config: TrainingConfig,
+    loss: Callable[[Batch, int], Losses],
+    rates: Iterable[Rate] = (),
+    after_backward: Callable[[int, float], Mapping[str, float]] | None = None,
+    what: str = "train",
+) -> Fitted:
+    """Trains `model` in place on random windows of `split`, in the mode (train or eval) that it is in.
+
+    `loss(batch, step)` returns the loss and numbers to report. Parameters that need no gradient are left alone; those
+    in `rates` learn at their own multiple. `after_backward(step, rate_share)` updates what no optimizer holds.
+    RuntimeError if the loss stops being finite.
+    """
+    run = current_run()
+    optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2))
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    generator = run.generator(f"{what} batches")
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    checkpoint = _Checkpoint(run.checkpoints / f"{what.replace(' ', '-')}.pt" if run.checkpoints else None)
+    first, spent, tail = checkpoint.restore(model, optimizer, generator)
+    start = last_saved = last_told = time.monotonic()
+    tokens_a_step = config.batch_size * config.context_length
+    for step in range(first, config.steps):
+        share = config.rate_share(step)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share
+        inputs, targets = random_windows(
+            split, batch=config.batch_size, length=config.context_length, generator=generator
+        )
+        total, numbers = loss((inputs.to(run.device), targets.to(run.device)), step)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        if not math.isfinite(total.item()):
+            raise RuntimeError(f"{what}: the loss is {total.item()} at step {step}; lower the learning rate")
+        torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
+        optimizer.step()
+        if after_backward is not None:
+            numbers = {**numbers, **after_backward(step, share)}
+        if step >= 0.9 * config.steps:
+            tail.append(dict(numbers))
+        now = time.monotonic()
+        if now - last_told > 0.5 or step + 1 == config.steps:
+            speed = (step + 1 - first) * tokens_a_step / (now - start)
+            shown = {**numbers, "tokens_per_second": speed}
+            run.report(Progress(what=what, step=step + 1, total=config.steps, seconds=now - start, numbers=shown))
+            last_told = now
+        if now - last_saved > config.checkpoint_seconds and step + 1 < config.steps:
+            checkpoint.save(model, optimizer, generator, step + 1, spent + now - start, tail)
+            last_saved = now
+    seconds = spent + time.monotonic() - start
+    model.eval()
+    means = {name: sum(row[name] for row in tail) / len(tail) for name in (tail[0] if tail else {})}
+    return Fitted(losses=means, seconds=seconds, tokens_per_second=config.train_tokens / seconds)
+
+
+def _groups(model: nn.Module, config: TrainingConfig, rates: Iterable[Rate]) -> list[dict[str, Any]]:
+    """AdamW's groups: every multiplier's matrices, which decay, and the rest, which do not."""
+    multiplier = {id(p): rate.multiplier for rate in rates for p in rate.parameters}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault((multiplier.get(id(p), 1.0), p.ndim >= 2), []).append(p)
+    return [
+        {
+            "params": parameters,
+            "lr": config.learning_rate * factor,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (factor, decays), parameters in groups.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Where a loop has come to, replaced whole at each save; None keeps none."""
+
+    path: Path | None
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        step: int,
+        seconds: float,
+        tail: list[dict[str, float]],
+    ) -> None:
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.path.with_suffix(".partial")
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "generator": generator.get_state(),
+                "global_generator": torch.get_rng_state(),
+                "step": step,
+                "seconds": seconds,
+                "tail": tail,
+            },
+            scratch,
+        )
+        os.replace(scratch, self.path)
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
+    ) -> tuple[int, float, list[dict[str, float]]]:
+        if self.path is None or not self.path.is_file():
+            return 0, 0.0, []
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["global_generator"])
+        return saved["step"], saved["seconds"], saved["tail"]
