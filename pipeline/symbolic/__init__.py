@@ -1,0 +1,1 @@
+"""Contents: PEER experts as formulas and logic."""

@@ -1,0 +1,342 @@
+"""From fitted options to a symbolic block: choose each expert's tier, fill the tables, check the block in the model."""
+
+# E experts, O options an expert, D model width, K coordinates, L literals
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from kernels.activations import activation
+from pipeline.corpus import Corpus
+from pipeline.measures import MeasureConfig, held_out_batches, token_losses, zeroed
+from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.peer import PeerRouting, PeerSpec
+from pipeline.models.quantized import Int4Table, QuantizedExperts
+from pipeline.symbolic.formulas import Formulas, fit_formulas
+from pipeline.symbolic.functions import SPLINE_CODE
+from pipeline.symbolic.layer import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
+from pipeline.symbolic.logic import Literals, context_of
+from pipeline.symbolic.recording import LayerRecord
+from pipeline.symbolic.statements import Statements, fit_statements
+from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose, row_share_bits
+
+LOGIC_COORDINATES = 4
+"""Coordinates of the formula that a T2 statement is paired with."""
+TIGHTENINGS = 4
+BLOCK_CHECK_TOKENS = 8192
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlockSymbols:
+    """A distilled block: its tables, and what is known of every expert."""
+
+    tables: dict[str, Tensor]
+    literal_names: list[str]
+    num_dense: int
+    num_literals: int
+    num_splines: int
+    coordinates: int
+    tier_E: Tensor
+    bits_E: Tensor
+    exact_bits_E: Tensor
+    error_E: Tensor
+    variance_E: Tensor
+    energy_E: Tensor
+    f1_E: Tensor
+    rate_E: Tensor
+    coordinates_E: Tensor
+    recovered: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Option:
+    """One way to write all experts of the block; which of them take it is chosen later."""
+
+    tier: Tier
+    formulas: Formulas | None
+
+
+def distil_block(
+    model: LanguageModel,
+    layer: int,
+    fit: LayerRecord,
+    check: LayerRecord,
+    literals: Literals,
+    names: list[str],
+    corpus: Corpus,
+    *,
+    ladder: Sequence[int],
+    samples: int,
+    least_r2: float,
+    least_recovered: float,
+    places: int,
+    context_length: int,
+) -> BlockSymbols:
+    """Fits all options of one block, then chooses the shortest description within the error budget.
+
+    If the block, replaced alone, recovers less of the loss than `least_recovered`, the budget is halved.
+    """
+    experts = model.blocks()[layer].moe
+    assert isinstance(experts, QuantizedExperts)
+    what = f"block {layer}"
+    formulas = fit_formulas(experts, fit, check, ladder=tuple(ladder), samples=samples, what=f"{what} formulas")
+    with_logic = next(f for f in formulas if f.num_coordinates == min(LOGIC_COORDINATES, max(ladder)))
+    statements = fit_statements(
+        experts, fit, check, literals, names, with_logic,
+        what=f"{what} statements",
+    )  # fmt: skip
+    exact_bits_E = _exact_bits(experts, model.shape.d_model)
+    option_list, options = _options(experts, model.shape.d_model, check, formulas, with_logic, statements)
+    energy_E, variance_E = _energies(experts, check)
+
+    share, budget_left = 1.0, TIGHTENINGS
+    while True:
+        chosen_E = choose(options, (1 - least_r2) * share * float(variance_E.sum()))
+        symbols = _fill(
+            model, experts, option_list, options, chosen_E, statements, max(ladder),
+            exact_bits_E=exact_bits_E, energy_E=energy_E, variance_E=variance_E
+        )  # fmt: skip
+        recovered = _recovered_alone(model, layer, symbols, corpus, places, context_length)
+        if recovered >= least_recovered or budget_left == 0:
+            return replace(symbols, recovered=recovered)
+        share, budget_left = share / 2, budget_left - 1
+
+
+def _v_squares(experts: QuantizedExperts) -> Tensor:
+    assert isinstance(experts.v, Int4Table)
+    return experts.v.rows(torch.arange(experts.spec.num_experts)).square().sum(1)
+
+
+def _energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Tensor]:
+    """(E) output energy over all tokens of the sample, and its part about the mean: both times |v|^2."""
+    magnitude_P = check.gate_P * activation(experts.spec.activation).f(check.pre_P)
+    square_E = torch.zeros(len(check.count_E)).index_add(0, check.expert_P, magnitude_P.square())
+    sum_E = torch.zeros(len(check.count_E)).index_add(0, check.expert_P, magnitude_P)
+    v2_E = _v_squares(experts)
+    return square_E * v2_E, (square_E - sum_E.square() / len(check.x_ND)) * v2_E
+
+
+def _exact_bits(experts: QuantizedExperts, d_model: int) -> Tensor:
+    everyone_E = torch.ones(experts.spec.num_experts, dtype=torch.bool)
+    return TIER_BITS + (d_model + 1) * COEFFICIENT_BITS + _row_bits(experts, d_model, everyone_E)
+
+
+def _row_bits(experts: QuantizedExperts, d_model: int, users_E: Tensor) -> Tensor:
+    spec = experts.spec
+    return row_share_bits(experts.index.cell_of_experts(), spec.num_keys, spec.num_heads, d_model, users_E).float()
+
+
+def _options(
+    experts: QuantizedExperts,
+    d_model: int,
+    check: LayerRecord,
+    formulas: list[Formulas],
+    with_logic: Formulas,
+    statements: Statements,
+) -> tuple[list[_Option], Options]:
+    """Every option with its bits and its error in energy. Score rows are charged as if all experts named them."""
+    v2_E = _v_squares(experts)
+    rows_E = _row_bits(experts, d_model, torch.ones(experts.spec.num_experts, dtype=torch.bool))
+    energy_E, _ = _energies(experts, check)
+    listed = [_Option(Tier.T0, None), *(_Option(Tier.T1, f) for f in formulas)]
+    bits = [_exact_bits(experts, d_model), *(TIER_BITS + f.bits_E + rows_E for f in formulas)]
+    errors = [torch.zeros_like(v2_E), *(f.error_E * v2_E for f in formulas)]
+    listed += [_Option(Tier.T2, with_logic), _Option(Tier.T3, None), _Option(Tier.T4, None)]
+    bits += [
+        TIER_BITS + statements.bits_E + with_logic.bits_E,
+        TIER_BITS + statements.bits_E + COEFFICIENT_BITS,
+        torch.full_like(v2_E, TIER_BITS),
+    ]
+    errors += [statements.function_error_E * v2_E, statements.constant_error_E * v2_E, energy_E]
+    error_EO = torch.stack(errors, dim=1).nan_to_num(nan=torch.inf)
+    # An option that fits nothing must lose even at the lowest price.
+    return listed, Options(torch.stack(bits, dim=1), error_EO.clamp(max=1e30))
+
+
+def _fill(
+    model: LanguageModel,
+    experts: QuantizedExperts,
+    listed: list[_Option],
+    options: Options,
+    chosen_E: Tensor,
+    statements: Statements,
+    coordinates: int,
+    *,
+    exact_bits_E: Tensor,
+    energy_E: Tensor,
+    variance_E: Tensor,
+) -> BlockSymbols:
+    """The tables of a block whose experts take these options."""
+    num_experts, d_model = len(chosen_E), model.shape.d_model
+    tier_E = torch.tensor([option.tier for option in listed], dtype=torch.uint8)[chosen_E]
+    tables: dict[str, Tensor] = {
+        "tier_E": tier_E,
+        "code_E": torch.zeros(num_experts, dtype=torch.uint8),
+        "scale_E": torch.zeros(num_experts),
+        "offset_E": torch.zeros(num_experts),
+        "index_EK": torch.zeros(num_experts, coordinates, dtype=torch.int16),
+        "coefficient_EK": torch.zeros(num_experts, coordinates),
+        "intercept_E": torch.zeros(num_experts),
+    }
+    coordinates_E = torch.zeros(num_experts, dtype=torch.int64)
+    spline_parts: list[tuple[Tensor, Tensor, Tensor]] = []
+    spline_row_E, splines = torch.zeros(num_experts, dtype=torch.int32), 0
+    for number, option in enumerate(listed):
+        at_X = torch.nonzero(chosen_E == number)[:, 0]
+        if option.formulas is not None:
+            f = option.formulas
+            for table, column in (("code_E", f.code_E), ("scale_E", f.scale_E), ("offset_E", f.offset_E),
+                                  ("coefficient_EK", f.coefficient_EK), ("intercept_E", f.intercept_E)):  # fmt: skip
+                tables[table][at_X] = column[at_X]
+            tables["index_EK"][at_X] = f.index_EK[at_X].to(torch.int16)
+            coordinates_E[at_X] = f.num_coordinates
+            curved_X = at_X[f.code_E[at_X] == SPLINE_CODE]
+            spline_row_E[curved_X] = torch.arange(splines, splines + len(curved_X), dtype=torch.int32)
+            splines += len(curved_X)
+            s = f.splines
+            spline_parts.append((s.low_E[curved_X], s.high_E[curved_X], s.coefficient_EK[curved_X]))
+    logic_X = torch.nonzero(tier_E == Tier.T2)[:, 0]
+    tables["scale_E"][logic_X] *= statements.function_scale_E[logic_X]
+    tables["offset_E"][logic_X] *= statements.function_scale_E[logic_X]
+    constant_X = torch.nonzero(tier_E == Tier.T3)[:, 0]
+    tables["scale_E"][constant_X] = statements.constant_E[constant_X]
+
+    dense_X = torch.nonzero(tier_E == Tier.T0)[:, 0]
+    assert isinstance(experts.u, Int4Table)
+    tables["dense_u_FD"] = experts.u.rows(dense_X).reshape(len(dense_X), d_model)
+    tables["dense_row_E"] = torch.zeros(num_experts, dtype=torch.int32)
+    tables["dense_row_E"][dense_X] = torch.arange(len(dense_X), dtype=torch.int32)
+    tables["code_E"][dense_X] = activation_code(experts.spec.activation)
+    tables["scale_E"][dense_X] = 1.0
+    tables["intercept_E"][dense_X] = experts.bias.detach()[dense_X]
+    tables["spline_row_E"] = spline_row_E
+    for name, column in zip(
+        ("spline_low_W", "spline_high_W", "spline_coefficient_WK"),
+        zip(*spline_parts, strict=True),
+        strict=True,
+    ):
+        tables[name] = torch.cat(column)
+    literal_names = _fill_logic(tables, torch.cat([logic_X, constant_X]), statements)
+    live_E = statements.rate_E > 0
+    exact_E = (tier_E <= Tier.T1) & live_E
+    return BlockSymbols(
+        tables=tables,
+        literal_names=literal_names,
+        num_dense=len(dense_X),
+        num_literals=len(literal_names),
+        num_splines=splines,
+        coordinates=coordinates,
+        tier_E=tier_E,
+        bits_E=options.bits_EO.gather(1, chosen_E[:, None])[:, 0],
+        error_E=options.error_EO.gather(1, chosen_E[:, None])[:, 0],
+        # Exact tiers compute the very comparison the model fires by; the others' statement was judged.
+        f1_E=torch.where(exact_E, 1.0, statements.f1_E),
+        coordinates_E=coordinates_E,
+        recovered=0.0,
+        exact_bits_E=exact_bits_E,
+        energy_E=energy_E,
+        variance_E=variance_E,
+        rate_E=statements.rate_E,
+    )
+
+
+def _fill_logic(tables: dict[str, Tensor], expert_X: Tensor, statements: Statements) -> list[str]:
+    """Gates and the literals they name, the others left out; returns the literals' names."""
+    num_experts = len(statements.gate_E)
+    used_L, where = torch.unique(torch.cat([statements.a_E[expert_X], statements.b_E[expert_X]]), return_inverse=True)
+    tables["gate_E"] = torch.zeros(num_experts, dtype=torch.uint8)
+    tables["gate_E"][expert_X] = statements.gate_E[expert_X].to(torch.uint8)
+    for name, at in (("literal_a_E", where[: len(expert_X)]), ("literal_b_E", where[len(expert_X) :])):
+        tables[name] = torch.zeros(num_experts, dtype=torch.int32)
+        tables[name][expert_X] = at.to(torch.int32)
+    tables["member_LV"] = statements.literals.member_LV[used_L]
+    tables["literal_offset_L"] = statements.literals.offset_L[used_L]
+    return [statements.names[index] for index in used_L.tolist()]
+
+
+def _symbol_experts(
+    model: LanguageModel, layer: int, symbols: BlockSymbols, spec: SymbolSpec, at: int
+) -> SymbolExperts:
+    """The module of block `layer`; `at` is its place in the spec's per-block sizes."""
+    theirs = model.blocks()[layer].moe
+    assert isinstance(theirs, QuantizedExperts)
+    assert isinstance(theirs.v, Int4Table)
+    ours = SymbolExperts(spec, model.shape.d_model, at)
+    state = dict(symbols.tables)
+    state["index.cell_start_C1"] = theirs.index.cell_start_C1
+    state["v.weight_EB"], state["v.scale_E"] = theirs.v.weight_EB, theirs.v.scale_E
+    if theirs.axis_bias is not None:
+        state["axis_bias.row"], state["axis_bias.column"] = theirs.axis_bias.row, theirs.axis_bias.column
+    ours.load_state_dict(state)
+    ours.check()
+    return ours.eval()
+
+
+def _spec(model: LanguageModel, blocks: Sequence[BlockSymbols], vocab_size: int, places: int) -> SymbolSpec:
+    peer = model.spec.experts
+    assert isinstance(peer, PeerSpec)
+    return SymbolSpec(
+        peer=peer,
+        vocab_size=vocab_size,
+        coordinates=max(block.coordinates for block in blocks),
+        places=places,
+        num_dense=tuple(block.num_dense for block in blocks),
+        num_literals=tuple(block.num_literals for block in blocks),
+        num_splines=tuple(block.num_splines for block in blocks),
+    )
+
+
+def symbol_model(
+    model: LanguageModel, blocks: Sequence[BlockSymbols], *, vocab_size: int, places: int
+) -> LanguageModel:
+    """The model with every expert replaced by its symbols."""
+    spec = _spec(model, blocks, vocab_size, places)
+    made = LanguageModel(ModelSpec(transformer=model.spec.transformer, experts=spec))
+    state = {k: t for k, t in model.state_dict().items() if ".moe." not in k and ".router." not in k}
+    for layer, theirs in enumerate(model.blocks()):
+        prefix = f"model.layers.{layer}"
+        if theirs.router is not None:
+            state |= {f"{prefix}.router.scores.{k}": t for k, t in theirs.router.state_dict().items()}
+        experts = _symbol_experts(model, layer, blocks[layer], spec, layer)
+        state |= {f"{prefix}.moe.{k}": t for k, t in experts.state_dict().items()}
+    made.load_state_dict(state)
+    return made.eval()
+
+
+class _Reading(nn.Module):
+    """A symbolic block inside a PEER model, whose routings do not carry the tokens."""
+
+    def __init__(self, experts: SymbolExperts) -> None:
+        super().__init__()
+        self.experts = experts
+        self.context_ON = torch.zeros(0, 0)
+
+    def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
+        return self.experts(x_ND, SymbolRouting(routing, self.context_ON))
+
+
+@torch.no_grad()
+def _recovered_alone(
+    model: LanguageModel, layer: int, symbols: BlockSymbols, corpus: Corpus, places: int, context_length: int
+) -> float:
+    """loss_recovered with only this block replaced, against only this block zeroed."""
+    spec = _spec(model, [symbols], corpus.spec.vocab_size, places)
+    reading = _Reading(_symbol_experts(model, layer, symbols, spec, 0))
+    block = model.blocks()[layer]
+    original, losses = block.moe, {"whole": 0.0, "symbols": 0.0, "zeroed": 0.0}
+    config = MeasureConfig(tokens=BLOCK_CHECK_TOKENS)
+    try:
+        for inputs_BT, targets_BT in held_out_batches(corpus, config, context_length, f"check block {layer}"):
+            block.moe = original
+            losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
+            hook = original.register_forward_hook(zeroed)
+            losses["zeroed"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
+            hook.remove()
+            reading.context_ON = context_of(inputs_BT, places)
+            block.moe = reading
+            losses["symbols"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
+    finally:
+        block.moe = original
+    return (losses["zeroed"] - losses["symbols"]) / (losses["zeroed"] - losses["whole"])

@@ -1,0 +1,165 @@
+"""Logic over token literals: the sixteen two-input gates, networks of them as tables, and the search for the best gate.
+
+Gates are numbered as difflogic numbers them (Petersen et al. 2022): bit 3 - (2 a + b) of the number is the output,
+so 1 is AND, 7 is OR, 6 is XOR and 15 - g is NOT g.
+"""
+
+# N tokens, L literals, V vocabulary, O token positions looked back, E experts, C candidates an expert, G gate types
+
+from dataclasses import dataclass
+
+import sympy
+import torch
+from sympy.logic.boolalg import Boolean
+from torch import Tensor
+
+GATE_NAMES = (
+    "0", "a & b", "a & ~b", "a", "~a & b", "b", "a ^ b", "a | b",
+    "~(a | b)", "~(a ^ b)", "~b", "a | ~b", "~a", "~a | b", "~(a & b)", "1",
+)  # fmt: skip
+
+GATE_OUTPUT_G4 = torch.tensor([[(g >> (3 - x)) & 1 for x in range(4)] for g in range(16)], dtype=torch.bool)
+"""(16, 4): the gate's output for (a, b) = 00, 01, 10, 11."""
+
+
+def gate(kind: int, a: Tensor, b: Tensor) -> Tensor:
+    """Gate `kind` of two boolean tensors of one shape."""
+    return GATE_OUTPUT_G4[kind][(2 * a.long() + b.long())]
+
+
+def gate_symbol(kind: int, a: Boolean, b: Boolean) -> Boolean:
+    """Gate `kind` as a sympy boolean."""
+    terms = []
+    for x in range(4):
+        if bool(GATE_OUTPUT_G4[kind, x]):
+            terms.append(sympy.And(a if x & 2 else sympy.Not(a), b if x & 1 else sympy.Not(b)))
+    return sympy.simplify_logic(sympy.Or(*terms)) if terms else sympy.false
+
+
+@dataclass(frozen=True, slots=True)
+class Literals:
+    """Literal l is true of a token iff the token `offset_L[l]` places back is in the set `member_LV[l]`."""
+
+    member_LV: Tensor
+    """bool"""
+    offset_L: Tensor
+    """uint8; 0 is the current token."""
+
+    def values(self, context_ON: Tensor, which: Tensor | None = None) -> Tensor:
+        """(N, L) bool. `context_ON[o]` is the token o places back, -1 before the beginning (no literal is true)."""
+        member_LV = self.member_LV if which is None else self.member_LV[which]
+        offset_L = self.offset_L if which is None else self.offset_L[which]
+        token_LN = context_ON[offset_L.long()]
+        found_LN = member_LV.gather(1, token_LN.clamp(min=0)) & (token_LN >= 0)
+        return found_LN.T
+
+
+def context_of(tokens_BT: Tensor, places: int) -> Tensor:
+    """(places, B * T): the token 0, 1, ... places back within its sequence, -1 before the beginning."""
+    rows = []
+    for back in range(places):
+        shifted_BT = torch.full_like(tokens_BT, -1)
+        shifted_BT[:, back:] = tokens_BT[:, : tokens_BT.shape[1] - back]
+        rows.append(shifted_BT.flatten())
+    return torch.stack(rows)
+
+
+_CLASSES = {
+    "digit": str.isdigit,
+    "upper": str.isupper,
+    "lower": str.islower,
+    "letters": str.isalpha,
+    "space": lambda text: bool(text) and text.isspace(),
+    "newline": lambda text: "\n" in text,
+    "word start": lambda text: text[:1] == " ",
+    "punctuation": lambda text: bool(text.strip()) and not any(c.isalnum() for c in text),
+    "name part": lambda text: bool(text) and all(c.isalnum() or c == "_" for c in text),
+}
+
+
+def build_literals(
+    vocabulary: list[str], counts_V: Tensor, *, places: int, identities: int
+) -> tuple[Literals, list[str]]:
+    """Class literals at every place, and identity literals of the most frequent tokens at the two nearest.
+
+    Returns the literals and a name for each.
+    """
+    members, offsets, names = [], [], []
+    for back in range(places):
+        for name, test in _CLASSES.items():
+            members.append(torch.tensor([bool(test(text)) for text in vocabulary]))
+            offsets.append(back)
+            names.append(f"{name}[{-back}]" if back else name)
+    for back in range(min(2, places)):
+        for token in counts_V.topk(min(identities, len(vocabulary))).indices.tolist():
+            member_V = torch.zeros(len(vocabulary), dtype=torch.bool)
+            member_V[token] = True
+            members.append(member_V)
+            offsets.append(back)
+            names.append(f"token[{-back}] is {vocabulary[token]!r}")
+    return Literals(torch.stack(members), torch.tensor(offsets, dtype=torch.uint8)), names
+
+
+@dataclass(frozen=True, slots=True)
+class BestGates:
+    """For every expert the gate of two literals that does best."""
+
+    kind_E: Tensor
+    a_E: Tensor
+    b_E: Tensor
+    score_E: Tensor
+    true_count_E: Tensor
+    """Tokens of which the statement is true."""
+    mass_E: Tensor
+    """Sum of the expert's magnitude over those tokens."""
+
+
+def best_gates(
+    sum_ELL: Tensor, total_E: Tensor, count_ECC: Tensor, literal_EC: Tensor, num_tokens: int, *, fires: bool
+) -> BestGates:
+    """Searches all gates of all pairs among each expert's candidate literals.
+
+    `sum_ELL` (E, C, C): the expert's mass (firings, or magnitude) where both literals are true, singles on the
+    diagonal; `total_E` its whole mass; `count_ECC` the tokens where both are true. With `fires` the score is the F1
+    of the statement against firing; without, the squared magnitude that a constant on the statement explains.
+    """
+    experts, candidates = literal_EC.shape
+    single_EC, count_EC = sum_ELL.diagonal(dim1=1, dim2=2), count_ECC.diagonal(dim1=1, dim2=2)
+    shape = (experts, candidates, candidates)
+    mass = _cells(sum_ELL, single_EC, total_E[:, None, None].expand(shape))
+    count = _cells(count_ECC, count_EC, torch.full(shape, float(num_tokens)))
+    best: BestGates | None = None
+    for kind in range(1, 15):
+        # NOT of a gate is a gate; those true of most tokens lose by themselves.
+        chosen = [x for x in range(4) if bool(GATE_OUTPUT_G4[kind, x])]
+        mass_ECC = torch.stack([mass[x] for x in chosen]).sum(0)
+        true_ECC = torch.stack([count[x] for x in chosen]).sum(0)
+        if fires:
+            score_ECC = 2 * mass_ECC / (true_ECC + total_E[:, None, None]).clamp(min=1)
+        else:
+            score_ECC = mass_ECC.square() / true_ECC.clamp(min=1)
+        score_E, at_E = score_ECC.flatten(1).max(1)
+        a_E, b_E = at_E // candidates, at_E % candidates
+        new = BestGates(
+            torch.full_like(at_E, kind),
+            literal_EC.gather(1, a_E[:, None])[:, 0],
+            literal_EC.gather(1, b_E[:, None])[:, 0],
+            score_E,
+            true_ECC.flatten(1).gather(1, at_E[:, None])[:, 0],
+            mass_ECC.flatten(1).gather(1, at_E[:, None])[:, 0],
+        )
+        best = new if best is None else _best_of(new, best)
+    assert best is not None
+    return best
+
+
+def _cells(both_ECC: Tensor, single_EC: Tensor, total_ECC: Tensor) -> list[Tensor]:
+    """The mass of (a, b) = 00, 01, 10, 11 by inclusion and exclusion."""
+    a_ECC, b_ECC = single_EC[:, :, None], single_EC[:, None, :]
+    return [total_ECC - a_ECC - b_ECC + both_ECC, b_ECC - both_ECC, a_ECC - both_ECC, both_ECC]
+
+
+def _best_of(new: BestGates, old: BestGates) -> BestGates:
+    wins_E = new.score_E > old.score_E
+    fields = ("kind_E", "a_E", "b_E", "score_E", "true_count_E", "mass_E")
+    return BestGates(*(torch.where(wins_E, getattr(new, f), getattr(old, f)) for f in fields))

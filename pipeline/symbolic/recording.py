@@ -1,0 +1,77 @@
+"""What each expert of a PEER model did on a sample: on which tokens it fired, with what gate, on what input."""
+
+# N tokens, D model width, E experts, P pairs (an expert and a token it fired on), in order of experts
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer import starts
+from pipeline.models.quantized import QuantizedExperts
+from pipeline.run import steps
+from pipeline.symbolic.logic import context_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerRecord:
+    """One block's sample. A pair's gate is summed over the heads that reached the expert."""
+
+    x_ND: Tensor
+    token_P: Tensor
+    gate_P: Tensor
+    pre_P: Tensor
+    """u . x + b, before the activation."""
+    start_E1: Tensor
+    """Where each expert's pairs start."""
+    context_ON: Tensor
+    """The token o places back, -1 before the beginning of its sequence; shared by all blocks."""
+
+    @property
+    def count_E(self) -> Tensor:
+        return self.start_E1.diff()
+
+    @property
+    def expert_P(self) -> Tensor:
+        return torch.repeat_interleave(torch.arange(len(self.start_E1) - 1), self.count_E)
+
+
+@torch.no_grad()
+def record(model: LanguageModel, batches: list[Tensor], *, places: int, what: str) -> list[LayerRecord]:
+    """Runs the model on (B, T) token batches and keeps every firing, block by block."""
+    layers: list[list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in model.blocks()]
+    seen = 0
+    for step in steps(what, len(batches)):
+        trace = model.trace(batches[step])
+        for layer, (block, x_ND, routing) in enumerate(
+            zip(model.blocks(), trace.expert_inputs, trace.routings, strict=True)
+        ):
+            assert isinstance(block.moe, QuantizedExperts)
+            expert_P, start_N1, gate_P = block.moe.index(routing)
+            token_P = torch.repeat_interleave(torch.arange(len(x_ND)), start_N1.diff())
+            # Heads that reach one expert for one token add their gates.
+            key_P, where_P = torch.unique(expert_P * len(x_ND) + token_P, return_inverse=True)
+            merged_P = torch.zeros(len(key_P)).index_add(0, where_P, gate_P)
+            pair_expert_P, pair_token_P = key_P // len(x_ND), key_P % len(x_ND)
+            pre_P = block.moe.pre_activations(x_ND, pair_expert_P, pair_token_P)
+            layers[layer].append((x_ND, pair_expert_P, pair_token_P + seen, merged_P, pre_P))
+        seen += batches[step].numel()
+    context_ON = torch.cat([context_of(tokens_BT, places) for tokens_BT in batches], dim=1)
+    return [_joined(model, parts, context_ON) for parts in layers]
+
+
+def _joined(
+    model: LanguageModel, parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], context_ON: Tensor
+) -> LayerRecord:
+    x, expert, token, gate, pre = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    order = torch.argsort(expert, stable=True)
+    num_experts = model.spec.experts.num_experts  # type: ignore[union-attr]
+    return LayerRecord(
+        x_ND=x,
+        token_P=token[order],
+        gate_P=gate[order],
+        pre_P=pre[order],
+        start_E1=starts(torch.bincount(expert, minlength=num_experts)),
+        context_ON=context_ON,
+    )

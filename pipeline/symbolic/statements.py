@@ -1,0 +1,222 @@
+"""Firing as logic over tokens: for every expert the best gate of two literals, where one says enough to be worth it."""
+
+# N tokens, E experts, L literals, V vocabulary, C candidate literals an expert, Q experts searched, P pairs
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.activations import activation
+from kernels.expert_sum.bags import bag_sum
+from pipeline.models.quantized import QuantizedExperts
+from pipeline.run import steps
+from pipeline.symbolic.formulas import Formulas
+from pipeline.symbolic.functions import apply_codes
+from pipeline.symbolic.logic import GATE_OUTPUT_G4, BestGates, Literals, best_gates
+from pipeline.symbolic.recording import LayerRecord
+from pipeline.symbolic.tiers import COEFFICIENT_BITS, GATE_BITS
+
+CANDIDATES = 16
+LARGEST_SET = 12
+"""Tokens that a literal of an expert's own may name."""
+WORTH_SEARCHING_F1 = 0.6
+"""Of the best single literal: below it no gate of two came near the R2 bound (tiny Shakespeare model, 2026-11)."""
+EXPERTS_A_PIECE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Statements:
+    """For every expert one gate of two literals; `f1_E` is 0 where none was worth searching."""
+
+    literals: Literals
+    """The shared ones first, then two sets of tokens for every expert: of the current and of the previous token."""
+    names: list[str]
+    gate_E: Tensor
+    a_E: Tensor
+    b_E: Tensor
+    f1_E: Tensor
+    """Of the statement against firing, on the checking sample."""
+    rate_E: Tensor
+    """Share of tokens on which the expert fires: the F1 of a random statement of the same rate."""
+    constant_E: Tensor
+    constant_error_E: Tensor
+    """Squared error of the statement with a constant magnitude, on the checking sample."""
+    function_scale_E: Tensor
+    function_error_E: Tensor
+    """Squared error of the statement with the expert's formula times a constant."""
+    bits_E: Tensor
+
+
+def fit_statements(
+    experts: QuantizedExperts,
+    fit: LayerRecord,
+    check: LayerRecord,
+    shared: Literals,
+    names: list[str],
+    formulas: Formulas,
+    *,
+    what: str,
+) -> Statements:
+    """Searches on `fit`, judges on `check`. `formulas` gives the magnitude of the second kind of statement."""
+    num_experts = experts.spec.num_experts
+    vocabulary = shared.member_LV.shape[1]
+    own = [_own_sets(fit, fit.context_ON[back], vocabulary, num_experts) for back in (0, 1)]
+    offsets = [torch.full((num_experts,), back, dtype=torch.uint8) for back in (0, 1)]
+    literals = Literals(torch.cat([shared.member_LV, *own]), torch.cat([shared.offset_L, *offsets]))
+    num_shared = len(shared.offset_L)
+
+    candidate_EC, single_f1_E = _candidates(fit, shared, literals, num_shared)
+    searched_Q = torch.nonzero(single_f1_E >= WORTH_SEARCHING_F1)[:, 0]
+    result = {
+        name: torch.zeros(num_experts) for name in ("f1", "constant", "constant_error", "scale", "function_error")
+    }
+    result["constant_error"] += torch.inf
+    result["function_error"] += torch.inf
+    gate_E, a_E, b_E = (torch.zeros(num_experts, dtype=torch.int64) for _ in range(3))
+    for piece in steps(what, math.ceil(len(searched_Q) / EXPERTS_A_PIECE)):
+        expert_Q = searched_Q[piece * EXPERTS_A_PIECE : (piece + 1) * EXPERTS_A_PIECE]
+        fire_QN, _ = _dense(experts, fit, expert_Q)
+        value_QNC = _values(literals, fit.context_ON, candidate_EC[expert_Q])
+        masked_QNC = value_QNC * fire_QN[..., None]
+        best = best_gates(
+            masked_QNC.transpose(1, 2) @ value_QNC,
+            fire_QN.sum(1),
+            value_QNC.transpose(1, 2) @ value_QNC,
+            candidate_EC[expert_Q],
+            fire_QN.shape[1],
+            fires=True,
+        )
+        gate_E[expert_Q], a_E[expert_Q], b_E[expert_Q] = best.kind_E, best.a_E, best.b_E
+        judged = _judge(experts, fit, check, literals, expert_Q, best, formulas)
+        for name, value_Q in judged.items():
+            result[name][expert_Q] = value_Q
+    literal_bits_L = _literal_bits(literals, num_shared)
+    return Statements(
+        literals=literals,
+        names=names + [f"own set of expert {e}, token[{-b}]" for b in (0, 1) for e in range(num_experts)],
+        gate_E=gate_E,
+        a_E=a_E,
+        b_E=b_E,
+        f1_E=result["f1"],
+        rate_E=check.count_E / len(check.x_ND),
+        constant_E=result["constant"],
+        constant_error_E=result["constant_error"],
+        function_scale_E=result["scale"],
+        function_error_E=result["function_error"],
+        bits_E=GATE_BITS + literal_bits_L[a_E] + literal_bits_L[b_E],
+    )
+
+
+def _own_sets(record: LayerRecord, token_N: Tensor, vocabulary: int, num_experts: int) -> Tensor:
+    """(E, V) bool: the set of at most LARGEST_SET tokens whose presence has the best F1 with the expert's firing.
+
+    Values of one token exclude each other, so taking them by precision and cutting at the best prefix is exact.
+    """
+    token_P = token_N[record.token_P]
+    known_P = token_P >= 0
+    pair_P = record.expert_P[known_P] * vocabulary + token_P[known_P]
+    fires_EV = torch.bincount(pair_P, minlength=num_experts * vocabulary).view(num_experts, vocabulary).float()
+    all_V = torch.bincount(token_N[token_N >= 0], minlength=vocabulary).float()
+    precision_EV = fires_EV / all_V.clamp(min=1)
+    # A token seen once or twice says little: shrink its precision towards 0.
+    rank = (precision_EV * all_V / (all_V + 2)).topk(min(LARGEST_SET, vocabulary), dim=1).indices
+    hits_EK = fires_EV.gather(1, rank).cumsum(1)
+    true_EK = all_V[rank].cumsum(1)
+    f1_EK = 2 * hits_EK / (true_EK + record.count_E[:, None]).clamp(min=1)
+    length_E = f1_EK.argmax(1)
+    kept = torch.arange(rank.shape[1]) <= length_E[:, None]
+    return torch.zeros(num_experts, vocabulary, dtype=torch.bool).scatter(1, rank, kept)
+
+
+def _candidates(record: LayerRecord, shared: Literals, literals: Literals, num_shared: int) -> tuple[Tensor, Tensor]:
+    """(E, C) literals with the best F1 for each expert, its own two sets always among them; (E) the best F1."""
+    num_experts = len(record.count_E)
+    value_NL = shared.values(record.context_ON).float()
+    ones_P = torch.ones(len(record.token_P))
+    hits_EL = bag_sum(value_NL, record.token_P, record.start_E1, ones_P)
+    f1_EL = 2 * hits_EL / (value_NL.sum(0) + record.count_E[:, None]).clamp(min=1)
+    best = f1_EL.topk(min(CANDIDATES - 2, num_shared), dim=1)
+    own_E2 = num_shared + torch.stack([torch.arange(num_experts), num_experts + torch.arange(num_experts)], dim=1)
+    own_f1 = []
+    for back in (0, 1):
+        member_EV = literals.member_LV[own_E2[:, back]]
+        token_P = record.context_ON[back][record.token_P]
+        hit_P = member_EV[record.expert_P, token_P.clamp(min=0)] & (token_P >= 0)
+        hits_E = torch.bincount(record.expert_P[hit_P], minlength=num_experts)
+        token_N = record.context_ON[back]
+        all_V = torch.bincount(token_N[token_N >= 0], minlength=member_EV.shape[1]).float()
+        true_E = member_EV.float() @ all_V
+        own_f1.append(2 * hits_E / (true_E + record.count_E).clamp(min=1))
+    strongest_E = torch.stack([best.values[:, 0], *own_f1]).amax(0)
+    return torch.cat([own_E2, best.indices], dim=1), strongest_E
+
+
+def _dense(experts: QuantizedExperts, record: LayerRecord, expert_Q: Tensor) -> tuple[Tensor, Tensor]:
+    """(Q, N) whether each expert fires on each token, and gate * activation there."""
+    fire_QN = torch.zeros(len(expert_Q), len(record.x_ND))
+    magnitude_QN = torch.zeros_like(fire_QN)
+    act = activation(experts.spec.activation).f
+    for row, expert in enumerate(expert_Q.tolist()):
+        pairs = slice(int(record.start_E1[expert]), int(record.start_E1[expert + 1]))
+        fire_QN[row, record.token_P[pairs]] = 1.0
+        magnitude_QN[row, record.token_P[pairs]] = record.gate_P[pairs] * act(record.pre_P[pairs])
+    return fire_QN, magnitude_QN
+
+
+def _values(literals: Literals, context_ON: Tensor, literal_QC: Tensor) -> Tensor:
+    """(Q, N, C) float 0 or 1: each expert's own candidates."""
+    named_U, where = torch.unique(literal_QC, return_inverse=True)
+    value_NU = literals.values(context_ON, named_U)
+    return value_NU[:, where.flatten()].view(len(value_NU), *literal_QC.shape).transpose(0, 1).float()
+
+
+def _judge(
+    experts: QuantizedExperts,
+    fit: LayerRecord,
+    check: LayerRecord,
+    literals: Literals,
+    expert_Q: Tensor,
+    best: BestGates,
+    formulas: Formulas,
+) -> dict[str, Tensor]:
+    """F1, constant and errors of these statements: constants from `fit`, the rest from `check`."""
+    fit_true_QN = _truth(literals, fit.context_ON, best)
+    true_QN = _truth(literals, check.context_ON, best)
+    _, fit_magnitude_QN = _dense(experts, fit, expert_Q)
+    fire_QN, magnitude_QN = _dense(experts, check, expert_Q)
+    constant_Q = (fit_magnitude_QN * fit_true_QN).sum(1) / fit_true_QN.sum(1).clamp(min=1)
+    fit_formula_QN = _formula_values(formulas, expert_Q, fit.x_ND) * fit_true_QN
+    formula_QN = _formula_values(formulas, expert_Q, check.x_ND) * true_QN
+    scale_Q = (fit_formula_QN * fit_magnitude_QN).sum(1) / (fit_formula_QN.square().sum(1) + 1e-12)
+    return {
+        "f1": 2 * (fire_QN * true_QN).sum(1) / (fire_QN.sum(1) + true_QN.sum(1)).clamp(min=1),
+        "constant": constant_Q,
+        "constant_error": (magnitude_QN - constant_Q[:, None] * true_QN).square().sum(1),
+        "scale": scale_Q,
+        "function_error": (magnitude_QN - scale_Q[:, None] * formula_QN).square().sum(1),
+    }
+
+
+def _truth(literals: Literals, context_ON: Tensor, best: BestGates) -> Tensor:
+    value_QN2 = _values(literals, context_ON, torch.stack([best.a_E, best.b_E], dim=1)).long()
+    return GATE_OUTPUT_G4[best.kind_E[:, None], 2 * value_QN2[..., 0] + value_QN2[..., 1]].float()
+
+
+def _formula_values(formulas: Formulas, expert_Q: Tensor, x_ND: Tensor) -> Tensor:
+    """(Q, N) magnitudes by formula, catalogue functions alone."""
+    rows = []
+    for expert in expert_Q.tolist():
+        z_N = x_ND[:, formulas.index_EK[expert]] @ formulas.coefficient_EK[expert] + formulas.intercept_E[expert]
+        code_N = formulas.code_E[expert].expand(len(z_N))
+        rows.append(formulas.scale_E[expert] * apply_codes(code_N, z_N) + formulas.offset_E[expert])
+    return torch.stack(rows)
+
+
+def _literal_bits(literals: Literals, num_shared: int) -> Tensor:
+    """(L) bits to name a literal: an entry of the shared list, or the tokens of a set of one's own."""
+    vocabulary = literals.member_LV.shape[1]
+    bits_L = literals.member_LV.sum(1) * math.log2(vocabulary) + COEFFICIENT_BITS / 2
+    bits_L[:num_shared] = math.log2(max(2, num_shared))
+    return bits_L

@@ -1,0 +1,171 @@
+"""Monet -> PEER: start from the exact mapping, drop pairs and neurons, distil what was lost back in."""
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.corpus import Corpus, random_windows
+from pipeline.losses import layer_match, logit_kl
+from pipeline.measures import (
+    MeasureConfig,
+    effective,
+    held_out_batches,
+    measure_against,
+    measure_routing,
+    measure_size,
+    measure_tables,
+)
+from pipeline.models import LanguageModel, MonetModel
+from pipeline.models.conversion import keep_experts, peer_from_monet
+from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
+from pipeline.run import current_run, steps
+from pipeline.stage import Output, StageConfig, stage
+from pipeline.training import Batch, Losses, Rate, TrainingConfig, fit
+
+# N tokens, D model width, E experts, P pairs
+
+
+class DistillPeerConfig(StageConfig):
+    """How far the converted model is cut down, and how it is distilled."""
+
+    pairs_per_head: int = Field(default=4, ge=1, le=1024, description="Cells a head reaches for a token, on average.")
+    num_experts: int = Field(
+        default=4096, ge=1, le=2**30, description="Experts a block that are kept, by contribution energy."
+    )
+    calibration_tokens: int = Field(
+        default=20_480, ge=256, description="Train tokens (forward only) that set thresholds and rank the experts."
+    )
+    match_share: float = Field(
+        default=0.5, ge=0, le=1, description="Share of the steps that match layer outputs; the rest match logits."
+    )
+    router_rate: float = Field(
+        default=1.0, gt=0, le=100, description="Learning rate of routers, as a multiple of the others'."
+    )
+    training: TrainingConfig = Field(
+        default=TrainingConfig(steps=128, learning_rate=1e-3, warmup_steps=6, weight_decay=0.0, final_rate_share=0.0),
+        description="How it is distilled.",
+    )
+    measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
+
+
+@stage(name="distill-peer", version=1)
+def distill_peer(
+    config: DistillPeerConfig, *, corpus: Annotated[Corpus, "corpus"], monet: MonetModel
+) -> Output[LanguageModel]:
+    """Monet -> PEER: the exact conversion, cut down to few pairs and experts, then distilled."""
+    peer = peer_from_monet(monet, pairs_per_head=config.pairs_per_head)
+    num_all = _spec(peer).num_experts
+    if config.num_experts > num_all:
+        raise ValueError(f"num_experts={config.num_experts} is more than the {num_all} neurons a block of this Monet")
+    error = _conversion_error(monet, peer, corpus, config)
+    batches = _calibration(corpus, config)
+    _set_thresholds(peer, batches)
+    energies = contribution_energies(peer, batches)
+    kept = [energy_E.topk(config.num_experts).indices.sort().values for energy_E in energies]
+    peer = keep_experts(peer, kept)
+    undistilled = measure_against(peer, monet, corpus, config.measure, config.training.context_length)
+
+    for name, parameter in peer.named_parameters():
+        parameter.requires_grad_(".moe." in name or ".router." in name)
+    peer.train()
+    fitted = fit(
+        peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
+        rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
+    )  # fmt: skip
+    peer.requires_grad_(True)
+    metrics = {
+        **measure_against(peer, monet, corpus, config.measure, config.training.context_length),
+        **measure_routing(peer, corpus, config.measure, config.training.context_length),
+        **measure_tables(peer),
+        **measure_size(peer),
+        **fitted.losses,
+        "conversion_logit_error": error,
+        "num_experts_before": float(num_all),
+        "kept_energy_share": _mean([e[k].sum().item() / e.sum().item() for e, k in zip(energies, kept, strict=True)]),
+        "effective_experts_before": _mean([effective(energy_E) for energy_E in energies]),
+        "undistilled_loss_increase_nats": undistilled["loss_increase_nats"],
+        "undistilled_kl_to_teacher_nats": undistilled["kl_to_teacher_nats"],
+        "train_tokens": float(config.training.train_tokens + sum(b.numel() for b in batches)),
+        "tokens_per_second": fitted.tokens_per_second,
+    }
+    return Output(value=peer, metrics=metrics)
+
+
+def _spec(peer: LanguageModel) -> PeerSpec:
+    assert isinstance(peer.spec.experts, PeerSpec)
+    return peer.spec.experts
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _router_parameters(peer: LanguageModel) -> list[torch.nn.Parameter]:
+    return [p for block in peer.blocks() if block.router is not None for p in block.router.parameters()]
+
+
+@torch.no_grad()
+def _conversion_error(monet: LanguageModel, peer: LanguageModel, corpus: Corpus, config: DistillPeerConfig) -> float:
+    """Largest difference of a logit between the Monet and the PEER that nothing was dropped from."""
+    few = config.measure.model_copy(update={"tokens": 4 * config.training.context_length})
+    device = current_run().device
+    return max(
+        (monet(inputs.to(device)) - peer(inputs.to(device))).abs().max().item()
+        for inputs, _ in held_out_batches(corpus, few, config.training.context_length, "check the conversion")
+    )
+
+
+def _calibration(corpus: Corpus, config: DistillPeerConfig) -> list[Tensor]:
+    run, training = current_run(), config.training
+    generator = run.generator("calibration")
+    count = max(1, config.calibration_tokens // (training.batch_size * training.context_length))
+    return [
+        random_windows(corpus.train, batch=training.batch_size, length=training.context_length, generator=generator)[0]
+        .to(run.device)
+        for _ in range(count)
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def _set_thresholds(peer: LanguageModel, batches: list[Tensor]) -> None:
+    """Each head's threshold at the quantile that lets its target of pairs fire, on the untruncated model."""
+    traces = [peer.trace(tokens_BT).routings for tokens_BT in batches]
+    for layer, block in enumerate(peer.blocks()):
+        if isinstance(block.router, PeerRouter):
+            row_NHI = torch.cat([routings[layer].log_gate1_NHI for routings in traces])
+            column_NHJ = torch.cat([routings[layer].log_gate2_NHJ for routings in traces])
+            block.router.threshold_H.copy_(threshold_for(row_NHI, column_NHJ, block.router.spec.pairs_per_head))
+
+
+@torch.no_grad()
+def contribution_energies(peer: LanguageModel, batches: list[Tensor]) -> list[Tensor]:
+    """(E) a block: the sum over tokens of (gate * activation)^2 * |v|^2, by which experts are kept."""
+    layers = [block.moe for block in peer.blocks()]
+    energies = [torch.zeros(_spec(peer).num_experts, device=current_run().device) for _ in layers]
+    for step in steps("rank experts", len(batches)):
+        trace = peer.trace(batches[step])
+        for energy_E, experts, x_ND, routing in zip(energies, layers, trace.expert_inputs, trace.routings, strict=True):
+            assert isinstance(experts, PeerExperts)
+            expert_P, gate_P, hidden_P = experts.activations(x_ND, routing)
+            energy_E.index_add_(0, expert_P, (gate_P * hidden_P).square())
+    return [e * moe.v.square().sum(1) for e, moe in zip(energies, layers, strict=True) if isinstance(moe, PeerExperts)]
+
+
+def _distillation(peer: LanguageModel, monet: LanguageModel, config: DistillPeerConfig):  # noqa: ANN202 - fit's loss
+    """Layer outputs on the teacher's inputs first, then logits on the student's own."""
+    match_steps = round(config.match_share * config.training.steps)
+
+    def loss(batch: Batch, step: int) -> Losses:
+        tokens_BT, _ = batch
+        with torch.no_grad():
+            teacher = monet.trace(tokens_BT)
+        if step < match_steps:
+            outputs = peer.expert_outputs(teacher.expert_inputs, tokens_BT)
+            matched = layer_match(outputs, teacher.expert_outputs)
+            return matched, {"layer_error_share": matched.item()}
+        divergence = logit_kl(peer(tokens_BT), teacher.logits_BTV)
+        return divergence, {"train_kl_to_teacher_nats": divergence.item()}
+
+    return loss

@@ -1,0 +1,156 @@
+"""PEER int4 -> symbols: every expert a formula, a logical statement, both, or nothing, by description length."""
+
+import json
+import math
+import time
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from pipeline.corpus import Corpus, random_windows
+from pipeline.measures import MeasureConfig, measure_against, measure_size
+from pipeline.models import Int4Model, LanguageModel
+from pipeline.models.quantized import QuantizedExperts
+from pipeline.run import current_run
+from pipeline.stage import Output, StageConfig, stage
+from pipeline.symbolic.assembly import BlockSymbols, distil_block, symbol_model
+from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
+from pipeline.symbolic.logic import build_literals
+from pipeline.symbolic.recording import LayerRecord, record
+from pipeline.symbolic.tiers import READABLE, Tier
+
+
+class DistillSymbolsConfig(StageConfig):
+    """How faithful the symbols must be, and how hard they are searched for."""
+
+    sample_tokens: int = Field(
+        default=16_384, ge=1024, description="Train tokens that formulas and statements are fitted on."
+    )
+    check_tokens: int = Field(default=16_384, ge=1024, description="Other train tokens that they are judged on.")
+    context_length: int = Field(
+        default=128, ge=2, le=65_536, description="Tokens a window, of samples and measurement."
+    )
+    least_r2: float = Field(
+        default=0.97,
+        gt=0,
+        le=1,
+        description="Least energy-weighted R2 of the experts' magnitudes over all tokens, a block.",
+    )
+    least_recovered: float = Field(
+        default=0.98,
+        gt=0,
+        le=1,
+        description="Least loss_recovered of a block replaced alone; its R2 bound rises until then.",
+    )
+    coordinates: tuple[int, ...] = Field(
+        default=(1, 2, 4, 8, 16),
+        min_length=1,
+        description="Numbers of coordinates of x that formulas are tried with, rising.",
+    )
+    samples: int = Field(default=384, ge=16, description="Most firings an expert that a formula is fitted on.")
+    places: int = Field(default=3, ge=2, le=16, description="Tokens that literals look at, the current one included.")
+    identities: int = Field(default=32, ge=1, description="Most frequent tokens that are literals of their own.")
+    measure: MeasureConfig = Field(default=MeasureConfig(), description="How the result is measured.")
+
+
+@stage(name="distill-symbols", version=1)
+def distill_symbols(
+    config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
+) -> Output[LanguageModel]:
+    """PEER int4 -> symbols: formulas and logic in tables, replacing every expert of the model."""
+    began = time.monotonic()
+    fit = record(int4, _sample(corpus, config, "fit", config.sample_tokens), places=config.places, what="record")
+    check = record(int4, _sample(corpus, config, "check", config.check_tokens), places=config.places, what="record")
+    vocabulary = [corpus.tokenizer.decode([v]) for v in range(corpus.spec.vocab_size)]
+    counts_V = torch.bincount(fit[0].context_ON[0], minlength=corpus.spec.vocab_size)
+    literals, names = build_literals(vocabulary, counts_V, places=config.places, identities=config.identities)
+
+    blocks: list[BlockSymbols] = []
+    for layer in range(len(int4.blocks())):
+        blocks.append(
+            distil_block(
+                int4, layer, fit[layer], check[layer], literals, names, corpus,
+                ladder=config.coordinates, samples=config.samples, least_r2=config.least_r2,
+                least_recovered=config.least_recovered, places=config.places, context_length=config.context_length,
+            )
+        )  # fmt: skip
+    model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
+    seconds = time.monotonic() - began
+    num_experts = sum(len(block.tier_E) for block in blocks)
+    metrics = {
+        **measure_against(model, int4, corpus, config.measure, config.context_length),
+        **_controls(int4, check, corpus, config),
+        **_tier_metrics(blocks),
+        **measure_size(model),
+        "experts_per_second": num_experts / seconds / torch.get_num_threads(),
+        "distillation_seconds": seconds,
+        "train_tokens": float(config.sample_tokens + config.check_tokens),
+    }
+    names_by_block = [block.literal_names for block in blocks]
+    return Output(value=model, metrics=metrics, files={"literals.json": json.dumps(names_by_block).encode()})
+
+
+def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: int) -> list[Tensor]:
+    """(B, T) train windows of about that many tokens."""
+    generator = current_run().generator(f"symbols {purpose}")
+    batch, length = 16, config.context_length
+    return [
+        random_windows(corpus.train, batch=batch, length=length, generator=generator)[0]
+        for _ in range(max(1, tokens // (batch * length)))
+    ]
+
+
+def _controls(
+    int4: LanguageModel, check: list[LayerRecord], corpus: Corpus, config: DistillSymbolsConfig
+) -> dict[str, float]:
+    """loss_recovered of two models that know less: constant magnitudes, and firing at random."""
+    layers = [block.moe for block in int4.blocks() if isinstance(block.moe, QuantizedExperts)]
+    means = mean_magnitudes(int4, check)
+    generator = current_run().generator("permuted firing")
+    arms = {
+        "constant_magnitude": [ConstantMagnitude(e, m) for e, m in zip(layers, means, strict=True)],
+        "permuted_firing": [PermutedFiring(e, generator) for e in layers],
+    }
+    smaller = config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
+    recovered = {}
+    for name, experts in arms.items():
+        control = LanguageModel(int4.spec)
+        control.load_state_dict(int4.state_dict())
+        with replaced(control.eval(), experts):
+            numbers = measure_against(control, int4, corpus, smaller, config.context_length)
+        recovered[f"loss_recovered_{name}"] = numbers["loss_recovered"]
+    return recovered
+
+
+def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
+    tier_E = torch.cat([block.tier_E for block in blocks])
+    energy_E = torch.cat([block.energy_E for block in blocks])
+    f1_E = torch.cat([block.f1_E for block in blocks])
+    rate_E = torch.cat([block.rate_E for block in blocks])
+    r2 = [1 - float(block.error_E.sum() / block.variance_E.sum()) for block in blocks]
+    live_E = (tier_E != Tier.T4) & (rate_E > 0)
+    sparse_E = (tier_E == Tier.T1) | (tier_E == Tier.T2)
+    coordinates_E = torch.cat([block.coordinates_E for block in blocks])
+    shares = {f"expert_share_{tier.name.lower()}": _share(tier_E == tier) for tier in Tier}
+    energies = {
+        f"energy_share_{tier.name.lower()}": float(energy_E[tier_E == tier].sum() / energy_E.sum()) for tier in Tier
+    }
+    return {
+        **shares,
+        **energies,
+        "readable_energy_share": sum(energies[f"energy_share_{tier.name.lower()}"] for tier in READABLE),
+        "firing_f1_mean": float(f1_E[live_E].mean()) if bool(live_E.any()) else math.nan,
+        "firing_f1_mean_dropped_as_zero": float((f1_E * live_E)[rate_E > 0].mean()),
+        "firing_f1_same_rate_null_mean": float(rate_E[live_E].mean()),
+        "r2_energy_weighted": sum(r2) / len(r2),
+        "description_bits_per_expert": float(torch.cat([block.bits_E for block in blocks]).mean()),
+        "description_bits_per_expert_exact": float(torch.cat([block.exact_bits_E for block in blocks]).mean()),
+        "formula_coordinates_mean": float(coordinates_E[sparse_E].float().mean()) if bool(sparse_E.any()) else 0.0,
+        "block_loss_recovered_least": min(block.recovered for block in blocks),
+    }
+
+
+def _share(chosen_E: Tensor) -> float:
+    return float(chosen_E.float().mean())

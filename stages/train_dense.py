@@ -1,0 +1,36 @@
+"""Corpus -> dense model: the baseline beside every claim."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from pipeline.corpus import Corpus
+from pipeline.measures import MeasureConfig
+from pipeline.models import LanguageModel
+from pipeline.models.dense import DenseSpec
+from pipeline.models.transformer import TransformerShape
+from pipeline.pretraining import pretrain
+from pipeline.stage import Output, StageConfig, stage
+from pipeline.training import TrainingConfig
+
+
+class TrainDenseConfig(StageConfig):
+    """Shape and training of the dense baseline."""
+
+    transformer: TransformerShape = Field(default=TransformerShape(), description="Shape of everything but the MLPs.")
+    mlp: DenseSpec = Field(default=DenseSpec(), description="Shape of the MLPs.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="How it trains.")
+    measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
+
+
+@stage(name="train-dense", version=1)
+def train_dense(config: TrainDenseConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[LanguageModel]:
+    """Corpus -> dense model: a transformer with one MLP a block, trained on next tokens."""
+    model, metrics = pretrain(
+        corpus=corpus,
+        shape=config.transformer,
+        experts=config.mlp,
+        training=config.training,
+        measured=config.measure,
+    )
+    return Output(value=model, metrics=metrics)
