@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models.language_model import LanguageModel
@@ -221,7 +222,7 @@ def firing_mismatches(router: nn.Module, routing: PeerRouting) -> int:
     by_rule = torch.bincount(
         token_P * cells + r_P * router.spec.num_keys + c_P, minlength=len(routing.start_N1) * cells
     )
-    retrieved_P = torch.repeat_interleave(torch.arange(len(routing.start_N1) - 1), routing.start_N1.diff())
+    retrieved_P = tokens_of_pairs(routing.start_N1)
     found = torch.bincount(retrieved_P * cells + routing.cell_P, minlength=len(routing.start_N1) * cells)
     return int((by_rule - found).abs().sum())
 

@@ -30,7 +30,7 @@ class TrainingConfig(BaseModel):
     steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(default=8, ge=1, le=65_536, description="Sequences a step.")
     context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a sequence.")
-    learning_rate: float = Field(default=4e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
     final_rate_share: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
     )

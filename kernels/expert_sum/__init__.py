@@ -116,6 +116,11 @@ def expert_sum(
             f"expert_sum got start_T1 of shape {tuple(start_T1.shape)}, {start_T1.dtype} for {len(x_TD)} tokens; "
             f"it takes ({len(x_TD) + 1},) of torch.int64"
         )
+    if int(start_T1[0]) != 0 or int(start_T1[-1]) != len(expert_P) or bool((start_T1.diff() < 0).any()):
+        raise ValueError(
+            f"expert_sum got start_T1 from {int(start_T1[0])} to {int(start_T1[-1])} for {len(expert_P)} pairs; "
+            f"it takes starts that ascend from 0 to {len(expert_P)}"
+        )
     if gate_P.shape != expert_P.shape:
         raise ValueError(f"expert_sum got {len(gate_P)} gates for {len(expert_P)} pairs; it takes one a pair")
     if expert_P.numel() and not 0 <= int(expert_P.min()) <= int(expert_P.max()) < len(u_ED):

@@ -17,18 +17,19 @@ def _hyperbola(k: int) -> tuple[Tensor, Tensor]:
 
 
 def product_key_topk(row_THN: Tensor, column_THN: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """(T, H, K) scores and cells (row * N + column) of the k best sums, best first (PEER alg. 1).
+    """(T, H, K) scores and cells (row * N + column, N columns) of the k best sums, best first (PEER alg. 1).
 
     ValueError where k is more than an axis holds. Differentiable in the scores.
     """
-    num_keys = row_THN.shape[-1]
+    num_columns = column_THN.shape[-1]
+    num_keys = min(row_THN.shape[-1], num_columns)
     if not 1 <= k <= num_keys:
         raise ValueError(f"product_key_topk got k={k} for {num_keys} sub-keys an axis; use 1 to {num_keys}")
     rows, columns = row_THN.topk(k, dim=-1), column_THN.topk(k, dim=-1)
     i_C, j_C = (ranks.to(row_THN.device) for ranks in _hyperbola(k))
     score_THC = rows.values[..., i_C] + columns.values[..., j_C]
     best = score_THC.topk(k, dim=-1)
-    cell_THC = rows.indices[..., i_C] * num_keys + columns.indices[..., j_C]
+    cell_THC = rows.indices[..., i_C] * num_columns + columns.indices[..., j_C]
     return best.values, cell_THC.gather(-1, best.indices)
 
 

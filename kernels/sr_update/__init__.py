@@ -113,7 +113,10 @@ def _update_rows(
     # The ratio of the rounded scales, so that growth itself changes no weight beyond stochastic rounding.
     moved_RD = moved_RD * (scale_R.float() / new_scale_R.float())[:, None]
 
-    q_RD = torch.floor(moved_RD + uniform_RD).clamp(LOWEST, HIGHEST).to(torch.int8)
+    # floor(moved + uniform), without the sum: float32 would round it, and move values that have no gradient.
+    whole_RD = torch.floor(moved_RD)
+    carry_RD = uniform_RD >= 1 - (moved_RD - whole_RD)
+    q_RD = (whole_RD + carry_RD).clamp(LOWEST, HIGHEST).to(torch.int8)
     weight_RB, accumulator_RB = split_latent(q_RD)
     table.weight_EB[row_R] = weight_RB
     table.accumulator_EB[row_R] = accumulator_RB

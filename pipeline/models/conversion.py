@@ -84,7 +84,7 @@ def peer_from_monet(monet: LanguageModel, *, pairs_per_head: int) -> LanguageMod
         num_keys=spec.num_sub_experts,
         num_experts=spec.num_sub_experts**2 * spec.d_expert,
         num_heads=spec.num_heads,
-        keys="identity",
+        sub_keys="identity",
         d_key=spec.num_sub_experts,
         query_norm=False,
         gate="jumprelu",

@@ -13,8 +13,8 @@ from pipeline.models.dense import DenseMLP, DenseSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
 from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec
 from pipeline.models.quantized import QuantizedExperts
+from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Transformer, TransformerSpec
-from pipeline.symbolic.layer import SymbolExperts, SymbolRouter, SymbolSpec
 
 ExpertSpec = Annotated[DenseSpec | MonetSpec | PeerSpec | SymbolSpec, Field(discriminator="layer")]
 

@@ -40,7 +40,7 @@ class PeerSpec(BaseModel):
     num_keys: int = Field(default=64, ge=2, le=2**15, description="n, sub-keys an axis; n * n cells.")
     num_experts: int = Field(default=4096, ge=1, le=2**30, description="Experts a block, each one neuron in one cell.")
     num_heads: int = Field(default=4, ge=1, le=64, description="H, retrieval heads.")
-    keys: Literal["identity", "shared", "per-head"] = Field(
+    sub_keys: Literal["identity", "shared", "per-head"] = Field(
         default="per-head",
         description="Sub-keys: none (the query is the scores), shared by the heads, or a set for each.",
     )
@@ -64,7 +64,7 @@ class PeerSpec(BaseModel):
 
     @model_validator(mode="after")
     def _fits(self) -> "PeerSpec":
-        if self.keys == "identity" and self.d_key != self.num_keys:
+        if self.sub_keys == "identity" and self.d_key != self.num_keys:
             raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
         if self.gate == "softmax" and self.pairs_per_head > self.num_keys:
             raise ValueError(f"pairs_per_head={self.pairs_per_head} is more than num_keys={self.num_keys}")
@@ -110,8 +110,8 @@ class PeerRouter(nn.Module):
         self.query = nn.Linear(d_model, width, bias=False)
         nn.init.normal_(self.query.weight, std=d_model**-0.5)
         self.query_norm = nn.BatchNorm1d(width, affine=False) if spec.query_norm else nn.Identity()
-        if spec.keys != "identity":
-            heads = spec.num_heads if spec.keys == "per-head" else 1
+        if spec.sub_keys != "identity":
+            heads = spec.num_heads if spec.sub_keys == "per-head" else 1
             self.keys = nn.Parameter(torch.randn(2, heads, spec.num_keys, spec.d_key) * spec.d_key**-0.5)
         if spec.gate == "jumprelu":
             self.deviations = axis_deviations(spec.active_keys, spec.num_keys)
@@ -123,7 +123,7 @@ class PeerRouter(nn.Module):
     def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, n) raw scores of the sub-keys of each axis."""
         query = self.query_norm(self.query(x_ND)).unflatten(-1, (2, self.spec.num_heads, self.spec.d_key))
-        if self.spec.keys == "identity":
+        if self.spec.sub_keys == "identity":
             return query[:, 0], query[:, 1]
         keys = self.keys.expand(2, self.spec.num_heads, -1, -1)
         row_NHI, column_NHJ = torch.einsum("nahq,ahiq->anhi", query, keys).unbind(0)

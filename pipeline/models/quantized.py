@@ -15,7 +15,7 @@ from kernels.expert_sum import bags, expert_sum
 from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.packing import pack_int4, unpack_int4
 from kernels.sr_update import NibbleTable, RowGradients, latent
-from pipeline.models.peer import AxisBias, CellIndex, PeerRouting, PeerSpec
+from pipeline.models.peer import AxisBias, CellIndex, PeerRouting, PeerSpec, starts
 
 SMALLEST_SCALE = 2.0**-14
 """Below it float16 is subnormal and rounds coarsely; a row this small contributes nothing."""
@@ -136,13 +136,10 @@ class QuantizedExperts(nn.Module):
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
 
     def pre_activations(self, x_ND: Tensor, expert_P: Tensor, token_P: Tensor) -> Tensor:
-        """(P): u . x + b of these pairs of an expert and a token."""
-        row_R, local_P = torch.unique(expert_P, return_inverse=True)
-        u_RD = self.u.rows(row_R)
-        pieces = [
-            (u_RD[e] * x_ND[t]).sum(-1) for e, t in zip(local_P.split(65_536), token_P.split(65_536), strict=True)
-        ]
-        return torch.cat(pieces) + self.bias[expert_P]
+        """(P): u . x + b of these pairs of an expert and a token, which are in order of experts."""
+        row_R, count_R = torch.unique_consecutive(expert_P, return_counts=True)
+        local_P = torch.repeat_interleave(torch.arange(len(row_R)), count_R)
+        return bags.row_dots(self.u.rows(row_R), x_ND, token_P, starts(count_R), local_P) + self.bias[expert_P]
 
 
 class _TapedExpertSum(torch.autograd.Function):

@@ -1,1 +1,1 @@
-"""Contents: PEER experts as formulas and logic."""
+"""PEER experts as formulas and logic: fitting, choosing, reading. What executes them is models/symbols.py."""

@@ -14,16 +14,16 @@ from pipeline.measures import MeasureConfig, held_out_batches, token_losses, zer
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerRouting, PeerSpec
 from pipeline.models.quantized import Int4Table, QuantizedExperts
+from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
 from pipeline.symbolic.formulas import Formulas, fit_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
-from pipeline.symbolic.layer import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
 from pipeline.symbolic.logic import Literals, context_of
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.statements import Statements, fit_statements
 from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose, row_share_bits
 
 LOGIC_COORDINATES = 4
-"""Coordinates of the formula that a T2 statement is paired with."""
+"""Most coordinates of the formula that a T2 statement is paired with, if the ladder has so few."""
 TIGHTENINGS = 4
 BLOCK_CHECK_TOKENS = 8192
 
@@ -82,7 +82,8 @@ def distil_block(
     assert isinstance(experts, QuantizedExperts)
     what = f"block {layer}"
     formulas = fit_formulas(experts, fit, check, ladder=tuple(ladder), samples=samples, what=f"{what} formulas")
-    with_logic = next(f for f in formulas if f.num_coordinates == min(LOGIC_COORDINATES, max(ladder)))
+    few = max((size for size in ladder if size <= LOGIC_COORDINATES), default=min(ladder))
+    with_logic = next(f for f in formulas if f.num_coordinates == few)
     statements = fit_statements(
         experts, fit, check, literals, names, with_logic,
         what=f"{what} statements",

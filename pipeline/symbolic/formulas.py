@@ -10,9 +10,9 @@ from torch import Tensor
 
 from kernels.activations import activation
 from pipeline.models.quantized import Int4Table, QuantizedExperts
+from pipeline.models.symbols import activation_code
 from pipeline.run import steps
 from pipeline.symbolic.functions import SPLINE_CODE, apply_codes
-from pipeline.symbolic.layer import activation_code
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.sparse import matching_pursuit
 from pipeline.symbolic.spline import KNOTS, Splines, evaluate_pairs, fit_splines, snap
@@ -161,10 +161,7 @@ def _fit_piece(
 
         known_code_E = torch.full_like(snapped.code_E, activation_code(experts.spec.activation))
         found.append(formulas(known_code_E, scale_E, zeros_E, scale_E[local_P] * act.f(z_P), shared_bits))
-        snapped_P = (
-            snapped.scale_E[local_P] * apply_codes(snapped.code_E[local_P], z_P.clamp(-30, 30))
-            + snapped.offset_E[local_P]
-        )
+        snapped_P = snapped.scale_E[local_P] * apply_codes(snapped.code_E[local_P], z_P) + snapped.offset_E[local_P]
         found.append(
             formulas(snapped.code_E, snapped.scale_E, snapped.offset_E, snapped_P, shared_bits + COEFFICIENT_BITS)
         )

@@ -46,12 +46,11 @@ class Literals:
     """uint8; 0 is the current token."""
 
     def values(self, context_ON: Tensor, which: Tensor | None = None) -> Tensor:
-        """(N, L) bool. `context_ON[o]` is the token o places back, -1 before the beginning (no literal is true)."""
+        """(L, N) bool. `context_ON[o]` is the token o places back, -1 before the beginning (no literal is true)."""
         member_LV = self.member_LV if which is None else self.member_LV[which]
         offset_L = self.offset_L if which is None else self.offset_L[which]
         token_LN = context_ON[offset_L.long()]
-        found_LN = member_LV.gather(1, token_LN.clamp(min=0)) & (token_LN >= 0)
-        return found_LN.T
+        return member_LV.gather(1, token_LN.clamp(min=0)) & (token_LN >= 0)
 
 
 def context_of(tokens_BT: Tensor, places: int) -> Tensor:

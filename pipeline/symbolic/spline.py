@@ -78,7 +78,7 @@ def snap(z_ES: Tensor, y_ES: Tensor, weight_ES: Tensor) -> Snapped:
     y_mean_E = (weight_ES * y_ES).sum(1) / total_E
     y_centred_ES = y_ES - y_mean_E[:, None]
     for function in CATALOGUE:
-        f_ES = function.f(z_ES.clamp(-30, 30))
+        f_ES = function.f(z_ES)
         f_mean_E = (weight_ES * f_ES).sum(1) / total_E
         f_centred_ES = f_ES - f_mean_E[:, None]
         variance_E = (weight_ES * f_centred_ES.square()).sum(1)

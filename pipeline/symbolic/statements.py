@@ -67,6 +67,7 @@ def fit_statements(
     literals = Literals(torch.cat([shared.member_LV, *own]), torch.cat([shared.offset_L, *offsets]))
     num_shared = len(shared.offset_L)
 
+    fit_x_DN, check_x_DN = fit.x_ND.T.contiguous(), check.x_ND.T.contiguous()
     candidate_EC, single_f1_E = _candidates(fit, shared, literals, num_shared)
     searched_Q = torch.nonzero(single_f1_E >= WORTH_SEARCHING_F1)[:, 0]
     result = {
@@ -78,18 +79,17 @@ def fit_statements(
     for piece in steps(what, math.ceil(len(searched_Q) / EXPERTS_A_PIECE)):
         expert_Q = searched_Q[piece * EXPERTS_A_PIECE : (piece + 1) * EXPERTS_A_PIECE]
         fire_QN, _ = _dense(experts, fit, expert_Q)
-        value_QNC = _values(literals, fit.context_ON, candidate_EC[expert_Q])
-        masked_QNC = value_QNC * fire_QN[..., None]
+        value_QCN = _values(literals, fit.context_ON, candidate_EC[expert_Q])
         best = best_gates(
-            masked_QNC.transpose(1, 2) @ value_QNC,
+            (value_QCN * fire_QN[:, None]) @ value_QCN.mT,
             fire_QN.sum(1),
-            value_QNC.transpose(1, 2) @ value_QNC,
+            value_QCN @ value_QCN.mT,
             candidate_EC[expert_Q],
             fire_QN.shape[1],
             fires=True,
         )
         gate_E[expert_Q], a_E[expert_Q], b_E[expert_Q] = best.kind_E, best.a_E, best.b_E
-        judged = _judge(experts, fit, check, literals, expert_Q, best, formulas)
+        judged = _judge(experts, fit, check, fit_x_DN, check_x_DN, literals, expert_Q, best, formulas)
         for name, value_Q in judged.items():
             result[name][expert_Q] = value_Q
     literal_bits_L = _literal_bits(literals, num_shared)
@@ -133,7 +133,7 @@ def _own_sets(record: LayerRecord, token_N: Tensor, vocabulary: int, num_experts
 def _candidates(record: LayerRecord, shared: Literals, literals: Literals, num_shared: int) -> tuple[Tensor, Tensor]:
     """(E, C) literals with the best F1 for each expert, its own two sets always among them; (E) the best F1."""
     num_experts = len(record.count_E)
-    value_NL = shared.values(record.context_ON).float()
+    value_NL = shared.values(record.context_ON).T.float().contiguous()
     ones_P = torch.ones(len(record.token_P))
     hits_EL = bag_sum(value_NL, record.token_P, record.start_E1, ones_P)
     f1_EL = 2 * hits_EL / (value_NL.sum(0) + record.count_E[:, None]).clamp(min=1)
@@ -166,16 +166,17 @@ def _dense(experts: QuantizedExperts, record: LayerRecord, expert_Q: Tensor) -> 
 
 
 def _values(literals: Literals, context_ON: Tensor, literal_QC: Tensor) -> Tensor:
-    """(Q, N, C) float 0 or 1: each expert's own candidates."""
-    named_U, where = torch.unique(literal_QC, return_inverse=True)
-    value_NU = literals.values(context_ON, named_U)
-    return value_NU[:, where.flatten()].view(len(value_NU), *literal_QC.shape).transpose(0, 1).float()
+    """(Q, C, N) float 0 or 1: each expert's own candidates."""
+    named_U, where_QC = torch.unique(literal_QC, return_inverse=True)
+    return literals.values(context_ON, named_U).float()[where_QC]
 
 
 def _judge(
     experts: QuantizedExperts,
     fit: LayerRecord,
     check: LayerRecord,
+    fit_x_DN: Tensor,
+    check_x_DN: Tensor,
     literals: Literals,
     expert_Q: Tensor,
     best: BestGates,
@@ -187,8 +188,8 @@ def _judge(
     _, fit_magnitude_QN = _dense(experts, fit, expert_Q)
     fire_QN, magnitude_QN = _dense(experts, check, expert_Q)
     constant_Q = (fit_magnitude_QN * fit_true_QN).sum(1) / fit_true_QN.sum(1).clamp(min=1)
-    fit_formula_QN = _formula_values(formulas, expert_Q, fit.x_ND) * fit_true_QN
-    formula_QN = _formula_values(formulas, expert_Q, check.x_ND) * true_QN
+    fit_formula_QN = _formula_values(formulas, expert_Q, fit_x_DN) * fit_true_QN
+    formula_QN = _formula_values(formulas, expert_Q, check_x_DN) * true_QN
     scale_Q = (fit_formula_QN * fit_magnitude_QN).sum(1) / (fit_formula_QN.square().sum(1) + 1e-12)
     return {
         "f1": 2 * (fire_QN * true_QN).sum(1) / (fire_QN.sum(1) + true_QN.sum(1)).clamp(min=1),
@@ -200,18 +201,18 @@ def _judge(
 
 
 def _truth(literals: Literals, context_ON: Tensor, best: BestGates) -> Tensor:
-    value_QN2 = _values(literals, context_ON, torch.stack([best.a_E, best.b_E], dim=1)).long()
-    return GATE_OUTPUT_G4[best.kind_E[:, None], 2 * value_QN2[..., 0] + value_QN2[..., 1]].float()
+    a_QN, b_QN = _values(literals, context_ON, torch.stack([best.a_E, best.b_E], dim=1)).long().unbind(1)
+    return GATE_OUTPUT_G4[best.kind_E[:, None], 2 * a_QN + b_QN].float()
 
 
-def _formula_values(formulas: Formulas, expert_Q: Tensor, x_ND: Tensor) -> Tensor:
+def _formula_values(formulas: Formulas, expert_Q: Tensor, x_DN: Tensor) -> Tensor:
     """(Q, N) magnitudes by formula, catalogue functions alone."""
-    rows = []
-    for expert in expert_Q.tolist():
-        z_N = x_ND[:, formulas.index_EK[expert]] @ formulas.coefficient_EK[expert] + formulas.intercept_E[expert]
-        code_N = formulas.code_E[expert].expand(len(z_N))
-        rows.append(formulas.scale_E[expert] * apply_codes(code_N, z_N) + formulas.offset_E[expert])
-    return torch.stack(rows)
+    index_QK = formulas.index_EK[expert_Q, : formulas.num_coordinates]
+    coefficient_QK = formulas.coefficient_EK[expert_Q, : formulas.num_coordinates]
+    z_QN = torch.stack([c_K @ x_DN[i_K] for c_K, i_K in zip(coefficient_QK, index_QK, strict=True)])
+    z_QN = z_QN + formulas.intercept_E[expert_Q, None]
+    value_QN = apply_codes(formulas.code_E[expert_Q, None].expand_as(z_QN), z_QN)
+    return formulas.scale_E[expert_Q, None] * value_QN + formulas.offset_E[expert_Q, None]
 
 
 def _literal_bits(literals: Literals, num_shared: int) -> Tensor:

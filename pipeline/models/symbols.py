@@ -141,6 +141,19 @@ class SymbolExperts(nn.Module):
             table = getattr(self, name)
             if table.numel() and not 0 <= int(table.min()) <= int(table.max()) <= most:
                 raise ValueError(f"symbolic experts: {name} holds a value outside 0 to {most}")
+        users = {
+            "dense_row_E": (self.tier_E == Tier.T0, self.dense_u_FD),
+            "spline_row_E": (self.code_E == SPLINE_CODE, self.spline_low_W),
+            "literal_a_E": ((self.tier_E == Tier.T2) | (self.tier_E == Tier.T3), self.member_LV),
+        }
+        for name, (uses_E, table) in users.items():
+            if len(table) == 0 and bool(uses_E.any()):
+                raise ValueError(f"symbolic experts: {name} points into a table without rows")
+        start_C1 = self.index.cell_start_C1
+        if int(start_C1[0]) != 0 or int(start_C1[-1]) != len(self.tier_E) or bool((start_C1.diff() < 0).any()):
+            raise ValueError(f"symbolic experts: cell_start_C1 does not rise from 0 to {len(self.tier_E)}")
+        if not bool((self.spline_low_W < self.spline_high_W).all()):
+            raise ValueError("symbolic experts: spline_low_W is not below spline_high_W")
         codes = {*BY_CODE, SPLINE_CODE}
         if unknown := set(torch.unique(self.code_E).tolist()) - codes:
             raise ValueError(f"symbolic experts: code_E holds {sorted(unknown)}, which are not in the catalogue")
@@ -178,7 +191,7 @@ class SymbolExperts(nn.Module):
             return empty, empty
         a_X, b_X = self.literal_a_E[expert_X].long(), self.literal_b_E[expert_X].long()
         named_U, where = torch.unique(torch.cat([a_X, b_X]), return_inverse=True)
-        value_NU = self.literals.values(context_ON, named_U)
+        value_NU = self.literals.values(context_ON, named_U).T
         a_NX, b_NX = value_NU[:, where[: len(a_X)]], value_NU[:, where[len(a_X) :]]
         true_NX = GATE_OUTPUT_G4[self.gate_E[expert_X].long()[None], 2 * a_NX.long() + b_NX.long()]
         token_P, at_P = torch.nonzero(true_NX, as_tuple=True)

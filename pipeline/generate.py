@@ -1,0 +1,98 @@
+"""Text from a trained model: python -m pipeline.generate ID --prompt TEXT."""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from artifacts import Artifact, ArtifactError, Store
+from pipeline import codec
+from pipeline.corpus import Corpus
+from pipeline.models import LanguageModel
+
+NO_MODELS = ("corpus", "report")
+CONTEXT = 512
+"""Tokens that the next one is sampled from; older ones are forgotten."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sampling:
+    tokens: int
+    temperature: float
+    top_k: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise ValueError(f"--tokens: got {self.tokens}, wanted at least 1")
+        if self.temperature < 0:
+            raise ValueError(f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more")
+        if self.top_k < 1:
+            raise ValueError(f"--top-k: got {self.top_k}, wanted at least 1")
+
+
+@torch.no_grad()
+def generate(model: nn.Module, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
+    """Token ids after the prompt, one by one."""
+    generator = torch.Generator().manual_seed(sampling.seed)
+    ids = list(prompt)
+    for _ in range(sampling.tokens):
+        logits_V = model(torch.tensor([ids[-CONTEXT:]]))[0, -1]
+        ids.append(_sampled(logits_V, sampling, generator))
+        yield ids[-1]
+
+
+def _sampled(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    best, ids = logits_V.float().topk(min(sampling.top_k, len(logits_V)))
+    if sampling.temperature == 0:
+        return int(ids[0])
+    chances = torch.softmax(best / sampling.temperature, dim=0)
+    return int(ids[torch.multinomial(chances, 1, generator=generator)])
+
+
+def open_model(id: str, store: Store) -> tuple[LanguageModel, Corpus]:
+    """The model of this id, or the latest one, and the corpus that it was trained on."""
+    artifact = store.open(id, kind=tuple(kind for kind in codec.known_kinds() if kind not in NO_MODELS))
+    model = codec.load(artifact)
+    assert isinstance(model, LanguageModel)
+    return model.eval(), _corpus_of(artifact, store)
+
+
+def _corpus_of(artifact: Artifact, store: Store) -> Corpus:
+    for manifest in store.ancestry(artifact.id):
+        if manifest.kind == "corpus":
+            corpus = codec.load(store.open(manifest.id))
+            assert isinstance(corpus, Corpus)
+            return corpus
+    raise ArtifactError(f"{artifact.id} was made from no corpus, so its tokens cannot be read; name another model")
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.generate", description=__doc__)
+    parser.add_argument("id", metavar="ID", help="the model: an id, its beginning, or 'latest'")
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to go on from")
+    parser.add_argument("--tokens", type=int, default=200, help="tokens to add (default: 200)")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest token (default: 0.8)")
+    parser.add_argument("--top-k", type=int, default=50, help="sample among this many (default: 50)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="default: store")
+    args = parser.parse_args(arguments)
+    try:
+        sampling = Sampling(tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
+        if not args.prompt:
+            raise ValueError("--prompt: got no text, wanted at least one character")
+        model, corpus = open_model(args.id, Store(args.store))
+    except (ValueError, ArtifactError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    ids = corpus.tokenizer.encode(args.prompt)
+    print(corpus.tokenizer.decode([*ids, *generate(model, ids, sampling)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,92 @@
+"""`python -m pipeline.seeds`: the chain's metrics, mean and standard deviation over seeds, as a Markdown table.
+
+The table in README.md is what this prints after `python flows.py run --seed 0`, `--seed 1` and `--seed 2`.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from artifacts import ArtifactError, Manifest, Store
+
+COLUMNS = (
+    ("bits/byte", "held_out_bits_per_byte", "{:.4f}"),
+    ("loss, nats", "held_out_loss_nats", "{:.4f}"),
+    ("Δ to parent, nats", "loss_increase_nats", "{:+.4f}"),
+    ("KL, nats", "kl_to_teacher_nats", "{:.5f}"),
+    ("recovered", "loss_recovered", "{:.4f}"),
+    ("bytes/expert", "expert_bytes", "{:.0f}"),
+)
+
+
+def newest_by_seed(manifests: Sequence[Manifest]) -> dict[str, dict[int, Manifest]]:
+    """For every stage and seed its newest artifact; manifests come oldest first."""
+    found: dict[str, dict[int, Manifest]] = {}
+    for manifest in manifests:
+        found.setdefault(manifest.lineage.stage, {})[manifest.lineage.seed] = manifest
+    return found
+
+
+def spread(values: Sequence[float], form: str) -> str:
+    """Mean ± standard deviation over seeds; the value alone if there is one."""
+    if not values:
+        return ""
+    mean = form.format(statistics.fmean(values))
+    if len(values) < 2:
+        return mean
+    return f"{mean} ± {form.replace('+', '').format(statistics.stdev(values))}"
+
+
+def model_table(stages: dict[str, dict[int, Manifest]]) -> str:
+    """A row for every stage that measured a model."""
+    lines = ["| stage | seeds | " + " | ".join(title for title, _, _ in COLUMNS) + " | seconds |"]
+    lines.append("| --- | ---: | " + "---: | " * len(COLUMNS) + "---: |")
+    for stage, by_seed in stages.items():
+        made = list(by_seed.values())
+        if not any("held_out_loss_nats" in manifest.metrics for manifest in made):
+            continue
+        cells = [spread([m.metrics[name] for m in made if name in m.metrics], form) for _, name, form in COLUMNS]
+        seconds = spread([m.lineage.seconds for m in made], "{:.0f}")
+        lines.append(f"| `{stage}` | {len(made)} | " + " | ".join(cells) + f" | {seconds} |")
+    return "\n".join(lines)
+
+
+def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
+    """A row for each of these metrics of one stage."""
+    lines = ["| metric | value |", "| --- | ---: |"]
+    for name in names:
+        values = [m.metrics[name] for m in by_seed.values() if name in m.metrics]
+        if values:
+            lines.append(f"| `{name}` | {spread(values, '{:.4g}')} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the table of models, or with --stage all metrics of one stage."""
+    parser = argparse.ArgumentParser(prog="python -m pipeline.seeds", description=__doc__)
+    parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
+    parser.add_argument("--stage", help="print every metric of this stage instead")
+    parser.add_argument("--metrics", nargs="+", help="with --stage: only these metrics")
+    values = parser.parse_args(arguments)
+    stages = newest_by_seed(Store(values.store).manifests())
+    if values.stage is None:
+        print(model_table(stages))  # noqa: T201 - this is the command's output
+        return 0
+    if values.stage not in stages:
+        known = ", ".join(stages) or "nothing"
+        print(f"the store holds nothing made by {values.stage!r}; it has {known}", file=sys.stderr)  # noqa: T201
+        return 2
+    by_seed = stages[values.stage]
+    names = values.metrics or sorted({name for m in by_seed.values() for name in m.metrics})
+    print(metric_table(by_seed, names))  # noqa: T201
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ArtifactError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(2)

@@ -1,0 +1,205 @@
+"""Reads experts of a symbols model: python -m pipeline.symbolic show ID --layer L --expert E."""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import sympy
+import torch
+from torch import Tensor
+
+from artifacts import ArtifactError, Store
+from pipeline import codec
+from pipeline.corpus import Corpus, held_out_windows
+from pipeline.models import LanguageModel
+from pipeline.symbolic.reading import (
+    Firings,
+    Reading,
+    firings,
+    latex,
+    output_energies,
+    read_expert,
+    symbol_experts,
+)
+from pipeline.symbolic.tiers import Tier
+
+SAMPLE_TOKENS = 2048
+CONTEXT_LENGTH = 64
+CONTEXTS = 8
+TOKENS_BEFORE = 12
+"""Tokens shown before the one on which an expert fires."""
+LARGEST = 10
+TERMS = 16
+"""Coordinates of a formula that are shown; a dense one has more."""
+
+MEANINGS = {
+    Tier.T0: "exact, dense u",
+    Tier.T1: "formula, exact firing",
+    Tier.T2: "logic and formula",
+    Tier.T3: "logic, constant magnitude",
+    Tier.T4: "dropped",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Opened:
+    id: str
+    model: LanguageModel
+    corpus: Corpus
+    names: list[list[str]]
+    """Of the literals, block by block."""
+    vocabulary: list[str]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command. 0 is well, 2 is an error told in one sentence."""
+    args = _parser().parse_args(arguments)
+    try:
+        opened, layers, reading = _chosen(args)
+    except (ArtifactError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
+        if reading is None:
+            _show_layers(opened, layers)
+        else:
+            _show_expert(opened, reading, in_latex=args.latex)
+        sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _chosen(args: argparse.Namespace) -> tuple[_Opened, list[int], Reading | None]:
+    """What was asked for: an artifact, some of its layers, and where one was named an expert."""
+    layer, expert = args.layer, args.expert
+    if expert is not None and layer is None:
+        raise ValueError("an expert has a number within its layer; give --layer too")
+    opened = _open(Store(args.store), args.id)
+    if layer is None:
+        return opened, list(range(len(opened.model.blocks()))), None
+    symbol_experts(opened.model, layer)
+    if expert is None:
+        return opened, [layer], None
+    return opened, [layer], read_expert(opened.model, layer, expert, opened.names[layer], opened.vocabulary)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    summary = "Show one expert; without --expert the largest of a layer, without --layer those of every layer."
+    show = commands.add_parser("show", help=summary, description=summary)
+    show.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
+    show.add_argument("--layer", type=int, metavar="L", help="number of the layer, from 0")
+    show.add_argument("--expert", type=int, metavar="E", help="number of the expert in its layer, from 0")
+    show.add_argument("--latex", action="store_true", help="print rule and formula as LaTeX too")
+    show.add_argument(
+        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+    )
+    return parser
+
+
+def _open(store: Store, id: str) -> _Opened:
+    """The symbols artifact and the corpus it comes from."""
+    artifact = store.open(id, kind="symbols")
+    model = codec.load(artifact)
+    corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
+    if corpus_id is None or "literals.json" not in artifact.files():
+        raise ArtifactError(f"{artifact.id} was made from no corpus, or has no literals.json; distil it again")
+    corpus = codec.load(store.open(corpus_id, kind="corpus"))
+    assert isinstance(model, LanguageModel)
+    assert isinstance(corpus, Corpus)
+    return _Opened(
+        id=artifact.id,
+        model=model.eval(),
+        corpus=corpus,
+        names=json.loads(artifact.files()["literals.json"].read_text(encoding="utf-8")),
+        vocabulary=[corpus.tokenizer.decode([token]) for token in range(corpus.spec.vocab_size)],
+    )
+
+
+@torch.no_grad()
+def _sample(opened: _Opened, layers: Sequence[int]) -> tuple[Tensor, list[Firings]]:
+    """(W, T) held-out tokens, and for each layer where its experts fire on them."""
+    length = min(CONTEXT_LENGTH, opened.corpus.held_out.num_tokens - 1)
+    tokens_WT, _ = held_out_windows(opened.corpus.held_out, num_tokens=SAMPLE_TOKENS, length=length)
+    trace = opened.model.trace(tokens_WT)
+    return tokens_WT, [
+        firings(symbol_experts(opened.model, layer), trace.expert_inputs[layer], trace.routings[layer])
+        for layer in layers
+    ]
+
+
+def _show_layers(opened: _Opened, layers: Sequence[int]) -> None:
+    tokens_WT, fired = _sample(opened, layers)
+    print(f"{opened.id}, on {tokens_WT.numel():,} held-out tokens")
+    for layer, layer_fired in zip(layers, fired, strict=True):
+        experts = symbol_experts(opened.model, layer)
+        energy_E = output_energies(experts, layer_fired)
+        count_E = torch.bincount(layer_fired.expert_P, minlength=len(energy_E))
+        total = float(energy_E.sum()) or 1.0
+        print(f"\nlayer {layer}")
+        for tier in Tier:
+            of_tier_E = experts.tier_E == tier
+            share = float(energy_E[of_tier_E].sum()) / total
+            print(f"  {tier.name}  {int(of_tier_E.sum()):6}  {share:6.1%} of the output  {MEANINGS[tier]}")
+        print("  the experts with most output:")
+        for expert in energy_E.topk(min(LARGEST, len(energy_E))).indices.tolist():
+            reading = read_expert(opened.model, layer, expert, opened.names[layer], opened.vocabulary)
+            print(
+                f"  {expert:6}  {reading.tier.name}  {float(energy_E[expert]) / total:6.1%}  "
+                f"{int(count_E[expert]):5} firings  if {reading.firing}"
+            )
+
+
+def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
+    print(f"{opened.id}, layer {reading.layer}, expert {reading.expert}\n")
+    print(f"tier         {reading.tier.name}, {MEANINGS[reading.tier]}")
+    if reading.tier == Tier.T4:
+        print("fires        never: its output was worth less than a description")
+        return
+    print(f"fires if     {reading.firing}")
+    if reading.tier <= Tier.T1:
+        print("then adds    gate * magnitude * v, the router's gate summed over the heads that fire")
+    else:
+        print("then adds    magnitude * v")
+    print(f"magnitude    {reading.function}")
+    uses_z = bool(reading.function.free_symbols)
+    if uses_z:
+        print(f"where z is   {_shortened(reading)}")
+    print(f"coordinates  {reading.num_coordinates if uses_z else 0}")
+    print(f"v            {reading.direction}")
+    if in_latex:
+        print(f"\nLaTeX\n{latex(reading.rule)}\n{latex(reading.function)}")
+        if uses_z:
+            print(f"z = {latex(reading.argument)}")
+    _show_contexts(opened, reading)
+
+
+def _shortened(reading: Reading) -> str:
+    """z with its largest terms, where there are too many to read."""
+    terms = sorted(sympy.Add.make_args(reading.argument), key=lambda term: -abs(float(term.as_coeff_Mul()[0])))
+    if len(terms) <= TERMS:
+        return str(reading.argument)
+    return f"{' + '.join(map(str, terms[:TERMS]))} and {len(terms) - TERMS} smaller terms".replace("+ -", "- ")
+
+
+def _show_contexts(opened: _Opened, reading: Reading) -> None:
+    tokens_WT, (fired,) = _sample(opened, (reading.layer,))
+    own_P = fired.expert_P == reading.expert
+    token_P, strength_P = fired.token_P[own_P], fired.strength_P[own_P]
+    print(f"\nfires on {len(token_P):,} of {tokens_WT.numel():,} held-out tokens", end="")
+    print("; most on the last token of" if len(token_P) else "")
+    length = tokens_WT.shape[1]
+    for at in strength_P.abs().topk(min(CONTEXTS, len(token_P))).indices.tolist():
+        window, place = divmod(int(token_P[at]), length)
+        text = opened.corpus.tokenizer.decode(tokens_WT[window, max(0, place - TOKENS_BEFORE) : place + 1].tolist())
+        print(f"  {float(strength_P[at]):10.3g}  {text!r}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""One stage without Prefect, for a bare machine or a debugger: python -m stages NAME ..."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from artifacts import ArtifactId, Store
+from pipeline.progress import print_results, shown
+from pipeline.stage import Made, StageConfig, chosen_device, run_stage
+from stages.command import exit_code, make_one, read_stage
+from stages.plan import Step
+
+
+def main(arguments: Sequence[str]) -> int:
+    start = time.monotonic()
+    command = read_stage(arguments, prog="python -m stages")
+    store = Store(command.store)
+
+    def make(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], force: bool) -> Made:
+        with shown(step.name) as report:
+            return run_stage(
+                step.stage,
+                config,
+                inputs=inputs,
+                store=store,
+                seed=command.seed,
+                device=chosen_device(command.device),
+                force=force,
+                report=report,
+            )
+
+    print_results(list(make_one(command, make)), store, time.monotonic() - start)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(lambda: main(sys.argv[1:])))
