@@ -1,0 +1,144 @@
+"""The whole chain through Prefect, at shapes that take seconds."""
+
+import json
+from pathlib import Path
+
+import pytest
+from prefect.artifacts import Artifact
+
+import flows
+from artifacts import Store
+from pipeline.stage import Made
+from stages.command import RunCommand, StageCommand, exit_code, read
+from stages.plan import CHAIN, made_from
+
+TRAINED = ("train-dense", "train-monet")
+MEASURED = (*TRAINED, "distill-peer", "quantize-int8", "quantize-int4", "finetune-int4", "distill-symbols")
+
+
+def _flags(values: dict[str, object]) -> list[str]:
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+SHAPES = _flags(
+    {
+        "prepare-corpus.vocab-size": 300,
+        **{f"{name}.transformer.{field}": value for name in TRAINED for field, value in (
+            ("d-model", 16), ("num-layers", 2), ("num-heads", 2), ("num-kv-heads", 2))},
+        **{f"{name}.training.steps": 6 for name in (*TRAINED, "distill-peer", "finetune-int4")},
+        **{f"{name}.measure.tokens": 512 for name in MEASURED},
+        "train-monet.monet.num-sub-experts": 4,
+        "train-monet.monet.active-sub-experts": 2,
+        "train-monet.monet.d-expert": 2,
+        "distill-peer.num-experts": 20,
+        "distill-peer.calibration-tokens": 1024,
+        "distill-symbols.sample-tokens": 1024,
+        "distill-symbols.check-tokens": 1024,
+        "distill-symbols.coordinates": 2,
+        "distill-symbols.samples": 16,
+        "distill-symbols.identities": 2,
+        "distill-symbols.places": 2,
+        "report.dots-per-inch": 50,
+    }
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    """One temporary server for all tests; `flows.main` finds it."""
+    with flows.connected() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory) -> Store:
+    return Store(tmp_path_factory.mktemp("flows") / "store")
+
+
+def _command(store: Store, text_file: Path, *more: str) -> RunCommand:
+    command = read(["run", "--corpus", f"mixed={text_file}", "--store", str(store.root), *SHAPES, *more])
+    assert isinstance(command, RunCommand)
+    return command
+
+
+def _run(command: RunCommand) -> tuple[Made, ...]:
+    return flows.chain(
+        plan=flows.plain(command.plan), store=str(command.store), seed=command.seed, again_from=command.again_from
+    )
+
+
+@pytest.fixture(scope="module")
+def made(store, text_file) -> tuple[Made, ...]:
+    return _run(_command(store, text_file))
+
+
+def test_the_chain_makes_every_stage_once(made, store):
+    assert [store.manifest(one.id).lineage.stage for one in made] == [
+        step.name for step in CHAIN if step.name != "train-peer"
+    ]
+    assert not any(one.reused for one in made)
+    assert store.verify() == []
+
+
+def test_a_second_run_makes_nothing_and_says_so(made, store, text_file, capsys):
+    assert flows.main(_command(store, text_file)) == 0
+    said = capsys.readouterr().out
+    assert "all 9 stages were reused" in said
+    assert all(one.id in said for one in made)
+    assert len(store.ids()) == len(made)
+
+
+def test_every_stage_has_its_card_with_links_to_the_cards_of_its_ancestors(made, store):
+    cards = json.loads((store.state_dir / "cards.json").read_text())
+    assert cards.keys() == {one.id for one in made}
+    for one in made:
+        manifest = store.manifest(one.id)
+        card = Artifact.get(manifest.lineage.stage)
+        assert card is not None
+        assert card.description == one.id
+        for ancestor in store.ancestry(one.id)[1:]:
+            assert f"/v2/artifacts/artifact/{cards[ancestor.id]}" in card.data or ancestor.id in card.data
+    overview = Artifact.get("pipeline-lineage")
+    assert overview is not None
+    assert "flowchart" in overview.data
+
+
+def test_from_a_stage_all_that_is_made_from_it_is_made_again(made, store, text_file):
+    again = _run(_command(store, text_file, "--from", "quantize-int8"))
+    stages = {store.manifest(one.id).lineage.stage for one in again if not one.reused}
+    assert stages == made_from("quantize-int8") == {"quantize-int8", "report"}
+
+
+def test_one_stage_alone_takes_the_latest_inputs(made, store, capsys):
+    command = read(["stage", "quantize-int4", "--store", str(store.root), "--config.clips", "3",
+                    "--config.measure.tokens", "512"])  # fmt: skip
+    assert isinstance(command, StageCommand)
+    assert flows.main(command) == 0
+    assert "1 of 1 stages made" in capsys.readouterr().out
+    latest = store.manifest("latest")
+    assert latest.lineage.config["clips"] == 3
+    by_stage = {store.manifest(one.id).lineage.stage: one.id for one in made}
+    assert latest.lineage.inputs["peer"].id == by_stage["distill-peer"]
+    assert latest.lineage.inputs["corpus"].id == by_stage["prepare-corpus"]
+
+
+def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsys):
+    store = Store(tmp_path / "store")
+    command = _command(store, text_file, "--train-dense.training.context-length", "60000")
+    assert exit_code(lambda: flows.main(command)) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "shorter window" in said[0]
+    overview = Artifact.get("pipeline-lineage")
+    assert overview is not None
+    assert "prepare-corpus" in overview.data  # what was reached stands there all the same
+
+
+@pytest.mark.parametrize("flow", [flows.chain, *flows.FLOWS.values()], ids=lambda flow: flow.name)
+def test_every_flow_can_be_deployed(flow, monkeypatch):
+    monkeypatch.chdir(flows.ROOT)
+    deployment = flow.to_deployment(name="local")
+    file, _, name = deployment.entrypoint.partition(":")
+    assert file == "flows.py"
+    assert getattr(flows, name) is flow
+    assert "description" in json.dumps(flow.parameters.model_dump())

@@ -1,0 +1,117 @@
+"""The rules of the house: whose packages win, who may import whom, that every stage and every field is described."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, get_origin
+
+import pytest
+from pydantic import BaseModel
+
+from pipeline.codec import known_kinds
+from stages import STAGES
+from stages.plan import CHAIN, PRESETS, Plan, plain
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("artifacts", "kernels", "pipeline", "stages")
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_our_package_wins_over_those_of_the_same_name_on_pypi(package):
+    found = Path(importlib.import_module(package).__file__ or "")
+    assert found.is_relative_to(ROOT), (
+        f"{package} was imported from {found}: a package of the same name is installed; run from the root of the house"
+    )
+
+
+def _imports(file: Path) -> set[str]:
+    """The top-level packages that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def test_flows_imports_its_layers_prefect_and_the_standard_library_alone():
+    foreign = _imports(ROOT / "flows.py") - set(sys.stdlib_module_names)
+    assert foreign <= {"artifacts", "pipeline", "stages", "prefect"}
+
+
+def test_nothing_below_imports_flows_or_prefect():
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            assert not _imports(file) & {"flows", "prefect"}, file
+
+
+def test_importing_the_layers_below_flows_loads_no_prefect():
+    code = (
+        "import sys, artifacts, kernels, pipeline.corpus, pipeline.progress, stages.command, stages.__main__\n"
+        "loaded = sorted(name for name in sys.modules if name.partition('.')[0] == 'prefect')\n"
+        "sys.exit(', '.join(loaded) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_chain_goes_through_all_stages_each_after_its_inputs():
+    assert [step.stage for step in CHAIN] == list(STAGES)
+    for number, step in enumerate(CHAIN):
+        assert step.inputs.keys() == step.stage.inputs.keys()
+        assert set(step.inputs.values()) <= {above.name for above in CHAIN[:number]}
+
+
+def test_every_input_is_of_a_kind_that_something_here_opens():
+    for stage in STAGES:
+        for role in stage.inputs.values():
+            assert set(role.kinds) <= set(known_kinds()), stage.name
+
+
+def test_every_stage_has_a_field_of_the_plan_and_a_file_of_its_name():
+    fields = {name: info.annotation for name, info in Plan.model_fields.items() if name != "chain"}
+    assert fields == {step.field: step.stage.config_type for step in CHAIN}
+    for step in CHAIN:
+        assert (ROOT / "stages" / f"{step.field}.py").is_file()
+        assert step.stage.summary
+
+
+def _undescribed(model: type[BaseModel]) -> list[str]:
+    """Fields without a description, but for those that can only have one value."""
+    found = []
+    for name, info in model.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            found += _undescribed(info.annotation)
+        is_fixed = get_origin(info.annotation) is Literal and len(info.annotation.__args__) == 1
+        if not info.description and not is_fixed:
+            found.append(f"{model.__name__}.{name}")
+    return found
+
+
+def test_every_field_of_every_config_is_described():
+    assert _undescribed(Plan) == []
+
+
+def _flat(values: dict[str, object], above: str = "") -> Iterator[tuple[str, object]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{name}.")
+        else:
+            yield f"{above}{name}", value
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_plan_that_can_be_run(name):
+    plan = PRESETS[name]()
+    assert plan.steps()
+    contexts = {
+        value
+        for step in plan.steps()
+        for name, value in _flat(plain(plan.config_of(step)))
+        if name.endswith("context_length")
+    }
+    assert len(contexts) == 1  # losses of models that are compared are over the same windows
