@@ -27,17 +27,15 @@ import atexit
 import inspect
 import json
 import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import Any, cast
 
 from artifacts import ArtifactError, ArtifactId, Store, lineage_card, mermaid
+from pipeline.prefect_server import free_port, is_healthy, server
 from pipeline.progress import print_results, shown
 from pipeline.stage import Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES
@@ -254,60 +252,6 @@ def _remember_card(store: Store, id: ArtifactId, uuid: str) -> None:
 
 
 @contextmanager
-def server(port: int, *, ui: bool) -> Iterator[str]:
-    """A Prefect server on 127.0.0.1 for as long as the block; yields its URL once it answers."""
-    url = f"http://127.0.0.1:{port}"
-    settings = {
-        "PREFECT_API_URL": f"{url}/api",
-        "PREFECT_SERVER_UI_API_URL": f"{url}/api",
-        "PREFECT_SERVER_UI_ENABLED": "true" if ui else "false",
-        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
-        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-    }
-    HOME.mkdir(parents=True, exist_ok=True)
-    with (HOME / "server.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-             "--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--timeout-keep-alive", "30"],
-            env={**os.environ, **settings}, stdout=log, stderr=log, cwd=ROOT,
-            start_new_session=True,  # Ctrl-C is for us: the server must still hear how the run ended
-        )  # fmt: skip
-    try:
-        _wait_until_healthy(url, process)
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-
-
-def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", timeout: float = 120) -> None:
-    start = time.monotonic()
-    while not is_healthy(url):
-        if process.poll() is not None:
-            raise RuntimeError(f"Prefect's server ended with code {process.returncode}; {HOME / 'server.log'} says why")
-        if time.monotonic() - start > timeout:
-            raise RuntimeError(
-                f"Prefect's server did not answer within {timeout:.0f} s; {HOME / 'server.log'} may say why"
-            )
-        time.sleep(0.1)
-
-
-def is_healthy(url: str) -> bool:
-    connection = HTTPConnection(url.removeprefix("http://"), timeout=0.9)
-    try:
-        connection.request("GET", "/api/health")
-        return connection.getresponse().status == 200
-    except (OSError, HTTPException):
-        return False
-    finally:
-        connection.close()
-
-
-@contextmanager
 def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
     """Within it, flows are recorded: by the server of PREFECT_API_URL, else that of `ui`, else a temporary one."""
     live = UI_URL.read_text().strip() if UI_URL.is_file() else ""
@@ -319,7 +263,7 @@ def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
     else:
         stack = ExitStack()
         atexit.register(stack.close)  # not sooner: Prefect's threads send the last of the log when Python ends
-        url = stack.enter_context(server(port or _free_port(), ui=ui))
+        url = stack.enter_context(server(port or free_port(), home=HOME, ui=ui))
         with _settings_for(url):
             yield url
 
@@ -330,12 +274,6 @@ def _settings_for(url: str) -> Any:
     return temporary_settings(
         {PREFECT_API_URL: f"{url}/api", PREFECT_UI_URL: f"{url}/v2", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def main_run(command: RunCommand) -> int:
@@ -364,7 +302,7 @@ def main_stage(command: StageCommand) -> int:
 
 
 def main_ui(command: UiCommand) -> int:
-    with server(command.port, ui=True) as url:
+    with server(command.port, home=HOME, ui=True) as url:
         UI_URL.write_text(url)
         try:
             print(f"Prefect's UI is at {url}/v2 (Ctrl-C ends it)", flush=True)

@@ -148,7 +148,7 @@ class Plan(BaseModel):
     train_dense: TrainDenseConfig = Field(default=TrainDenseConfig(), description="The dense baseline.")
     train_monet: TrainMonetConfig = Field(default=TrainMonetConfig(), description="Monet.")
     train_peer: TrainPeerConfig = Field(
-        default=TrainPeerConfig(training=TrainingConfig(learning_rate=3e-3)),
+        default=TrainPeerConfig(),
         description="PEER trained from random weights.",
     )
     distill_peer: DistillPeerConfig = Field(default=DistillPeerConfig(), description="Monet's conversion to PEER.")
