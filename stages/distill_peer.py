@@ -70,6 +70,11 @@ def distill_peer(
     for name, parameter in peer.named_parameters():
         parameter.requires_grad_(".moe." in name or ".router." in name)
     peer.train()
+    for block in peer.blocks():
+        if isinstance(block.router, PeerRouter):
+            # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
+            block.router.norm1.eval()
+            block.router.norm2.eval()
     fitted = fit(
         peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
         rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],

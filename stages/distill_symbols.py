@@ -6,7 +6,7 @@ import time
 from typing import Annotated
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor
 
 from pipeline.corpus import Corpus, random_windows
@@ -54,12 +54,21 @@ class DistillSymbolsConfig(StageConfig):
     identities: int = Field(default=32, ge=1, description="Most frequent tokens that are literals of their own.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How the result is measured.")
 
+    @field_validator("coordinates")
+    @classmethod
+    def _rises(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
+        if sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
+            raise ValueError(f"coordinates={sizes} must rise from 1 or more, such as 1 2 4 8")
+        return sizes
+
 
 @stage(name="distill-symbols", version=1)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
     """PEER int4 -> symbols: formulas and logic in tables, replacing every expert of the model."""
+    if config.coordinates[-1] > int4.shape.d_model:
+        raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
     began = time.monotonic()
     fit = record(int4, _sample(corpus, config, "fit", config.sample_tokens), places=config.places, what="record")
     check = record(int4, _sample(corpus, config, "check", config.check_tokens), places=config.places, what="record")

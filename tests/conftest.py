@@ -5,6 +5,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
+
+# Tiny tensors: threads cost more than they give, most of all where cores are shared.
+torch.set_num_threads(1)
 
 # Before flows.py is imported: it keeps what is set.
 _HOME = tempfile.TemporaryDirectory(prefix="prefect-", ignore_cleanup_errors=True)

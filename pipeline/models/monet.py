@@ -64,10 +64,11 @@ class MonetSpec(BaseModel):
 def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float) -> Tensor:
     """(N, H, I) logits, those below the axis threshold at minus infinity; the best one of a head always passes.
 
-    In float32 whatever the model's dtype, or higher if it is. `norm` is a batch norm over the heads.
+    In float32 whatever the model's dtype, or higher if it is. `norm` is a batch norm of the
+    heads: one mean and variance each, over tokens and sub-experts.
     """
     logits_NHI = logits_NHI if logits_NHI.dtype == torch.float64 else logits_NHI.float()
-    normal_NHI = norm(logits_NHI.transpose(1, 2).flatten(0, 1)).unflatten(0, (len(logits_NHI), -1)).transpose(1, 2)
+    normal_NHI = norm(logits_NHI)
     limit_NH1 = normal_NHI.amax(-1, keepdim=True).clamp(max=deviations)
     return logits_NHI.masked_fill(normal_NHI < limit_NH1, -torch.inf)
 

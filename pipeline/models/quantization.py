@@ -62,4 +62,5 @@ def sqnr_db(model: LanguageModel, peer: LanguageModel) -> float:
         read_ED = table.rows(torch.arange(len(rows_ED), device=rows_ED.device))
         signal += rows_ED.double().square().sum().item()
         noise += (read_ED - rows_ED).double().square().sum().item()
-    return 10 * math.log10(signal / noise)
+    # Tables that int4 writes exactly have no noise; a metric must be finite.
+    return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))

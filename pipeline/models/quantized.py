@@ -138,7 +138,7 @@ class QuantizedExperts(nn.Module):
     def pre_activations(self, x_ND: Tensor, expert_P: Tensor, token_P: Tensor) -> Tensor:
         """(P): u . x + b of these pairs of an expert and a token, which are in order of experts."""
         row_R, count_R = torch.unique_consecutive(expert_P, return_counts=True)
-        local_P = torch.repeat_interleave(torch.arange(len(row_R)), count_R)
+        local_P = torch.repeat_interleave(torch.arange(len(row_R), device=row_R.device), count_R)
         return bags.row_dots(self.u.rows(row_R), x_ND, token_P, starts(count_R), local_P) + self.bias[expert_P]
 
 

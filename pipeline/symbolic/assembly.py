@@ -91,6 +91,8 @@ def distil_block(
     exact_bits_E = _exact_bits(experts, model.shape.d_model)
     option_list, options = _options(experts, model.shape.d_model, check, formulas, with_logic, statements)
     energy_E, variance_E = _energies(experts, check)
+    if not float(variance_E.sum()) > 0:
+        raise ValueError(f"no expert of block {layer} does anything on the sample; take more check_tokens")
 
     share, budget_left = 1.0, TIGHTENINGS
     while True:

@@ -1,0 +1,312 @@
+"""Experts read out: expressions say what the tables compute, statements say when, and the command shows both."""
+
+import json
+
+import pytest
+import sympy
+import torch
+
+from artifacts import Circumstance, Recipe, Store
+from pipeline.corpus import Corpus, CorpusSpec, make_split
+from pipeline.corpus_tokenizer import ByteTokenizer
+from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.peer import PeerSpec
+from pipeline.models.symbols import SymbolSpec
+from pipeline.models.transformer import TransformerSpec
+from pipeline.symbolic.__main__ import main
+from pipeline.symbolic.functions import CATALOGUE, SPLINE_CODE
+from pipeline.symbolic.logic import context_of
+from pipeline.symbolic.reading import (
+    firing_statement,
+    firings,
+    latex,
+    literal_name,
+    magnitude_expression,
+    magnitudes_by_formula,
+    output_energies,
+    read_expert,
+    symbol_experts,
+)
+from pipeline.symbolic.tiers import Tier
+
+# N tokens, D model width, E experts, P pairs
+
+D, KEYS, E, HEADS = 14, 3, 20, 2
+DENSE, SPLINE, LOGIC, CONSTANT, DROPPED = 0, 13, 14, 15, 16
+NAMES = ["letters", "own set of expert 14, token[-1]", "token[0] is '\ufffd'", "token[0] is '\ufffd'"]
+VOCABULARY = [ByteTokenizer().decode([token]) for token in range(256)]
+TEXT = "the cat sat on the mat, and the dog ran after 27 hens\n"
+
+
+def fill(experts, generator):
+    """Expert 0 is dense, 1 to 12 have a function each, 13 a spline, 14 and 15 logic; the others are dropped."""
+    experts.tier_E[:] = Tier.T4
+    experts.tier_E[DENSE], experts.tier_E[1:14] = Tier.T0, Tier.T1
+    experts.tier_E[LOGIC], experts.tier_E[CONSTANT] = Tier.T2, Tier.T3
+    experts.code_E[:14] = torch.tensor([4, *(function.code for function in CATALOGUE), SPLINE_CODE])
+    experts.code_E[LOGIC] = 8
+    experts.scale_E[:] = torch.randn(E, generator=generator)
+    experts.scale_E[DENSE], experts.scale_E[SPLINE] = 1, 1
+    experts.offset_E[1:13] = torch.randn(12, generator=generator)
+    experts.intercept_E[:15] = torch.randn(15, generator=generator)
+    experts.index_EK.copy_(torch.stack([torch.randperm(D, generator=generator)[:4] for _ in range(E)]))
+    experts.coefficient_EK.copy_(torch.randn(E, 4, generator=generator))
+    experts.coefficient_EK[:, 3] = 0
+    experts.dense_u_FD.copy_(torch.randn(1, D, generator=generator))
+    experts.spline_low_W[:], experts.spline_high_W[:] = -1.25, 0.5
+    experts.spline_coefficient_WK.copy_(torch.randn(1, 11, generator=generator))
+    experts.gate_E[LOGIC], experts.literal_a_E[LOGIC], experts.literal_b_E[LOGIC] = 2, 0, 1
+    experts.gate_E[CONSTANT], experts.literal_a_E[CONSTANT], experts.literal_b_E[CONSTANT] = 7, 2, 3
+    experts.member_LV[0] = torch.tensor([text.isalpha() for text in VOCABULARY])
+    experts.member_LV[1, [ord("t"), ord("\n")]] = True
+    experts.member_LV[2, 200] = experts.member_LV[3, ord("a")] = True
+    experts.literal_offset_L[1] = 1
+    experts.v.set(
+        torch.randint(-7, 8, (E, D), generator=generator).to(torch.int8), torch.rand(E, generator=generator).half()
+    )
+    experts.check()
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Two blocks that share a router."""
+    peer = PeerSpec(
+        precision="int4", num_keys=KEYS, num_experts=E, num_heads=HEADS, sub_keys="identity", d_key=KEYS,
+        query_norm=False, gate="jumprelu", pairs_per_head=2, active_keys=2, activation="relu2", router_group=2,
+    )  # fmt: skip
+    spec = SymbolSpec(
+        peer=peer, vocab_size=256, coordinates=4, places=2, num_dense=(1, 1), num_literals=(4, 4), num_splines=(1, 1)
+    )
+    shape = TransformerSpec(d_model=D, num_layers=2, num_heads=1, num_kv_heads=1, vocab_size=256)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(4)
+        model = LanguageModel(ModelSpec(transformer=shape, experts=spec)).eval()
+        model.blocks()[0].router.scores.threshold_H.copy_(torch.tensor([-2.5004, -3.2496]))
+        for layer in range(2):
+            fill(model.blocks()[layer].moe, torch.Generator().manual_seed(layer))
+    return model
+
+
+@pytest.mark.parametrize("expert", range(16))
+def test_the_unrounded_expression_is_the_magnitude_that_the_tables_compute(model, expert):
+    experts = model.blocks()[1].moe
+    x_ND = torch.randn(67, D, generator=torch.Generator().manual_seed(expert))
+    token_N = torch.arange(67)
+    wanted_N = experts.magnitudes(x_ND, token_N, torch.full((67,), expert))
+    found_N = magnitudes_by_formula(experts, expert, x_ND)
+    torch.testing.assert_close(found_N.float(), wanted_N, rtol=1e-4, atol=1e-5)
+
+
+def test_the_expression_of_a_spline_is_a_piecewise_cubic_that_is_constant_outside(model):
+    experts = model.blocks()[1].moe
+    shown = magnitude_expression(experts, SPLINE)
+    assert isinstance(shown, sympy.Piecewise)
+    assert len(shown.args) == 1 + 8 + 1
+    x_ND = torch.zeros(2, D)
+    index, coefficient = int(experts.index_EK[SPLINE, 0]), float(experts.coefficient_EK[SPLINE, 0])
+    x_ND[:, index] = torch.tensor([50.0, 5000.0]) / coefficient
+    high, higher = magnitudes_by_formula(experts, SPLINE, x_ND).tolist()
+    assert high == higher
+
+
+def test_a_shown_formula_is_rounded_and_names_only_its_coordinates(model):
+    experts = model.blocks()[0].moe
+    shown = magnitude_expression(experts, 9, digits=3)
+    named = {f"x_{index}" for index in experts.index_EK[9, :3].tolist()}
+    assert {str(symbol) for symbol in shown.free_symbols} == named
+    assert all(number == sympy.Float(float(f"{float(number):.3g}"), 3) for number in shown.atoms(sympy.Float))
+    assert len(magnitude_expression(experts, DENSE).free_symbols) == D
+    assert magnitude_expression(experts, CONSTANT, digits=None) == float(experts.scale_E[CONSTANT])
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_an_exact_firing_rule_compares_the_experts_scores_with_the_thresholds_of_the_router_it_obeys(model, layer):
+    experts = symbol_experts(model, layer)
+    expert = 11
+    cell = int(experts.index.cell_of_experts()[expert])
+    row, column = cell // KEYS, cell % KEYS
+    wanted = [f"A^{h}_{row} + B^{h}_{column} > {limit}" for h, limit in enumerate(("-2.5", "-3.25"))]
+    reading = read_expert(model, layer, expert, NAMES, VOCABULARY)
+    assert sorted(reading.firing.split(" or ")) == sorted(wanted)
+    assert reading.tier == Tier.T1
+    assert reading.num_coordinates == 3
+
+
+def test_the_exact_rule_is_true_where_the_model_fires(model):
+    tokens_BT = torch.randint(256, (3, 15), generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        trace = model.trace(tokens_BT)
+        row_NHI, column_NHJ = model.blocks()[0].router.scores.log_gates(trace.expert_inputs[0])
+    fired = firings(model.blocks()[0].moe, trace.expert_inputs[0], trace.routings[0])
+    for expert in (DENSE, 5, 11):
+        rule = firing_statement(model, 0, expert, NAMES, VOCABULARY, digits=None)
+        where = set(fired.token_P[fired.expert_P == expert].tolist())
+        for token in range(tokens_BT.numel()):
+            values = {}
+            for symbol in rule.free_symbols:
+                head, key = map(int, str(symbol)[2:].split("_"))
+                score = float((row_NHI if str(symbol)[0] == "A" else column_NHJ)[token, head, key])
+                values[symbol] = sympy.Float(score) if score > float("-inf") else -sympy.oo
+            assert bool(rule.subs(values)) == (token in where)
+
+
+def test_a_threshold_of_minus_infinity_is_shown_as_one(model):
+    threshold_H = model.blocks()[0].router.scores.threshold_H
+    before = threshold_H.clone()
+    threshold_H[:] = -torch.inf
+    firing = read_expert(model, 1, DENSE, NAMES, VOCABULARY).firing
+    threshold_H.copy_(before)
+    assert firing.count("> -oo") == HEADS
+
+
+def test_a_logic_rule_names_literals_and_the_tokens_of_an_experts_own_set(model):
+    reading = read_expert(model, 0, LOGIC, NAMES, VOCABULARY)
+    own = "token[-1] in {'\\n', 't'}"
+    assert literal_name(model.blocks()[0].moe, 1, NAMES, VOCABULARY) == own
+    assert reading.rule == sympy.And(sympy.Symbol("letters"), sympy.Not(sympy.Symbol(own)))
+    assert reading.firing == f"letters & ~{own}"
+
+
+def test_the_logic_rule_is_true_where_the_model_fires(model):
+    tokens_BT = torch.tensor([list((TEXT * 2).encode())])
+    context_ON = context_of(tokens_BT, 2)
+    token_P, _ = model.blocks()[0].moe.logic_firings(torch.tensor([LOGIC]), context_ON)
+    text = TEXT * 2
+    wanted = [i for i, c in enumerate(text) if c.isalpha() and not (i > 0 and text[i - 1] in "t\n")]
+    assert token_P.tolist() == wanted
+
+
+def test_literals_that_look_alike_stay_two(model):
+    assert len(firing_statement(model, 0, CONSTANT, NAMES, VOCABULARY).free_symbols) == 2
+
+
+def test_a_dropped_expert_never_fires(model):
+    reading = read_expert(model, 0, DROPPED, NAMES, VOCABULARY)
+    assert (reading.tier, reading.firing, reading.rule) == (Tier.T4, "never", sympy.false)
+
+
+@pytest.mark.parametrize("expert", [1, 5, SPLINE, LOGIC])
+def test_latex_sets_literals_as_text_and_has_balanced_braces(model, expert):
+    reading = read_expert(model, 0, expert, NAMES, VOCABULARY)
+    for part in (reading.rule, reading.magnitude, reading.function, reading.argument):
+        written = latex(part).replace("\\{", "").replace("\\}", "")
+        assert written.count("{") == written.count("}")
+    if expert == LOGIC:
+        assert r"\text{letters}" in latex(reading.rule)
+        assert r"\text{token[-1] in \{'\textbackslash{}n', 't'\}}" in latex(reading.rule)
+    else:
+        assert r"A^{0}_{" in latex(reading.rule)
+
+
+@pytest.mark.parametrize(("layer", "expert", "range_of"), [(2, 0, "0 to 1"), (-1, 0, "0 to 1"), (0, E, "0 to 19")])
+def test_a_layer_or_expert_that_is_not_there_is_told_with_the_range(model, layer, expert, range_of):
+    with pytest.raises(ValueError, match=range_of):
+        read_expert(model, layer, expert, NAMES, VOCABULARY)
+
+
+def test_literals_without_their_names_are_refused(model):
+    with pytest.raises(ValueError, match="4 literals and 2 names"):
+        firing_statement(model, 0, LOGIC, NAMES[:2], VOCABULARY)
+
+
+def test_firings_add_up_to_the_layers_output(model):
+    tokens_BT = torch.randint(256, (2, 15), generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        trace = model.trace(tokens_BT)
+    experts = model.blocks()[1].moe
+    fired = firings(experts, trace.expert_inputs[1], trace.routings[1])
+    added_PD = fired.strength_P[:, None] * experts.v.rows(fired.expert_P)
+    sum_ND = torch.zeros(30, D).index_add(0, fired.token_P, added_PD)
+    torch.testing.assert_close(sum_ND, trace.expert_outputs[1], rtol=1e-4, atol=1e-5)
+    energy_E = torch.zeros(E).index_add(0, fired.expert_P, added_PD.square().sum(1))
+    torch.testing.assert_close(output_energies(experts, fired), energy_E)
+
+
+@pytest.fixture(scope="module")
+def store(model, tmp_path_factory):
+    """A corpus and a symbols model made from it."""
+    store = Store(tmp_path_factory.mktemp("reading") / "store")
+    tokenizer = ByteTokenizer()
+    split = make_split([(0, TEXT * 12)], tokenizer)
+    spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("text",))
+    corpus = Corpus(spec, train=split, held_out=split, tokenizer=tokenizer)
+
+    def publish(stage, value, files, **inputs):
+        return store.publish(
+            recipe=Recipe(stage=stage, stage_version=1, config={}, seed=0, inputs=inputs),
+            kind=value.kind,
+            spec=value.spec.model_dump(mode="json"),
+            tensors=value.to_tensors(),
+            metrics={},
+            files=files,
+            circumstance=Circumstance.now(device="cpu", seconds=0.0),
+        )
+
+    corpus_id = publish("prepare-corpus", corpus, {})
+    publish("distill-symbols", model, {"literals.json": json.dumps([NAMES, NAMES]).encode()}, corpus=corpus_id)
+    return store
+
+
+def show(store, capsys, *arguments):
+    code = main(["show", *arguments, "--store", str(store.root)])
+    return code, *capsys.readouterr()
+
+
+def test_show_prints_rule_formula_and_contexts_of_a_logic_expert(store, capsys):
+    code, out, err = show(store, capsys, "latest", "--layer", "0", "--expert", str(LOGIC), "--latex")
+    assert (code, err) == (0, "")
+    for piece in ("T2, logic and formula", "letters & ~token[-1] in {'\\n', 't'}", "tanh(z)", "where z is", "LaTeX"):
+        assert piece in out
+    assert "most on the last token of" in out
+    contexts = [line.split(None, 1)[1] for line in out.splitlines()[-8:]]
+    assert all(eval(context)[-1].isalpha() for context in contexts)
+
+
+@pytest.mark.parametrize("expert", range(17))
+def test_show_shows_every_expert(store, capsys, expert):
+    code, out, err = show(store, capsys, "latest", "--layer", "1", "--expert", str(expert))
+    assert (code, err) == (0, "")
+    assert ("never" in out) == (expert == DROPPED)
+
+
+def test_show_of_a_dense_expert_names_its_largest_terms(store, capsys):
+    _, out, _ = show(store, capsys, "latest", "--layer", "0", "--expert", "0")
+    assert "T0, exact, dense u" in out
+    assert f"coordinates  {D}" in out
+    assert "A^0_0 + B^0_0 > -2.5 or A^1_0 + B^1_0 > -3.25" in out
+
+
+def test_show_without_an_expert_counts_tiers_and_ranks_experts(store, capsys):
+    code, out, err = show(store, capsys, "latest")
+    assert (code, err) == (0, "")
+    assert "layer 0" in out
+    assert "layer 1" in out
+    lines = [line.split() for line in out.splitlines()]
+    counts = {line[0]: int(line[1]) for line in lines if line and line[0] in Tier.__members__}
+    assert counts == {"T0": 1, "T1": 13, "T2": 1, "T3": 1, "T4": 4}
+    code, one, _ = show(store, capsys, "latest", "--layer", "1")
+    assert code == 0
+    assert "layer 0" not in one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("latest", "--layer", "2"), "layer 2 is not in this model, which has the layers 0 to 1"),
+        (("latest", "--layer", "0", "--expert", "20"), "expert 20 is not in layer 0, which has the experts 0 to 19"),
+        (("latest", "--layer", "0", "--expert", "-1"), "expert -1 is not in layer 0, which has the experts 0 to 19"),
+        (("latest", "--expert", "3"), "give --layer too"),
+        (("prepare-corpus", "--layer", "0"), "a 'symbols' was needed here"),
+        (("nothing-like-it", "--layer", "0"), "nothing-like-it"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_exit_code_2(store, capsys, arguments, sentence):
+    code, out, err = show(store, capsys, *arguments)
+    assert (code, out) == (2, "")
+    assert sentence in err
+    assert err.count("\n") == 1
+
+
+def test_a_store_that_is_not_there_is_told(tmp_path, capsys):
+    code, out, err = show(Store(tmp_path / "none"), capsys, "latest")
+    assert (code, out, err.count("\n")) == (2, "", 1)

@@ -1,0 +1,262 @@
+"""distill-symbols on a tiny int4 model: what it promises of tiers, budgets, controls and the artifact."""
+
+import json
+import math
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from pipeline.corpus import Corpus, CorpusSpec, make_split, random_windows
+from pipeline.corpus_tokenizer import ByteTokenizer
+from pipeline.measures import MeasureConfig
+from pipeline.models.conversion import keep_experts, peer_from_monet
+from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.monet import MonetSpec
+from pipeline.models.peer import PeerRouter, threshold_for
+from pipeline.models.quantization import to_int4
+from pipeline.models.symbols import SymbolExperts, SymbolSpec
+from pipeline.models.transformer import TransformerSpec
+from pipeline.symbolic import assembly
+from pipeline.symbolic.assembly import distil_block, symbol_model
+from pipeline.symbolic.logic import build_literals
+from pipeline.symbolic.recording import record
+from pipeline.symbolic.tiers import Options, Tier
+from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
+
+EXPERTS, LAYERS = 61, 2
+WORDS = ["sum", "gate", "token", "x_1", "=", "(a + b)", "27", "Expert", "\n"]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Corpus:
+    generator, tokenizer = torch.Generator().manual_seed(0), ByteTokenizer()
+
+    def text(words: int) -> str:
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (words,), generator=generator).tolist())
+
+    spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("words",))
+    train, held_out = (make_split([(0, text(words))], tokenizer) for words in (1200, 150))
+    return Corpus(spec, train=train, held_out=held_out, tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="module")
+def int4(corpus) -> LanguageModel:
+    """A Monet trained for a few steps, so that its experts are worth something, as a pruned int4 PEER."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        shape = TransformerSpec(d_model=16, num_layers=LAYERS, num_heads=2, num_kv_heads=2, vocab_size=256)
+        experts = MonetSpec(num_sub_experts=6, d_expert=2, num_heads=2, active_sub_experts=2, router_group=2)
+        monet = LanguageModel(ModelSpec(transformer=shape, experts=experts)).train()
+        generator = torch.Generator().manual_seed(2)
+        optimizer = torch.optim.AdamW(monet.parameters(), lr=1e-2)
+        for _ in range(40):
+            inputs_BT, targets_BT = random_windows(corpus.train, batch=8, length=32, generator=generator)
+            loss = torch.nn.functional.cross_entropy(monet(inputs_BT).flatten(0, 1), targets_BT.flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        peer = peer_from_monet(monet.eval(), pairs_per_head=3)
+        trace = peer.trace(random_windows(corpus.train, batch=16, length=32, generator=generator)[0])
+        for block, routing in zip(peer.blocks(), trace.routings, strict=True):
+            if isinstance(block.router, PeerRouter):
+                block.router.threshold_H.copy_(threshold_for(routing.log_gate1_NHI, routing.log_gate2_NHJ, 3))
+        return to_int4(keep_experts(peer, [torch.arange(EXPERTS)] * LAYERS), clips=3)
+
+
+def config(**changes) -> DistillSymbolsConfig:
+    smaller = {
+        "sample_tokens": 2048, "check_tokens": 2048, "context_length": 32, "coordinates": (1, 2, 4),
+        "samples": 96, "places": 2, "identities": 8, "measure": MeasureConfig(tokens=512),
+    }  # fmt: skip
+    return DistillSymbolsConfig(**{**smaller, **changes})
+
+
+@pytest.fixture(scope="module")
+def made(corpus, int4):
+    """Loose enough that every kind of option has its chance."""
+    return distill_symbols.fn(config(least_r2=0.6, least_recovered=0.05), corpus=corpus, int4=int4)
+
+
+@pytest.fixture(scope="module")
+def exact(corpus, int4):
+    """So strict that nothing that fires may err."""
+    return distill_symbols.fn(config(least_r2=1.0, least_recovered=0.05), corpus=corpus, int4=int4)
+
+
+def tiers(output):
+    return torch.cat([block.moe.tier_E for block in output.value.blocks()])
+
+
+def test_metrics_are_finite_and_named(made):
+    named = {
+        "held_out_loss_nats",
+        "loss_increase_nats",
+        "loss_recovered",
+        "loss_recovered_constant_magnitude",
+        "loss_recovered_permuted_firing",
+        "readable_energy_share",
+        "firing_f1_mean",
+        "firing_f1_same_rate_null_mean",
+        "r2_energy_weighted",
+        "description_bits_per_expert",
+        "description_bits_per_expert_exact",
+        "experts_per_second",
+    }
+    assert named <= made.metrics.keys()
+    assert {name: value for name, value in made.metrics.items() if not math.isfinite(value)} == {}
+
+
+def test_shares_of_tiers_sum_to_one_and_are_those_of_the_tables(made):
+    for kind in ("expert_share", "energy_share"):
+        assert sum(made.metrics[f"{kind}_{tier.name.lower()}"] for tier in Tier) == pytest.approx(1)
+    for tier in Tier:
+        share = float((tiers(made) == tier).float().mean())
+        assert made.metrics[f"expert_share_{tier.name.lower()}"] == pytest.approx(share)
+    readable = sum(made.metrics[f"energy_share_{name}"] for name in ("t1", "t2", "t3"))
+    assert made.metrics["readable_energy_share"] == pytest.approx(readable)
+    assert readable > 0.1
+
+
+def test_the_r2_bound_holds_and_the_description_is_shorter_than_the_exact_one(made, exact):
+    assert made.metrics["r2_energy_weighted"] >= 0.6
+    assert made.metrics["description_bits_per_expert"] < exact.metrics["description_bits_per_expert"]
+    exact_bits = exact.metrics["description_bits_per_expert_exact"]
+    assert exact.metrics["description_bits_per_expert"] <= exact_bits
+    assert made.metrics["description_bits_per_expert_exact"] == pytest.approx(exact_bits)
+
+
+def test_without_an_error_budget_all_that_fires_is_exact_and_the_loss_stays(exact):
+    assert exact.metrics["energy_share_t0"] == pytest.approx(1, abs=1e-6)
+    assert exact.metrics["readable_energy_share"] == pytest.approx(0, abs=1e-6)
+    assert not set(tiers(exact).tolist()) & {Tier.T2, Tier.T3}
+    assert exact.metrics["loss_increase_nats"] == pytest.approx(0, abs=1e-4)
+    assert exact.metrics["loss_recovered"] == pytest.approx(1, abs=1e-2)
+    assert exact.metrics["r2_energy_weighted"] == pytest.approx(1, abs=1e-4)
+    assert exact.metrics["firing_f1_mean"] == 1
+
+
+def test_symbols_recover_more_of_the_loss_than_models_that_know_less(exact):
+    recovered = exact.metrics["loss_recovered"]
+    assert recovered > exact.metrics["loss_recovered_constant_magnitude"] + 0.05
+    assert recovered > exact.metrics["loss_recovered_permuted_firing"] + 0.2
+
+
+def test_the_model_comes_back_from_its_tensors_with_the_same_logits(made, corpus):
+    model = made.value
+    assert model.kind == "symbols"
+    spec = json.loads(json.dumps(model.spec.model_dump(mode="json")))
+    again = LanguageModel.restore("symbols", spec, dict(model.to_tensors()), {})
+    inputs_BT, _ = random_windows(corpus.train, batch=3, length=21, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert torch.equal(again.eval()(inputs_BT), model(inputs_BT))
+
+
+def test_every_literal_of_the_artifact_has_a_name(made):
+    names = json.loads(made.files["literals.json"])
+    assert isinstance(made.value.spec.experts, SymbolSpec)
+    assert tuple(map(len, names)) == made.value.spec.experts.num_literals
+    for block in made.value.blocks():
+        assert isinstance(block.moe, SymbolExperts)
+        block.moe.check()
+
+
+LADDER = (1, 4)
+OPTIONS = {
+    "exact": 0, "known function": 1, "catalogue function": 5, "spline": 6, "logic and formula": 7, "logic": 8, "none": 9
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
+def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(corpus, int4, monkeypatch, option):
+    """Every expert of block 0 takes this option, where it has it, whatever it costs."""
+    generator, vocabulary = torch.Generator().manual_seed(3), [corpus.tokenizer.decode([v]) for v in range(256)]
+    fit, check = (
+        record(int4, [random_windows(corpus.train, batch=32, length=32, generator=generator)[0]], places=2, what="")[0]
+        for _ in range(2)
+    )
+    counts_V = torch.bincount(fit.context_ON[0], minlength=256)
+    literals, names = build_literals(vocabulary, counts_V, places=2, identities=8)
+    taken = []
+
+    def take(options: Options, budget: float):
+        assert options.bits_EO.shape == (EXPERTS, 10)
+        taken.append(torch.where(options.error_EO[:, option] < 1e29, option, 0))
+        return taken[-1]
+
+    monkeypatch.setattr(assembly, "choose", take)
+    block = distil_block(
+        int4, 0, fit, check, literals, names, corpus, ladder=LADDER, samples=64, least_r2=0.5,
+        least_recovered=1e-9, places=2, context_length=32,
+    )  # fmt: skip
+    assert int((taken[-1] == option).sum()) > 2
+    experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe
+    assert isinstance(experts, SymbolExperts)
+    assert len(block.literal_names) == len(experts.member_LV)
+
+    # Gates and magnitudes of every expert on every token, by the record and by the tables.
+    true_EN = torch.zeros(EXPERTS, len(check.x_ND))
+    true_EN[check.expert_P, check.token_P] = check.gate_P * torch.relu(check.pre_P).square()
+    gate_EN = torch.zeros_like(true_EN)
+    gate_EN[check.expert_P, check.token_P] = check.gate_P
+    token_N, found_EN = torch.arange(len(check.x_ND)), torch.zeros_like(true_EN)
+    for expert in torch.nonzero(experts.tier_E <= Tier.T2)[:, 0].tolist():
+        found_EN[expert] = experts.magnitudes(check.x_ND, token_N, torch.full_like(token_N, expert))
+    found_EN[experts.tier_E == Tier.T3] = experts.scale_E[experts.tier_E == Tier.T3, None]
+    by_logic_X = torch.nonzero((experts.tier_E == Tier.T2) | (experts.tier_E == Tier.T3))[:, 0]
+    token_P, expert_P = experts.logic_firings(by_logic_X, check.context_ON)
+    gate_EN[by_logic_X] = 0
+    gate_EN[expert_P, token_P] = 1
+    v2_E = experts.v.rows(torch.arange(EXPERTS)).square().sum(1)
+    error_E = (gate_EN * found_EN - true_EN).square().sum(1) * v2_E
+    torch.testing.assert_close(block.error_E, error_E, rtol=1e-3, atol=1e-4 * float(block.energy_E.max()) + 1e-9)
+    if option in (OPTIONS["logic and formula"], OPTIONS["logic"]):
+        fires_EN = true_EN.new_zeros(true_EN.shape)
+        fires_EN[check.expert_P, check.token_P] = 1
+        both_E = (fires_EN * gate_EN)[by_logic_X].sum(1)
+        f1_X = 2 * both_E / (fires_EN[by_logic_X].sum(1) + gate_EN[by_logic_X].sum(1)).clamp(min=1)
+        torch.testing.assert_close(block.f1_E[by_logic_X], f1_X)
+        assert float(f1_X.mean()) > 0.5
+
+
+def test_nothing_but_the_experts_changes(made, int4):
+    ours, theirs = made.value.state_dict(), int4.state_dict()
+    for name, tensor in theirs.items():
+        if ".moe." not in name:
+            assert torch.equal(ours[name.replace(".router.", ".router.scores.")], tensor)
+        elif ".moe.v." in name or "axis_bias" in name or "cell_start" in name:
+            assert torch.equal(ours[name], tensor)
+
+
+def test_the_same_inputs_make_the_same_tables(corpus, int4):
+    small = config(coordinates=(1, 3), sample_tokens=1024, check_tokens=1024, measure=MeasureConfig(tokens=256))
+    first, second = (distill_symbols.fn(small, corpus=corpus, int4=int4).value.state_dict() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("coordinates", [(8,), (2, 16)], ids=str)
+def test_any_ladder_of_coordinates_will_do(corpus, int4, coordinates):
+    small = config(coordinates=coordinates, sample_tokens=1024, check_tokens=1024, measure=MeasureConfig(tokens=256))
+    output = distill_symbols.fn(small, corpus=corpus, int4=int4)
+    assert output.value.spec.experts.coordinates == max(coordinates)
+
+
+def test_the_stage_leaves_the_model_it_reads_as_it_was(corpus, int4):
+    before = {name: tensor.clone() for name, tensor in int4.state_dict().items()}
+    modules = [block.moe for block in int4.blocks()]
+    distill_symbols.fn(
+        config(coordinates=(1,), sample_tokens=1024, check_tokens=1024, measure=MeasureConfig(tokens=256)),
+        corpus=corpus, int4=int4,
+    )  # fmt: skip
+    assert [block.moe for block in int4.blocks()] == modules
+    assert all(torch.equal(tensor, before[name]) for name, tensor in int4.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"least_r2": 0}, {"least_r2": 1.1}, {"coordinates": ()}, {"places": 1}, {"samples": 3}, {"unknown": 1}]
+)
+def test_a_config_out_of_range_is_refused(wrong):
+    with pytest.raises(ValidationError):
+        config(**wrong)

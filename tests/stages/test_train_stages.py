@@ -1,0 +1,127 @@
+"""The training stages learn a text that repeats, and say what they made."""
+
+import math
+
+import pytest
+import torch
+
+from pipeline.measures import DESCRIPTIONS
+from pipeline.models.dense import DenseSpec
+from pipeline.models.peer import PeerSpec
+from stages.train_dense import TrainDenseConfig, train_dense
+from stages.train_monet import TrainMonetConfig, train_monet
+from stages.train_peer import TrainPeerConfig, train_peer
+
+MEASURED = {
+    "held_out_loss_nats",
+    "held_out_loss_standard_error_nats",
+    "held_out_bits_per_byte",
+    "held_out_tokens_measured",
+    "num_parameters",
+    "peak_memory_bytes",
+    "train_loss_nats",
+    "train_tokens",
+    "tokens_per_second",
+}
+ROUTED = {"effective_experts", "effective_experts_least"}
+PEER = PeerSpec(num_keys=6, num_experts=50, num_heads=2, d_key=5, pairs_per_head=3, active_keys=2)
+
+
+def assert_metrics(output, names):
+    assert set(output.metrics) == names
+    assert all(math.isfinite(value) for value in output.metrics.values())
+
+
+def assert_learned(output):
+    """Far below ignorance (8 bits a byte): the text repeats."""
+    assert output.metrics["held_out_bits_per_byte"] < 5
+    assert output.metrics["held_out_bits_per_byte"] == pytest.approx(output.metrics["held_out_loss_nats"] / math.log(2))
+    assert not output.value.training
+
+
+def test_train_monet_learns_and_uses_its_sub_experts(monet, monet_config):
+    assert monet.value.kind == "monet"
+    assert monet.value.spec.experts == monet_config.monet
+    assert monet.value.spec.transformer.vocab_size == 256
+    assert_metrics(monet, MEASURED | ROUTED | {"uniformity_loss", "ambiguity_loss"})
+    assert_learned(monet)
+    assert monet.metrics["train_tokens"] == 60 * 6 * 23
+    assert monet.metrics["uniformity_loss"] >= math.log(6)
+    assert 0 <= monet.metrics["ambiguity_loss"] < 1
+
+
+def test_uniformity_weight_spreads_the_gates(run_in, monet_config, corpus, training):
+    losses = []
+    for weight in (0.0, 10.0):
+        config = monet_config.model_copy(update={"uniformity_weight": weight, "training": training(20)})
+        losses.append(run_in(train_monet, config, corpus=corpus).metrics["uniformity_loss"])
+    assert losses[1] < losses[0]
+
+
+def test_train_dense_learns(run_in, corpus, monet_config, training):
+    config = TrainDenseConfig(
+        transformer=monet_config.transformer,
+        mlp=DenseSpec(d_hidden=30),
+        training=training(30),
+        measure=monet_config.measure,
+    )
+    output = run_in(train_dense, config, corpus=corpus)
+    assert output.value.kind == "dense"
+    assert_metrics(output, MEASURED)
+    assert_learned(output)
+
+
+@pytest.mark.parametrize("gate", ["softmax", "jumprelu"])
+def test_train_peer_learns_and_tells_the_size_of_its_tables(run_in, corpus, monet_config, training, gate):
+    config = TrainPeerConfig(
+        transformer=monet_config.transformer,
+        peer=PEER.model_copy(update={"gate": gate}),
+        training=training(30),
+        measure=monet_config.measure,
+    )
+    output = run_in(train_peer, config, corpus=corpus)
+    assert output.value.kind == "peer"
+    names = MEASURED | ROUTED
+    names |= {"active_experts_per_token", "firing_mismatches"}
+    names |= {"num_experts", "expert_bytes", "table_bytes_per_parameter"}
+    assert_metrics(output, names)
+    assert_learned(output)
+    assert output.metrics["firing_mismatches"] == 0
+    assert output.metrics["num_experts"] == 50
+    assert output.metrics["expert_bytes"] == 2 * 20 * 4 + 4
+
+
+def test_a_table_rate_moves_the_tables_alone_faster(run_in, corpus, monet_config, training):
+    """One step of AdamW: everything moves by the learning rate, the tables by their multiple of it."""
+    base = TrainPeerConfig(
+        transformer=monet_config.transformer,
+        peer=PEER,
+        training=training(1, warmup_steps=0, weight_decay=0.0, learning_rate=1e-6),
+        measure=monet_config.measure,
+    )
+    models = [
+        run_in(train_peer, base.model_copy(update={"table_rate": rate}), corpus=corpus).value for rate in (1e-6, 100.0)
+    ]
+    states = [model.state_dict() for model in models]
+    moved = {name: (states[1][name].float() - t.float()).abs().max().item() for name, t in states[0].items()}
+    for name, distance in moved.items():
+        if name.endswith((".moe.u", ".moe.v")):
+            assert distance == pytest.approx(1e-4, rel=0.02)
+        else:
+            assert distance == 0, name
+
+
+def test_the_same_seed_trains_the_same_bits(run_in, corpus, monet_config, training):
+    config = monet_config.model_copy(update={"training": training(6)})
+    states = [run_in(train_monet, config, seed=seed, corpus=corpus).value.state_dict() for seed in (2, 2, 3)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not torch.equal(states[0]["lm_head.weight"], states[2]["lm_head.weight"])
+
+
+@pytest.mark.parametrize("config", [TrainDenseConfig, TrainMonetConfig, TrainPeerConfig])
+def test_every_field_of_a_training_stage_says_what_it_is(config):
+    assert all(field.description for field in config.model_fields.values())
+
+
+def test_metrics_shared_by_the_stages_are_described():
+    assert (MEASURED | ROUTED) - set(DESCRIPTIONS) <= {"train_loss_nats"}
