@@ -46,7 +46,7 @@ def test_corpus_names_the_sources_as_they_were_written():
 
 
 def test_plain_dicts_of_a_plan_give_the_same_plan_sources_included():
-    plan = _run("--corpus", "a", "--train-peer.peer.keys", "shared").plan
+    plan = _run("--corpus", "a", "--train-peer.peer.sub-keys", "shared").plan
     assert Plan.model_validate(plain(plan)) == plan
 
 

@@ -1,18 +1,9 @@
-"""A store, a tiny corpus, and one thread: two would only wait for each other over shapes this small."""
+"""A store and a tiny corpus."""
 
 import pytest
-import torch
 
 from artifacts import Store
 from tests.tiny import tiny_corpus
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

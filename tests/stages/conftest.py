@@ -1,7 +1,6 @@
 """A tiny corpus, a Monet trained on it for a second and the PEER it becomes; one thread, as the shapes are small."""
 
 import pytest
-import torch
 
 from pipeline.measures import MeasureConfig
 from pipeline.models.monet import MonetSpec
@@ -17,14 +16,6 @@ MONET = MonetSpec(
     decomposition="vertical", num_sub_experts=6, d_expert=4, num_heads=2, active_sub_experts=2, router_group=2
 )
 MEASURE = MeasureConfig(tokens=300, batch_size=5)
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
