@@ -43,8 +43,8 @@ imports: $(VENV)/ready ## Who may import whom
 
 check: lint types imports ## Format, lint, types and imports
 
-bench: $(VENV)/ready ## Benchmarks of the kernels, as ratios in one process
-	$(BIN)/python -m pytest tests/benchmarks -p benchmark --benchmark-only
+bench: $(VENV)/ready ## Kernels against their references, as ratios in one process
+	$(BIN)/python -m tests.benchmarks.kernels
 
 tree: $(VENV)/ready ## Lineage of everything in the store
 	$(BIN)/python -m artifacts tree
