@@ -42,7 +42,7 @@ class DistillSymbolsConfig(StageConfig):
         default=0.98,
         gt=0,
         le=1,
-        description="Least loss_recovered of a block replaced alone; its R2 bound rises until then.",
+        description="Least loss_recovered of a block replaced alone; its R2 bound rises until then",
     )
     coordinates: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16),

@@ -76,7 +76,7 @@ def distil_block(
 ) -> BlockSymbols:
     """Fits all options of one block, then chooses the shortest description within the error budget.
 
-    If the block, replaced alone, recovers less of the loss than `least_recovered`, the budget is halved.
+    While the block, replaced alone, recovers less of the loss than `least_recovered`, the budget shrinks with it.
     """
     experts = model.blocks()[layer].moe
     assert isinstance(experts, QuantizedExperts)
@@ -94,7 +94,7 @@ def distil_block(
     if not float(variance_E.sum()) > 0:
         raise ValueError(f"no expert of block {layer} does anything on the sample; take more check_tokens")
 
-    share, budget_left = 1.0, TIGHTENINGS
+    share, tightenings = 1.0, 0
     while True:
         chosen_E = choose(options, (1 - least_r2) * share * float(variance_E.sum()))
         symbols = _fill(
@@ -102,9 +102,11 @@ def distil_block(
             exact_bits_E=exact_bits_E, energy_E=energy_E, variance_E=variance_E
         )  # fmt: skip
         recovered = _recovered_alone(model, layer, symbols, corpus, places, context_length)
-        if recovered >= least_recovered or budget_left == 0:
+        if recovered >= least_recovered or tightenings == TIGHTENINGS:
             return replace(symbols, recovered=recovered)
-        share, budget_left = share / 2, budget_left - 1
+        # What is lost grows about as the error that is allowed.
+        share *= 0.95 * (1 - least_recovered) / (1 - recovered)
+        tightenings += 1
 
 
 def _v_squares(experts: QuantizedExperts) -> Tensor:
