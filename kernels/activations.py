@@ -16,7 +16,8 @@ class Activation:
 
 
 def _relu2(x: Tensor) -> Tensor:
-    return torch.relu(x).square()
+    positive = torch.relu(x)
+    return positive * positive  # square() would take pow in its backward pass, three times as slow
 
 
 def _relu2_derivative(x: Tensor) -> Tensor:

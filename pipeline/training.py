@@ -89,7 +89,7 @@ def fit(
     RuntimeError if the loss stops being finite.
     """
     run = current_run()
-    optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2))
+    optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     generator = run.generator(f"{what} batches")
     trained = [p for group in optimizer.param_groups for p in group["params"]]
