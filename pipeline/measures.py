@@ -115,20 +115,24 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
     return F.cross_entropy(logits_BTV.float().transpose(1, 2), targets_BT, reduction="none")
 
 
-def zeroed(module: nn.Module, args: tuple[Any, ...], y: Any) -> Tensor:
-    """A forward hook: the module adds nothing."""
-    return torch.zeros_like(y)
+class Nothing(nn.Module):
+    """Experts that add nothing to the residual stream, at no cost."""
+
+    def forward(self, x_ND: Tensor, routing: Any) -> Tensor:
+        return torch.zeros_like(x_ND)
 
 
 @contextmanager
 def experts_zeroed(model: Transformer) -> Iterator[None]:
     """Within it, every expert layer of the model adds nothing to the residual stream."""
-    hooks = [block.moe.register_forward_hook(zeroed) for block in model.blocks()]
+    experts = [block.moe for block in model.blocks()]
     try:
+        for block in model.blocks():
+            block.moe = Nothing()
         yield
     finally:
-        for hook in hooks:
-            hook.remove()
+        for block, moe in zip(model.blocks(), experts, strict=True):
+            block.moe = moe
 
 
 class _Mean:

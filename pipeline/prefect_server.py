@@ -1,14 +1,22 @@
-"""Prefect's server as a process of our own on 127.0.0.1: started, waited for, stopped. Prefect is not imported here."""
+"""Prefect's server as a process of our own on 127.0.0.1: started, waited for, stopped with the run that needs it.
+
+Prefect is not imported here but by the server's process. That process ends by itself when its parent is gone, so that
+a run that was killed leaves no server behind.
+"""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @contextmanager
@@ -25,9 +33,8 @@ def server(port: int, *, home: Path, ui: bool) -> Iterator[str]:
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-             "--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--timeout-keep-alive", "30"],
-            env={**os.environ, **settings}, stdout=log, stderr=log, cwd=home,
+            [sys.executable, "-m", "pipeline.prefect_server", str(port), str(os.getpid())],
+            env={**os.environ, **settings}, stdout=log, stderr=log, cwd=ROOT,
             start_new_session=True,  # Ctrl-C is for us: the server must still hear how the run ended
         )  # fmt: skip
     try:
@@ -69,3 +76,28 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _serve(port: int, parent: int) -> None:
+    """The server itself, in its own process, for as long as the parent lives."""
+    import uvicorn  # only the server's process needs it
+
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    uvicorn.run(
+        "prefect.server.api.server:create_app",
+        factory=True,
+        host="127.0.0.1",
+        port=port,
+        log_level="error",
+        timeout_keep_alive=30,
+    )
+
+
+def _end_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]), int(sys.argv[2]))

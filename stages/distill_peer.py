@@ -65,7 +65,8 @@ def distill_peer(
     energies = contribution_energies(peer, batches)
     kept = [energy_E.topk(config.num_experts).indices.sort().values for energy_E in energies]
     peer = keep_experts(peer, kept)
-    undistilled = measure_against(peer, monet, corpus, config.measure, config.training.context_length)
+    few = config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
+    undistilled = measure_against(peer, monet, corpus, few, config.training.context_length)
 
     for name, parameter in peer.named_parameters():
         parameter.requires_grad_(".moe." in name or ".router." in name)

@@ -49,7 +49,7 @@ class DistillSymbolsConfig(StageConfig):
         min_length=1,
         description="Numbers of coordinates of x that formulas are tried with, rising.",
     )
-    samples: int = Field(default=384, ge=16, description="Most firings an expert that a formula is fitted on.")
+    samples: int = Field(default=256, ge=16, description="Most firings an expert that a formula is fitted on.")
     places: int = Field(default=3, ge=2, le=16, description="Tokens that literals look at, the current one included.")
     identities: int = Field(default=32, ge=1, description="Most frequent tokens that are literals of their own.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How the result is measured.")

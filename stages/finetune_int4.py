@@ -31,7 +31,7 @@ class FinetuneInt4Config(StageConfig):
         description="Peak step of u and v: a weight's change under a gradient of unit row norm.",
     )
     training: TrainingConfig = Field(
-        default=TrainingConfig(steps=100, learning_rate=3e-4, warmup_steps=10, weight_decay=0.0),
+        default=TrainingConfig(steps=80, learning_rate=3e-4, warmup_steps=10, weight_decay=0.0),
         description="How it trains; the learning rate is that of the expert and axis biases, which stay float.",
     )
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig, held_out_batches, token_losses, zeroed
+from pipeline.measures import MeasureConfig, Nothing, held_out_batches, token_losses
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerRouting, PeerSpec
 from pipeline.models.quantized import Int4Table, QuantizedExperts
@@ -336,9 +336,8 @@ def _recovered_alone(
         for inputs_BT, targets_BT in held_out_batches(corpus, config, context_length, f"check block {layer}"):
             block.moe = original
             losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            hook = original.register_forward_hook(zeroed)
+            block.moe = Nothing()
             losses["zeroed"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            hook.remove()
             reading.context_ON = context_of(inputs_BT, places)
             block.moe = reading
             losses["symbols"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
