@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.activations import activation
+from kernels.activations import Activation, activation
 from pipeline.models.quantized import Int4Table, QuantizedExperts
 from pipeline.models.symbols import activation_code
 from pipeline.run import steps
 from pipeline.symbolic.functions import SPLINE_CODE, apply_codes
 from pipeline.symbolic.recording import LayerRecord
-from pipeline.symbolic.sparse import matching_pursuit
+from pipeline.symbolic.sparse import Support, matching_pursuit
 from pipeline.symbolic.spline import KNOTS, Splines, evaluate_pairs, fit_splines, snap
 from pipeline.symbolic.tiers import COEFFICIENT_BITS
 
@@ -108,65 +108,90 @@ def _fit_piece(
     act = activation(experts.spec.activation)
     sample = _samples(fit, expert_E, samples)
     assert isinstance(experts.u, Int4Table)
-    u_ED, bias_E = experts.u.rows(expert_E), experts.bias.detach()[expert_E]
     # An error of the pre-activation counts as far as gate and slope carry it on; a little counts everywhere.
     carried_ES = (sample.gate_ES * act.derivative(sample.pre_ES)).square() * sample.used_ES
     floor_E1 = 0.02 * carried_ES.sum(1, keepdim=True) / sample.used_ES.sum(1, keepdim=True).clamp(min=1)
     weight_ES = (carried_ES + floor_E1) * sample.used_ES
-    support = matching_pursuit(sample.x_ESD, weight_ES, u_ED, bias_E, ladder)
+    support = matching_pursuit(
+        sample.x_ESD, weight_ES, experts.u.rows(expert_E), experts.bias.detach()[expert_E], ladder
+    )
+    judge = _judge(check, expert_E, act)
+    known_code = activation_code(experts.spec.activation)
+    return [formulas for size in ladder for formulas in _ways(size, support, sample, judge, act, known_code)]
 
-    gate2_ES = sample.gate_ES.square() * sample.used_ES
-    true_ES = act.f(sample.pre_ES)
+
+@dataclass(frozen=True, slots=True)
+class _Judge:
+    """The checking sample's firings of a piece: what a formula should have said there."""
+
+    x_ND: Tensor
+    token_P: Tensor
+    gate_P: Tensor
+    true_P: Tensor
+    local_P: Tensor
+    """Each pair's expert, counted within the piece."""
+    num_experts: int
+
+    def error(self, magnitude_P: Tensor) -> Tensor:
+        """(E) summed squared error of gate * magnitude."""
+        wrong_P = (self.gate_P * (magnitude_P - self.true_P)).square()
+        return torch.zeros(self.num_experts).index_add(0, self.local_P, wrong_P)
+
+    def arguments(self, index_EK: Tensor, coefficient_EK: Tensor, intercept_E: Tensor) -> Tensor:
+        """(P) the formula's argument on each pair."""
+        index_PK = self.token_P[:, None] * self.x_ND.shape[1] + index_EK[self.local_P]
+        x_PK = self.x_ND.flatten()[index_PK]
+        return (x_PK * coefficient_EK[self.local_P]).sum(-1) + intercept_E[self.local_P]
+
+
+def _judge(check: LayerRecord, expert_E: Tensor, act: Activation) -> _Judge:
     pairs = slice(int(check.start_E1[expert_E[0]]), int(check.start_E1[expert_E[-1] + 1]))
     local_P = torch.repeat_interleave(torch.arange(len(expert_E)), check.count_E[expert_E])
-    token_P, gate_P, check_true_P = check.token_P[pairs], check.gate_P[pairs], act.f(check.pre_P[pairs])
+    true_P = act.f(check.pre_P[pairs])
+    return _Judge(check.x_ND, check.token_P[pairs], check.gate_P[pairs], true_P, local_P, len(expert_E))
 
-    def error(magnitude_P: Tensor) -> Tensor:
-        wrong_P = (gate_P * (magnitude_P - check_true_P)).square()
-        return torch.zeros(len(expert_E)).index_add(0, local_P, wrong_P)
 
-    found = []
-    width = sample.x_ESD.shape[-1]
-    for size in ladder:
-        index_EK, full_EK = support.index_EK[:, :size], support.coefficients[size]
-        coefficient_EK, intercept_E = full_EK[:, :-1], full_EK[:, -1]
-        z_ES = (
-            sample.x_ESD.gather(2, index_EK[:, None].expand(-1, sample.x_ESD.shape[1], -1)) * coefficient_EK[:, None]
-        ).sum(-1)
-        z_ES = z_ES + intercept_E[:, None]
-        x_PK = check.x_ND.flatten()[token_P[:, None] * width + index_EK[local_P]]
-        z_P = (x_PK * coefficient_EK[local_P]).sum(-1) + intercept_E[local_P]
+def _ways(
+    size: int, support: Support, sample: _Samples, judge: _Judge, act: Activation, known_code: int
+) -> list[Formulas]:
+    """The known activation, the best catalogue function and a spline, of the same `size` coordinates."""
+    index_EK, full_EK = support.index_EK[:, :size], support.coefficients[size]
+    coefficient_EK, intercept_E = full_EK[:, :-1], full_EK[:, -1]
+    x_ESK = sample.x_ESD.gather(2, index_EK[:, None].expand(-1, sample.x_ESD.shape[1], -1))
+    z_ES = (x_ESK * coefficient_EK[:, None]).sum(-1) + intercept_E[:, None]
+    z_P = judge.arguments(index_EK, coefficient_EK, intercept_E)
+    true_ES, weight_ES = act.f(sample.pre_ES), sample.gate_ES.square() * sample.used_ES
 
-        known_ES = act.f(z_ES)
-        scale_E = (gate2_ES * known_ES * true_ES).sum(1) / ((gate2_ES * known_ES.square()).sum(1) + 1e-12)
-        splines = fit_splines(z_ES, true_ES, gate2_ES)
-        snapped = snap(z_ES, true_ES, gate2_ES)
-        zeros_E, rows = torch.zeros_like(scale_E), size * (COEFFICIENT_BITS + math.log2(width))
-        shared_bits = rows + 2 * COEFFICIENT_BITS + CODE_BITS  # intercept and scale
+    known_ES = act.f(z_ES)
+    known_scale_E = (weight_ES * known_ES * true_ES).sum(1) / ((weight_ES * known_ES.square()).sum(1) + 1e-12)
+    snapped = snap(z_ES, true_ES, weight_ES)
+    splines = fit_splines(z_ES, true_ES, weight_ES)
+    ones_E, zeros_E = torch.ones_like(known_scale_E), torch.zeros_like(known_scale_E)
+    snapped_P = apply_codes(snapped.code_E[judge.local_P], z_P)
+    spline_P = evaluate_pairs(splines, judge.local_P, z_P)
 
-        def formulas(code_E: Tensor, scale_E: Tensor, offset_E: Tensor, magnitude_P: Tensor, bits: float) -> Formulas:
-            padded = torch.zeros(len(expert_E), max(ladder))
-            return Formulas(
-                num_coordinates=size,  # noqa: B023 - used before the loop goes on
-                index_EK=padded.long().index_copy(1, torch.arange(size), index_EK),  # noqa: B023
-                coefficient_EK=padded.index_copy(1, torch.arange(size), coefficient_EK),  # noqa: B023
-                intercept_E=intercept_E,  # noqa: B023
-                code_E=code_E,
-                scale_E=scale_E,
-                offset_E=offset_E,
-                splines=splines,  # noqa: B023
-                error_E=error(magnitude_P),
-                bits_E=torch.full((len(expert_E),), bits),
-            )
-
-        known_code_E = torch.full_like(snapped.code_E, activation_code(experts.spec.activation))
-        found.append(formulas(known_code_E, scale_E, zeros_E, scale_E[local_P] * act.f(z_P), shared_bits))
-        snapped_P = snapped.scale_E[local_P] * apply_codes(snapped.code_E[local_P], z_P) + snapped.offset_E[local_P]
-        found.append(
-            formulas(snapped.code_E, snapped.scale_E, snapped.offset_E, snapped_P, shared_bits + COEFFICIENT_BITS)
+    coordinate_bits = size * (COEFFICIENT_BITS + math.log2(judge.x_ND.shape[1]))
+    function_bits = coordinate_bits + CODE_BITS + 2 * COEFFICIENT_BITS  # intercept and scale
+    spline_bits = coordinate_bits + CODE_BITS + (KNOTS + 2 + 3) * COEFFICIENT_BITS  # with both ends and intercept
+    ways = (
+        (torch.full_like(snapped.code_E, known_code), known_scale_E, zeros_E, act.f(z_P), function_bits),
+        (snapped.code_E, snapped.scale_E, snapped.offset_E, snapped_P, function_bits + COEFFICIENT_BITS),
+        (torch.full_like(snapped.code_E, SPLINE_CODE), ones_E, zeros_E, spline_P, spline_bits),
+    )
+    padded_EK = torch.zeros(judge.num_experts, support.index_EK.shape[1])
+    columns = torch.arange(size)
+    return [
+        Formulas(
+            num_coordinates=size,
+            index_EK=padded_EK.long().index_copy(1, columns, index_EK),
+            coefficient_EK=padded_EK.index_copy(1, columns, coefficient_EK),
+            intercept_E=intercept_E,
+            code_E=code_E,
+            scale_E=scale_E,
+            offset_E=offset_E,
+            splines=splines,
+            error_E=judge.error(scale_E[judge.local_P] * value_P + offset_E[judge.local_P]),
+            bits_E=torch.full((judge.num_experts,), bits),
         )
-        spline_P = evaluate_pairs(splines, local_P, z_P)
-        spline_code_E = torch.full_like(snapped.code_E, SPLINE_CODE)
-        spline_bits = rows + CODE_BITS + (KNOTS + 2 + 3) * COEFFICIENT_BITS  # coefficients, both ends, intercept
-        found.append(formulas(spline_code_E, torch.ones_like(scale_E), zeros_E, spline_P, spline_bits))
-    return found
+        for code_E, scale_E, offset_E, value_P, bits in ways
+    ]
