@@ -11,8 +11,6 @@ so that a half-row unpacks into contiguous elements with one shift and no shuffl
 import torch
 from torch import Tensor
 
-LAYOUT_VERSION = 1
-
 
 def pack_int4(values_ED: Tensor) -> Tensor:
     """(E, d) int8 in [-8, 7] to (E, d/2) uint8. ValueError for an odd width or another dtype."""

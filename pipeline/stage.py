@@ -12,7 +12,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
+from artifacts import ArtifactId, Circumstance, Recipe, Store
 from pipeline import codec
 from pipeline.run import Progress, Run, running
 
@@ -195,9 +195,3 @@ def chosen_device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device 'cuda' was asked for and no CUDA device is there; use --device cpu")
     return torch.device(name)
-
-
-__all__ = [
-    "ArtifactError", "Made", "Measured", "Output", "Role", "Stage", "StageConfig", "chosen_device", "recipe_of",
-    "run_stage", "stage",
-]  # fmt: skip

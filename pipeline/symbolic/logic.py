@@ -107,36 +107,27 @@ class BestGates:
     a_E: Tensor
     b_E: Tensor
     score_E: Tensor
-    true_count_E: Tensor
-    """Tokens of which the statement is true."""
-    mass_E: Tensor
-    """Sum of the expert's magnitude over those tokens."""
+    """F1 of the gate against firing."""
 
 
-def best_gates(
-    sum_ELL: Tensor, total_E: Tensor, count_ECC: Tensor, literal_EC: Tensor, num_tokens: int, *, fires: bool
-) -> BestGates:
-    """Searches all gates of all pairs among each expert's candidate literals.
+def best_gates(fired_ECC: Tensor, total_E: Tensor, count_ECC: Tensor, literal_EC: Tensor, num_tokens: int) -> BestGates:
+    """Searches all gates of all pairs among each expert's candidate literals for the best F1 against its firing.
 
-    `sum_ELL` (E, C, C): the expert's mass (firings, or magnitude) where both literals are true, singles on the
-    diagonal; `total_E` its whole mass; `count_ECC` the tokens where both are true. With `fires` the score is the F1
-    of the statement against firing; without, the squared magnitude that a constant on the statement explains.
+    `fired_ECC` (E, C, C): firings on tokens where both literals are true, singles on the diagonal; `total_E` all
+    firings; `count_ECC` the tokens where both are true.
     """
     experts, candidates = literal_EC.shape
-    single_EC, count_EC = sum_ELL.diagonal(dim1=1, dim2=2), count_ECC.diagonal(dim1=1, dim2=2)
+    single_EC, count_EC = fired_ECC.diagonal(dim1=1, dim2=2), count_ECC.diagonal(dim1=1, dim2=2)
     shape = (experts, candidates, candidates)
-    mass = _cells(sum_ELL, single_EC, total_E[:, None, None].expand(shape))
+    fired = _cells(fired_ECC, single_EC, total_E[:, None, None].expand(shape))
     count = _cells(count_ECC, count_EC, torch.full(shape, float(num_tokens)))
     best: BestGates | None = None
     for kind in range(1, 15):
         # NOT of a gate is a gate; those true of most tokens lose by themselves.
         chosen = [x for x in range(4) if bool(GATE_OUTPUT_G4[kind, x])]
-        mass_ECC = torch.stack([mass[x] for x in chosen]).sum(0)
+        hit_ECC = torch.stack([fired[x] for x in chosen]).sum(0)
         true_ECC = torch.stack([count[x] for x in chosen]).sum(0)
-        if fires:
-            score_ECC = 2 * mass_ECC / (true_ECC + total_E[:, None, None]).clamp(min=1)
-        else:
-            score_ECC = mass_ECC.square() / true_ECC.clamp(min=1)
+        score_ECC = 2 * hit_ECC / (true_ECC + total_E[:, None, None]).clamp(min=1)
         score_E, at_E = score_ECC.flatten(1).max(1)
         a_E, b_E = at_E // candidates, at_E % candidates
         new = BestGates(
@@ -144,8 +135,6 @@ def best_gates(
             literal_EC.gather(1, a_E[:, None])[:, 0],
             literal_EC.gather(1, b_E[:, None])[:, 0],
             score_E,
-            true_ECC.flatten(1).gather(1, at_E[:, None])[:, 0],
-            mass_ECC.flatten(1).gather(1, at_E[:, None])[:, 0],
         )
         best = new if best is None else _best_of(new, best)
     assert best is not None
@@ -153,12 +142,12 @@ def best_gates(
 
 
 def _cells(both_ECC: Tensor, single_EC: Tensor, total_ECC: Tensor) -> list[Tensor]:
-    """The mass of (a, b) = 00, 01, 10, 11 by inclusion and exclusion."""
+    """How many of (a, b) = 00, 01, 10, 11 by inclusion and exclusion."""
     a_ECC, b_ECC = single_EC[:, :, None], single_EC[:, None, :]
     return [total_ECC - a_ECC - b_ECC + both_ECC, b_ECC - both_ECC, a_ECC - both_ECC, both_ECC]
 
 
 def _best_of(new: BestGates, old: BestGates) -> BestGates:
     wins_E = new.score_E > old.score_E
-    fields = ("kind_E", "a_E", "b_E", "score_E", "true_count_E", "mass_E")
+    fields = ("kind_E", "a_E", "b_E", "score_E")
     return BestGates(*(torch.where(wins_E, getattr(new, f), getattr(old, f)) for f in fields))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.symbolic._pykan import DEGREE, spline_basis
+from pipeline.symbolic._pykan import spline_basis
 from pipeline.symbolic.functions import CATALOGUE
 
 KNOTS = 9
@@ -100,6 +100,3 @@ def _better(new: Snapped, old: Snapped) -> Snapped:
 
 def _fields(s: Snapped) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return s.code_E, s.scale_E, s.offset_E, s.error_E
-
-
-__all__ = ["DEGREE", "KNOTS", "Snapped", "Splines", "evaluate_pairs", "fit_splines", "snap"]

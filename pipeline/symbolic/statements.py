@@ -86,7 +86,6 @@ def fit_statements(
             value_QCN @ value_QCN.mT,
             candidate_EC[expert_Q],
             fire_QN.shape[1],
-            fires=True,
         )
         gate_E[expert_Q], a_E[expert_Q], b_E[expert_Q] = best.kind_E, best.a_E, best.b_E
         judged = _judge(experts, fit, check, fit_x_DN, check_x_DN, literals, expert_Q, best, formulas)

@@ -88,26 +88,22 @@ def test_the_shared_literals_are_classes_at_every_place_and_frequent_tokens_at_t
     assert (offsets["digit"], offsets["digit[-2]"], offsets["token[0] is '\\n'"]) == (0, 2, 0)
 
 
-@pytest.mark.parametrize("fires", [True, False], ids=["by firing", "by magnitude"])
 @pytest.mark.parametrize("seed", range(3))
-def test_the_best_gate_is_that_of_brute_force_over_all_gates_and_pairs(fires, seed):
+def test_the_best_gate_is_that_of_brute_force_over_all_gates_and_pairs(seed):
     generator = torch.Generator().manual_seed(seed)
     experts, candidates, tokens = 5, 4, 61
     literal_NL = torch.rand(tokens, 9, generator=generator) < torch.rand(9, generator=generator)
     literal_EC = torch.stack([torch.randperm(9, generator=generator)[:candidates] for _ in range(experts)])
     mass_EN = (torch.rand(experts, tokens, generator=generator) < 0.3).float()
-    if not fires:
-        mass_EN = mass_EN * torch.rand(experts, tokens, generator=generator)
     value_ENC = literal_NL.T[literal_EC].transpose(1, 2).float()
     both_ECC = (value_ENC * mass_EN[..., None]).transpose(1, 2) @ value_ENC
     count_ECC = value_ENC.transpose(1, 2) @ value_ENC
-    best = best_gates(both_ECC, mass_EN.sum(1), count_ECC, literal_EC, tokens, fires=fires)
+    best = best_gates(both_ECC, mass_EN.sum(1), count_ECC, literal_EC, tokens)
 
     def score(kind, a, b, mass_N):
         true_N = gate(kind, literal_NL[:, a], literal_NL[:, b])
         mass = float(mass_N[true_N].sum())
-        true = int(true_N.sum())
-        return 2 * mass / max(1.0, true + float(mass_N.sum())) if fires else mass**2 / max(1, true)
+        return 2 * mass / max(1.0, int(true_N.sum()) + float(mass_N.sum()))
 
     for expert, mass_N in enumerate(mass_EN):
         own = literal_EC[expert].tolist()
@@ -117,9 +113,6 @@ def test_the_best_gate_is_that_of_brute_force_over_all_gates_and_pairs(fires, se
         assert b in own
         assert float(best.score_E[expert]) == pytest.approx(most, rel=1e-5)
         assert score(kind, a, b, mass_N) == pytest.approx(most, rel=1e-5)
-        true_N = gate(kind, literal_NL[:, a], literal_NL[:, b])
-        assert int(best.true_count_E[expert]) == int(true_N.sum())
-        assert float(best.mass_E[expert]) == pytest.approx(float(mass_N[true_N].sum()), abs=1e-4)
 
 
 @pytest.mark.parametrize("back", [0, 1])
