@@ -20,29 +20,32 @@
 stages/plan.py holds the same as data: CHAIN and the presets. The only file that imports Prefect; its result cache is
 off, since the store is the one cache, and only ids cross from task to task.
 
-    python flows.py run | stage NAME | ui | serve | --help
+    python flows.py run | stage NAME | ui | serve | republish | --help
 """
 
 import atexit
-import inspect
-import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
-from artifacts import ArtifactError, ArtifactId, Store, lineage_card, mermaid
-from pipeline.prefect_server import free_port, is_healthy, server
-from pipeline.progress import print_results, shown
-from pipeline.stage import Made, Stage, StageConfig, chosen_device, run_stage
-from stages import STAGES
+from artifacts import ArtifactError, ArtifactId, Store
+from artifacts.board import pin_all, pin_card, pin_run_card
+from pipeline.alive import alive, forget, gone
+from pipeline.prefect_server import announced, announced_server, free_port, port_for, server
+from pipeline.progress import Lines, duration, line, print_results, shown
+from pipeline.run import Progress
+from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
+from stages import STAGES, form
 from stages.command import (
     ROOT,
     Command,
-    Device,
+    RepublishCommand,
     RunCommand,
     ServeCommand,
     StageCommand,
@@ -71,23 +74,26 @@ if __name__ == "__main__":  # before Prefect is imported, so that --help and mis
     if _code := exit_code(lambda: _commands.append(read(sys.argv[1:])) or 0):
         sys.exit(_code)
 
-from prefect import Flow, State, flow, serve, task  # noqa: E402
+from prefect import Flow, State, flow, get_run_logger, serve, task  # noqa: E402
 from prefect.artifacts import create_markdown_artifact  # noqa: E402
 from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.orchestration import get_client  # noqa: E402
-from prefect.runtime import flow_run  # noqa: E402
+from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate  # noqa: E402
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId  # noqa: E402
+from prefect.runtime import flow_run, task_run  # noqa: E402
 from prefect.settings import (  # noqa: E402
     PREFECT_API_URL,
     PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
     PREFECT_UI_URL,
     temporary_settings,
 )
-from prefect.states import Completed  # noqa: E402
+from prefect.states import Completed, Crashed  # noqa: E402
 
 DEFAULT_STORE = str(ROOT / "store")
 HOME = Path(os.environ["PREFECT_HOME"])
-UI_URL = HOME / "ui-url"
+RUNNING = HOME / "running"
 REUSED = "Reused"
+SECONDS_BETWEEN_PROGRESS = 2.0
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -102,7 +108,7 @@ def make(
 ) -> ArtifactId | State:
     """The id of the stage's artifact; the state is named Reused where the store had it."""
     wanted = step_of(stage).stage
-    with shown(stage) as report:
+    with _told(stage) as report:
         made = run_stage(
             wanted,
             wanted.config_type.model_validate(config),
@@ -116,54 +122,68 @@ def make(
     return Completed(name=REUSED, data=made.id) if made.reused else made.id
 
 
+@contextmanager
+def _told(stage: str) -> Iterator[Callable[[Progress], None]]:
+    """Progress goes to the terminal, to the run's log, and into a progress artifact a loop."""
+    with shown(stage) as terminal, get_client(sync_client=True) as client:
+        log, rings = Lines(stage, get_run_logger().info), _Rings(client)
+
+        def tell(progress: Progress) -> None:
+            for listener in (terminal, log, rings):
+                listener(progress)
+
+        yield tell
+
+
+class _Rings:
+    """A progress artifact for each loop of a stage, on the page of its run alone."""
+
+    def __init__(self, client: SyncPrefectClient) -> None:
+        self.client = client
+        self.first: dict[str, Progress] = {}
+        self.ids: dict[str, UUID] = {}
+        self.told = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        first = self.first.setdefault(progress.what, progress)
+        now, is_done = time.monotonic(), progress.step == progress.total
+        if now - self.told < SECONDS_BETWEEN_PROGRESS and not (is_done and progress.what in self.ids):
+            return
+        self.told = now
+        percent, text = 100 * progress.step / progress.total, line(first, progress)
+        if progress.what in self.ids:
+            self.client.update_artifact(self.ids[progress.what], ArtifactUpdate(data=percent, description=text))
+            return
+        new = ArtifactCreate(
+            type="progress",
+            data=percent,
+            description=text,
+            flow_run_id=UUID(flow_run.id),
+            task_run_id=UUID(task_run.id),
+        )
+        self.ids[progress.what] = self.client.create_artifact(new).id
+
+
 def flow_of(stage: Stage) -> Flow[..., Any]:
     """The stage as a flow: the chain calls it, and it can be deployed alone."""
 
     def run(config: StageConfig, store: str, seed: int, device: Device, force: bool, **named: str) -> Any:
         given = {role: id for role, id in named.items() if id != "latest"}
         inputs = inputs_of(step_of(stage.name), given, Store(Path(store)), _missing)
-        state = make(stage.name, plain(config), inputs, store, seed, device, force, return_state=True)
-        id = cast(ArtifactId, state.result())
-        publish_card(id, Store(Path(store)))
+        with alive(flow_run.id, RUNNING):
+            state = make(stage.name, plain(config), inputs, store, seed, device, force, return_state=True)
+            id = cast(ArtifactId, state.result())
+            publish_card(id, Store(Path(store)))
         return Completed(name=REUSED, data=id) if state.name == REUSED else id
 
     run.__name__ = run.__qualname__ = stage.name.replace("-", "_")
-    run.__doc__ = f"{stage.summary}\n\nArgs:\n{_described(stage)}"
-    run.__signature__ = _signature(stage)  # type: ignore[attr-defined] - what Prefect's form is made from
+    run.__doc__ = form.description(stage)
+    run.__signature__ = form.signature(stage, DEFAULT_STORE)  # type: ignore[attr-defined] - what Prefect asks for
     return flow(name=stage.name, flow_run_name=stage.name, persist_result=False)(run)
 
 
 def _missing(step: Step, inputs: Mapping[str, ArtifactId]) -> ArtifactId:
     raise ArtifactError(f"the store holds nothing made by {step.name} yet; run it first")
-
-
-def _signature(stage: Stage) -> inspect.Signature:
-    fields: dict[str, tuple[Any, Any]] = {
-        "config": (stage.config_type, plain(stage.config_type())),
-        **{role: (str, "latest") for role in stage.inputs},
-        "store": (str, DEFAULT_STORE),
-        "seed": (int, 0),
-        "device": (Device, "cpu"),
-        "force": (bool, False),
-    }
-    return inspect.Signature(
-        [
-            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
-            for name, (annotation, default) in fields.items()
-        ]
-    )
-
-
-def _described(stage: Stage) -> str:
-    lines = {
-        "config": "The stage's settings.",
-        **{role: f"Id of the {' or '.join(r.kinds)} to use, or latest." for role, r in stage.inputs.items()},
-        "store": "Folder of the artifacts.",
-        "seed": "Seed of all randomness.",
-        "device": "Where tensors are.",
-        "force": "Make it again even if the store has it.",
-    }
-    return "\n".join(f"    {name}: {text}" for name, text in lines.items())
 
 
 FLOWS: Mapping[str, Flow[..., Any]] = {stage.name: flow_of(stage) for stage in STAGES}
@@ -189,14 +209,19 @@ def chain(
     """
     forced = made_from(again_from) if again_from else frozenset()
     made: dict[str, Made] = {}
-    try:
-        for step in plan.steps():
-            inputs = {role: made[producer].id for role, producer in step.inputs.items()}
-            made[step.name] = run_one(
-                step, plan.config_of(step), inputs, store=store, seed=seed, device=device, force=step.name in forced
-            )
-    finally:
-        publish_overview([one.id for one in made.values()], Store(Path(store)))
+    at = ""
+    with alive(flow_run.id, RUNNING):
+        try:
+            for step in plan.steps():
+                at = step.name
+                inputs = {role: made[producer].id for role, producer in step.inputs.items()}
+                made[at] = run_one(
+                    step, plan.config_of(step), inputs, store=store, seed=seed, device=device, force=at in forced
+                )
+        except BaseException as error:
+            publish_run_card(made.values(), Store(Path(store)), stopped=f"{at}: {error or type(error).__name__}.")
+            raise
+        publish_run_card(made.values(), Store(Path(store)))
     return tuple(made.values())
 
 
@@ -208,64 +233,86 @@ def run_one(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], *
     return Made(id=id, reused=state.name == REUSED, seconds=time.monotonic() - start)
 
 
+@dataclass(frozen=True, slots=True)
+class PrefectBoard:
+    """Prefect's artifacts as a board of cards (artifacts/board.py): each card a markdown artifact."""
+
+    client: SyncPrefectClient
+
+    def pin(self, card: str, *, key: str, description: str, of_this_run: bool) -> str:
+        run = UUID(flow_run.id) if of_this_run and flow_run.id else None
+        new = ArtifactCreate(key=key, type="markdown", description=description, data=card, flow_run_id=run)
+        return str(self.client.create_artifact(new).id)
+
+    def rewrite(self, id: str, card: str) -> None:
+        self.client.update_artifact(UUID(id), ArtifactUpdate(data=card))
+
+    def count(self, ids: Collection[str]) -> int:
+        asked = {"artifacts": {"id": {"any_": list(ids)}}}
+        return self.client.request("POST", "/artifacts/count", json=asked).json()
+
+    def link(self, id: str) -> str:
+        return f"/v2/artifacts/artifact/{id}"
+
+
 def publish_card(id: ArtifactId, store: Store) -> None:
     """The artifact's lineage in the UI, under the key of its stage; the run gets the artifact's name and tags."""
     manifest = store.manifest(id)
-    card = lineage_card(manifest, store.ancestry(id), links=_card_links(store))
-    stage = manifest.lineage.stage
-    uuid = create_markdown_artifact(card, key=stage, description=id)
-    _remember_card(store, id, str(uuid))
     with get_client(sync_client=True) as client:
+        pinned = pin_card(id, store, PrefectBoard(client))
+        if not pinned.is_new:
+            create_markdown_artifact(f"This run came to [`{id}`]({pinned.link}), which was there already.")
         client.update_flow_run(
-            flow_run.id,
-            name=f"{stage}-{manifest.short[:8]}",
+            UUID(flow_run.id),
+            name=f"{manifest.lineage.stage}-{manifest.short[:8]}",
             tags={f"kind:{manifest.kind}", f"sha256:{manifest.content_sha256[:8]}"},
         )
 
 
-def publish_overview(ids: Iterable[ArtifactId], store: Store) -> None:
-    """The graph of all that a run of the chain has come to, on the chain's own page."""
-    manifests = {manifest.id: manifest for id in ids for manifest in store.ancestry(id)}
-    graph = mermaid(list(manifests.values()), links=_card_links(store))
-    create_markdown_artifact(
-        f"```mermaid\n{graph}\n```\n", key="pipeline-lineage", description=f"{len(manifests)} artifacts"
-    )
+def publish_run_card(made: Collection[Made], store: Store, stopped: str | None = None) -> None:
+    """The graph of all that a run of the chain has come to, on the chain's own page; the run is named after its end."""
+    how = {one.id: "reused" if one.reused else duration(one.seconds) for one in made}
+    with get_client(sync_client=True) as client:
+        pin_run_card(how, store, PrefectBoard(client), stopped=stopped)
+        for last in list(how)[-1:]:
+            client.update_flow_run(UUID(flow_run.id), name=f"chain-{store.manifest(last).short[:8]}")
 
 
-def _cards(store: Store) -> Path:
-    return store.state_dir / "cards.json"
-
-
-def _card_ids(store: Store) -> dict[str, str]:
-    return json.loads(_cards(store).read_text()) if _cards(store).is_file() else {}
-
-
-def _card_links(store: Store) -> dict[ArtifactId, str]:
-    return {ArtifactId(id): f"/v2/artifacts/artifact/{uuid}" for id, uuid in _card_ids(store).items()}
-
-
-def _remember_card(store: Store, id: ArtifactId, uuid: str) -> None:
-    scratch = _cards(store).with_suffix(f".{os.getpid()}.partial")
-    scratch.parent.mkdir(parents=True, exist_ok=True)
-    scratch.write_text(json.dumps({**_card_ids(store), id: uuid}, indent=1))
-    os.replace(scratch, _cards(store))
+def mark_crashed() -> None:
+    """Runs whose process was killed say so: without this they would go on in the UI for ever."""
+    lost = gone(RUNNING)
+    if not lost:
+        return
+    crashed = Crashed(message="Its process is gone. The same command goes on from the last checkpoint.")
+    with get_client(sync_client=True) as client:
+        for run_id in lost:
+            these = FlowRunFilter(id=FlowRunFilterId(any_=[UUID(run_id)]))
+            within = FlowRunFilter(parent_flow_run_id=FlowRunFilterParentFlowRunId(any_=[UUID(run_id)]))
+            for run in [*client.read_flow_runs(flow_run_filter=these), *client.read_flow_runs(flow_run_filter=within)]:
+                if run.state is None or not run.state.is_final():
+                    client.set_flow_run_state(run.id, crashed, force=True)
+            for one in client.read_task_runs(flow_run_filter=these):
+                if one.state is None or not one.state.is_final():
+                    client.set_task_run_state(one.id, crashed, force=True)
+            forget(run_id, RUNNING)
 
 
 @contextmanager
 def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
     """Within it, flows are recorded: by the server of PREFECT_API_URL, else that of `ui`, else a temporary one."""
-    live = UI_URL.read_text().strip() if UI_URL.is_file() else ""
     if PREFECT_API_URL.value():
+        mark_crashed()
         yield PREFECT_API_URL.value().removesuffix("/api")
-    elif live and is_healthy(live):
-        with _settings_for(live):
-            yield live
-    else:
+        return
+    url = announced(HOME)
+    if url is None:
         stack = ExitStack()
         atexit.register(stack.close)  # not sooner: Prefect's threads send the last of the log when Python ends
-        url = stack.enter_context(server(port or free_port(), home=HOME, ui=ui))
-        with _settings_for(url):
-            yield url
+        own = announced_server(port_for(port), home=HOME) if ui else server(free_port(), home=HOME, ui=False)
+        url = stack.enter_context(own)
+    with _settings_for(url):
+        mark_crashed()
+        yield url
 
 
 def _settings_for(url: str) -> Any:
@@ -302,16 +349,18 @@ def main_stage(command: StageCommand) -> int:
 
 
 def main_ui(command: UiCommand) -> int:
-    with server(command.port, home=HOME, ui=True) as url:
-        UI_URL.write_text(url)
+    if url := announced(HOME):
+        print(f"Prefect's UI is at {url}/v2 already")
+        return 0
+    with announced_server(port_for(command.port), home=HOME) as url:
+        with _settings_for(url):
+            mark_crashed()
         try:
             print(f"Prefect's UI is at {url}/v2 (Ctrl-C ends it)", flush=True)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
             print("ended")
-        finally:
-            UI_URL.unlink(missing_ok=True)
     return 0
 
 
@@ -321,6 +370,19 @@ def main_serve(command: ServeCommand) -> int:
         print(f"runs started at {url}/v2/deployments happen here (Ctrl-C ends it)", flush=True)
         deployments: Any = [one.to_deployment(name="local") for one in (chain, *FLOWS.values())]
         serve(*deployments)
+    return 0
+
+
+def main_republish(command: RepublishCommand) -> int:
+    store = Store(command.store)
+    with connected(), get_client(sync_client=True) as client:
+        board = PrefectBoard(client)
+        pinned, rewritten = pin_all(store, board)
+        if latest := store.latest():
+            pin_run_card({m.id: "the store" for m in reversed(store.ancestry(latest))}, store, board)
+    print(
+        f"{pinned} cards written, {rewritten} brought up to date; `python flows.py ui` shows them under /v2/artifacts"
+    )
     return 0
 
 
@@ -334,6 +396,8 @@ def main(command: Command) -> int:
             return main_ui(command)
         case ServeCommand():
             return main_serve(command)
+        case RepublishCommand():
+            return main_republish(command)
 
 
 if __name__ == "__main__":

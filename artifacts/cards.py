@@ -1,5 +1,6 @@
-"""Lineage as text for people: a Mermaid graph, and the markdown card of one artifact. Pure strings."""
+"""Lineage as text for people: a Mermaid graph, the markdown card of one artifact, and that of a run. Pure strings."""
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 
@@ -33,9 +34,17 @@ def mermaid(
 
 
 def lineage_card(
-    manifest: Manifest, ancestry: Sequence[Manifest], links: Mapping[ArtifactId, str] | None = None
+    manifest: Manifest,
+    ancestry: Sequence[Manifest],
+    links: Mapping[ArtifactId, str] | None = None,
+    *,
+    used_by: Sequence[Manifest] = (),
+    plot_png: bytes | None = None,
 ) -> str:
-    """The card of one artifact, in the markdown that Prefect's UI shows: where it is from, what it is."""
+    """The card of one artifact, in the markdown that Prefect's UI shows: where it is from, what it is.
+
+    `used_by` are the artifacts made directly from it; what is in `links` can be clicked.
+    """
     links = links or {}
     known = {ancestor.id: ancestor for ancestor in ancestry} | {manifest.id: manifest}
     graph = mermaid(list(known.values()), manifest.id, links)
@@ -45,8 +54,38 @@ def lineage_card(
         f"```mermaid\n{graph}\n```",
         "## Facts\n\n" + _table(("fact", "value"), _facts(manifest)),
         "## Made from\n\n" + _parents(manifest, known, links),
+        "## Used by\n\n" + _children(manifest.id, used_by, links),
         "## Metrics\n\n" + _metrics(manifest, known),
+        *([_image(plot_png)] if plot_png else []),
         f"<details><summary>Config</summary>\n\n```json\n{_unfenced(config)}\n```\n\n</details>",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def run_card(
+    made: Mapping[ArtifactId, str],
+    manifests: Sequence[Manifest],
+    links: Mapping[ArtifactId, str] | None = None,
+    *,
+    stopped: str | None = None,
+) -> str:
+    """The card of one run of the chain: the graph of what it came to, and a row for each artifact.
+
+    `made` says of each artifact how the run came by it, such as "reused"; `manifests` are these and all that they were
+    made from; `stopped` says where and why the run did not go on.
+    """
+    links = links or {}
+    known = {manifest.id: manifest for manifest in manifests}
+    rows = [
+        (known[id].lineage.stage, _named(id, links), how, headline(known[id]))
+        for id, how in made.items()
+        if id in known
+    ]
+    sections = [
+        "# From text to symbols",
+        *([f"**Stopped at {_cell(stopped)}** Run the same command again to go on from here."] if stopped else []),
+        f"```mermaid\n{mermaid(manifests, links=links)}\n```" if manifests else "Nothing was made.",
+        *([_table(("stage", "artifact", "made in", "measured"), rows)] if rows else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -103,10 +142,26 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
 def _parents(manifest: Manifest, known: Mapping[ArtifactId, Manifest], links: Mapping[ArtifactId, str]) -> str:
     rows = []
     for role, ref in manifest.lineage.inputs.items():
-        name = f"[`{ref.id}`]({links[ref.id]})" if ref.id in links else f"`{ref.id}`"
         kind = f"`{known[ref.id].kind}`" if ref.id in known else "not in the store"
-        rows.append((role, name, kind, f"`{ref.sha256[:12]}`"))
+        rows.append((role, _named(ref.id, links), kind, f"`{ref.sha256[:12]}`"))
     return _table(("as", "artifact", "kind", "sha256"), rows) if rows else "Nothing in the store: this is a root."
+
+
+def _children(id: ArtifactId, used_by: Sequence[Manifest], links: Mapping[ArtifactId, str]) -> str:
+    rows = []
+    for child in used_by:
+        roles = ", ".join(role for role, ref in child.lineage.inputs.items() if ref.id == id)
+        rows.append((_named(child.id, links), roles, f"`{child.kind}`", headline(child)))
+    return _table(("artifact", "as", "kind", "measured"), rows) if rows else "Nothing yet."
+
+
+def _named(id: ArtifactId, links: Mapping[ArtifactId, str]) -> str:
+    return f"[`{id}`]({links[id]})" if id in links else f"`{id}`"
+
+
+def _image(png: bytes) -> str:
+    # Prefect's page strips inline SVG and shows an image only as a data URI.
+    return f"![the artifact's plot](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:

@@ -1,4 +1,4 @@
-"""Prefect's server as a process of our own on 127.0.0.1: started, waited for, stopped with the run that needs it.
+"""Prefect's server as a process of our own on 127.0.0.1: started, waited for, found, stopped with what needs it.
 
 Prefect is not imported here but by the server's process. That process ends by itself when its parent is gone, so that
 a run that was killed leaves no server behind.
@@ -17,6 +17,29 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+USUAL_PORT = 4200
+
+
+@contextmanager
+def announced_server(port: int, *, home: Path) -> Iterator[str]:
+    """A server with the UI that other processes of this home find and use while the block lasts."""
+    with server(port, home=home, ui=True) as url:
+        _announcement(home).write_text(url)
+        try:
+            yield url
+        finally:
+            _announcement(home).unlink(missing_ok=True)
+
+
+def announced(home: Path) -> str | None:
+    """The URL of the announced server, if there is one and it answers."""
+    path = _announcement(home)
+    url = path.read_text().strip() if path.is_file() else ""
+    return url if url and is_healthy(url) else None
+
+
+def _announcement(home: Path) -> Path:
+    return home / "ui-url"
 
 
 @contextmanager
@@ -73,9 +96,32 @@ def is_healthy(url: str) -> bool:
 
 
 def free_port() -> int:
+    """A port of 127.0.0.1 on which nobody listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def port_for(wanted: int | None) -> int:
+    """The wanted port, ValueError if it is taken; with none wanted the usual one, or any other that is free."""
+    port = wanted or USUAL_PORT
+    if not _is_taken(port):
+        return port
+    if wanted is None:
+        return free_port()
+    raise ValueError(
+        f"port {port} of 127.0.0.1 is taken by another program; give another one with --port, or leave --port out"
+    )
+
+
+def _is_taken(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: closed connections linger
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
 
 
 def _serve(port: int, parent: int) -> None:

@@ -14,7 +14,6 @@ from artifacts import Store
 from pipeline.run import Progress
 from pipeline.stage import Made
 
-SECONDS_BETWEEN_LINES = 10.0
 # Title of the column, metric, form.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("bits/byte", "held_out_bits_per_byte", "{:.4f}".format),
@@ -30,7 +29,7 @@ def shown(stage: str) -> Iterator[Callable[[Progress], None]]:
     """Within it, what the yielded function is told of the stage's progress appears on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _Lines(stage, console)
+        yield Lines(stage, lambda line: console.print(line, highlight=False, soft_wrap=True))
         return
     columns = (
         TextColumn("{task.description}"),
@@ -62,11 +61,11 @@ class _Bars:
         )
 
 
-class _Lines:
-    """A line now and then, with the time left at the pace since the loop's first report."""
+class Lines:
+    """A line now and then, as in a log, with the time left at the pace since the loop's first report."""
 
-    def __init__(self, stage: str, console: Console) -> None:
-        self.stage, self.console = stage, console
+    def __init__(self, stage: str, write: Callable[[str], None], *, every_seconds: float = 10.0) -> None:
+        self.stage, self.write, self.every_seconds = stage, write, every_seconds
         self.told = time.monotonic()
         self.first: Progress | None = None
 
@@ -74,15 +73,15 @@ class _Lines:
         if self.first is None or self.first.what != progress.what:
             self.first = progress
         now = time.monotonic()
-        if now - self.told < SECONDS_BETWEEN_LINES:
-            return
-        self.told = now
-        parts = [
-            f"{self.stage} · {progress.what} {progress.step}/{progress.total}",
-            _numbers(progress),
-            _time_left(self.first, progress),
-        ]
-        self.console.print("  ".join(part for part in parts if part), highlight=False, soft_wrap=True)
+        if now - self.told >= self.every_seconds:
+            self.told = now
+            self.write(f"{self.stage} · {line(self.first, progress)}")
+
+
+def line(first: Progress, now: Progress) -> str:
+    """How far a loop has come since its first report: step, losses, speed, time left."""
+    parts = [f"{now.what} {now.step}/{now.total}", _numbers(now), _time_left(first, now)]
+    return "  ".join(part for part in parts if part)
 
 
 def _time_left(first: Progress, now: Progress) -> str:

@@ -6,7 +6,7 @@ import time
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -15,6 +15,8 @@ from torch import nn
 from artifacts import ArtifactId, Circumstance, Recipe, Store
 from pipeline import codec
 from pipeline.run import Progress, Run, running
+
+Device = Literal["cpu", "cuda"]
 
 
 class StageConfig(BaseModel):

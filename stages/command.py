@@ -11,10 +11,9 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Store
-from pipeline.stage import Made, StageConfig, chosen_device
+from pipeline.stage import Device, Made, StageConfig, chosen_device
 from stages.plan import CHAIN, PRESETS, Plan, Step, did_you_mean, inputs_of, plain, preset_of, step_of
 
-Device = Literal["cpu", "cuda"]
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -43,15 +42,20 @@ class StageCommand:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UiCommand:
-    port: int
+    port: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeCommand:
-    port: int
+    port: int | None
 
 
-Command = RunCommand | StageCommand | UiCommand | ServeCommand
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RepublishCommand:
+    store: Path
+
+
+Command = RunCommand | StageCommand | UiCommand | ServeCommand | RepublishCommand
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,16 +174,35 @@ def read_serve(arguments: Sequence[str]) -> ServeCommand:
     return ServeCommand(port=parser.read(arguments).port)
 
 
+def read_republish(arguments: Sequence[str]) -> RepublishCommand:
+    parser = _Parser(
+        prog="python flows.py republish",
+        description="Write the cards of everything in the store into Prefect's UI: into an emptied one, or after a "
+        "store came from elsewhere. Cards that are there are brought up to date.",
+    )
+    _add_store(parser)
+    return RepublishCommand(store=parser.read(arguments).store.absolute())
+
+
 _COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], Command], str]] = {
     "run": (read_run, "run the whole chain; unchanged stages are reused"),
     "stage": (read_stage, "run one stage"),
     "ui": (read_ui, "serve Prefect's UI"),
     "serve": (read_serve, "run what is started from the UI"),
+    "republish": (read_republish, "write the cards of everything in the store into the UI"),
 }
 
 
 def _add_port(parser: _Parser) -> None:
-    parser.add_argument("--port", type=int, default=4200, help="port on 127.0.0.1 (default: 4200)")
+    parser.add_argument(
+        "--port", type=_port, help="port on 127.0.0.1, 1 to 65535 (default: 4200, or a free one where that is taken)"
+    )
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 65_535:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted: a port, 1 to 65535")
+    return int(text)
 
 
 def _add_preset(parser: _Parser, arguments: Sequence[str]) -> Plan:
@@ -192,10 +215,14 @@ def _add_preset(parser: _Parser, arguments: Sequence[str]) -> Plan:
     return preset_of(name.replace("-", "_"))
 
 
-def _add_common(parser: _Parser) -> None:
+def _add_store(parser: _Parser) -> None:
     parser.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the artifacts (default: store)"
     )
+
+
+def _add_common(parser: _Parser) -> None:
+    _add_store(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
     parser.add_argument("--device", choices=get_args(Device), default="cpu", help="where tensors are (default: cpu)")
 
