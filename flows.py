@@ -88,6 +88,7 @@ from prefect.settings import (  # noqa: E402
     temporary_settings,
 )
 from prefect.states import Completed, Crashed  # noqa: E402
+from prefect.utilities.engine import link_state_to_flow_run_result  # noqa: E402
 
 DEFAULT_STORE = str(ROOT / "store")
 HOME = Path(os.environ["PREFECT_HOME"])
@@ -218,6 +219,7 @@ def chain(
                 made[at] = run_one(
                     step, plan.config_of(step), inputs, store=store, seed=seed, device=device, force=at in forced
                 )
+                get_run_logger().info(f"{made[at].id}: {_how(made[at])}")
         except BaseException as error:
             publish_run_card(made.values(), Store(Path(store)), stopped=f"{at}: {error or type(error).__name__}.")
             raise
@@ -230,6 +232,7 @@ def run_one(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], *
     start = time.monotonic()
     state = FLOWS[step.name](config=plain(config), **inputs, **settings, return_state=True)
     id = state.result()
+    link_state_to_flow_run_result(state, id)  # Prefect draws its arrows by this; a state that was asked for has none
     return Made(id=id, reused=state.name == REUSED, seconds=time.monotonic() - start)
 
 
@@ -271,11 +274,15 @@ def publish_card(id: ArtifactId, store: Store) -> None:
 
 def publish_run_card(made: Collection[Made], store: Store, stopped: str | None = None) -> None:
     """The graph of all that a run of the chain has come to, on the chain's own page; the run is named after its end."""
-    how = {one.id: "reused" if one.reused else duration(one.seconds) for one in made}
+    how = {one.id: _how(one) for one in made}
     with get_client(sync_client=True) as client:
         pin_run_card(how, store, PrefectBoard(client), stopped=stopped)
         for last in list(how)[-1:]:
             client.update_flow_run(UUID(flow_run.id), name=f"chain-{store.manifest(last).short[:8]}")
+
+
+def _how(made: Made) -> str:
+    return "reused" if made.reused else f"made in {duration(made.seconds)}"
 
 
 def mark_crashed() -> None:
@@ -379,7 +386,7 @@ def main_republish(command: RepublishCommand) -> int:
         board = PrefectBoard(client)
         pinned, rewritten = pin_all(store, board)
         if latest := store.latest():
-            pin_run_card({m.id: "the store" for m in reversed(store.ancestry(latest))}, store, board)
+            pin_run_card({m.id: "in the store" for m in reversed(store.ancestry(latest))}, store, board)
     print(
         f"{pinned} cards written, {rewritten} brought up to date; `python flows.py ui` shows them under /v2/artifacts"
     )

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 
-# The first of these that an artifact has stands on its node; pipeline/measures.py defines them.
+# pipeline/measures.py defines these. The first that an artifact has stands on its node.
 HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
+# What has this was measured as a model, and can be compared with another one.
+MEASURED = "held_out_loss_nats"
 
 
 def mermaid(
@@ -19,7 +21,7 @@ def mermaid(
     """A flowchart of these artifacts, arrows from input to output; a node with a link can be clicked."""
     nodes = {manifest.id: _node(manifest.id) for manifest in manifests}
     oldest_first = sorted(manifests, key=lambda manifest: manifest.lineage.sequence)
-    lines = ["flowchart LR"]
+    lines = ["flowchart TD"]
     lines += [f'    {nodes[m.id]}["{_label(m)}"]' for m in oldest_first]
     for manifest in oldest_first:
         parents = dict.fromkeys(ref.id for ref in manifest.lineage.inputs.values())
@@ -85,7 +87,7 @@ def run_card(
         "# From text to symbols",
         *([f"**Stopped at {_cell(stopped)}** Run the same command again to go on from here."] if stopped else []),
         f"```mermaid\n{mermaid(manifests, links=links)}\n```" if manifests else "Nothing was made.",
-        *([_table(("stage", "artifact", "made in", "measured"), rows)] if rows else []),
+        *([_table(("stage", "artifact", "how", "measured"), rows)] if rows else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -165,13 +167,13 @@ def _image(png: bytes) -> str:
 
 
 def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
-    """A row a metric, a column for each input that was measured by one of the same names."""
+    """A row a metric, a column for each input that was measured as this one was."""
     if not manifest.metrics:
         return "None were recorded."
     parents = {
         role: known[ref.id]
         for role, ref in manifest.lineage.inputs.items()
-        if ref.id in known and known[ref.id].metrics.keys() & manifest.metrics.keys()
+        if ref.id in known and MEASURED in known[ref.id].metrics and MEASURED in manifest.metrics
     }
     rows = []
     for name, value in sorted(manifest.metrics.items()):

@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
+from artifacts.scratch import locked
+
 ROOT = Path(__file__).resolve().parents[1]
 USUAL_PORT = 4200
 
@@ -53,23 +55,31 @@ def server(port: int, *, home: Path, ui: bool) -> Iterator[str]:
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
-    home.mkdir(parents=True, exist_ok=True)
-    with (home / "server.log").open("ab") as log:
+    # One at a time: of two servers that both set up a new database, one fails.
+    with locked(home / "starting.lock"), (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.prefect_server", str(port), str(os.getpid())],
             env={**os.environ, **settings}, stdout=log, stderr=log, cwd=ROOT,
             start_new_session=True,  # Ctrl-C is for us: the server must still hear how the run ended
         )  # fmt: skip
+        try:
+            _wait_until_healthy(url, process, home)
+        except BaseException:
+            _end(process)
+            raise
     try:
-        _wait_until_healthy(url, process, home)
         yield url
     finally:
-        process.terminate()
-        try:
-            process.wait(timeout=10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        _end(process)
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", home: Path, timeout: float = 120) -> None:

@@ -1,13 +1,31 @@
 """The whole chain through Prefect, at shapes that take seconds."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import pytest
 from prefect.artifacts import Artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterName,
+)
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.settings import PREFECT_API_URL
 
 import flows
 from artifacts import Store
+from pipeline.alive import gone
 from pipeline.stage import Made
 from stages.command import RunCommand, StageCommand, exit_code, read
 from stages.plan import CHAIN, made_from
@@ -101,6 +119,86 @@ def test_every_stage_has_its_card_with_links_to_the_cards_of_its_ancestors(made,
     overview = Artifact.get("pipeline-lineage")
     assert overview is not None
     assert "flowchart" in overview.data
+
+
+def test_the_run_graph_shows_the_true_dependencies_and_no_more(made):
+    with get_client(sync_client=True) as client:
+        (chain,) = client.read_flow_runs(
+            flow_filter=FlowFilter(name=FlowFilterName(any_=["chain"])), sort=FlowRunSort.START_TIME_ASC, limit=1
+        )
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[chain.id])))
+    # Each of these tasks stands for a stage's flow run, by whose id the others name it as their input.
+    stage_of = {task.state.state_details.child_flow_run_id: task.name.removesuffix("-0") for task in tasks}
+    found = {
+        task.name.removesuffix("-0"): {
+            role: [stage_of[result.id] for result in results] for role, results in task.task_inputs.items() if results
+        }
+        for task in tasks
+    }
+    assert chain.name == f"chain-{made[-1].id.rpartition('-')[2][:8]}"
+    assert found == {
+        step.name: {role: [producer] for role, producer in step.inputs.items()}
+        for step in CHAIN if step.name != "train-peer"
+    }  # fmt: skip
+
+
+def test_a_stages_run_has_the_name_and_tags_of_its_artifact_and_its_progress(made, store):
+    manifest = store.manifest(made[1].id)
+    with get_client(sync_client=True) as client:
+        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[f"train-dense-{manifest.short[:8]}"]))
+        run = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_ASC)[0]
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        shown = client.read_artifacts(artifact_filter=of_run)
+    assert set(run.tags) == {"kind:dense", f"sha256:{manifest.content_sha256[:8]}"}
+    (progress,) = [artifact for artifact in shown if artifact.type == "progress"]
+    assert progress.data == 100.0
+    assert progress.description.startswith("train dense 6/6")
+    (card,) = [artifact for artifact in shown if artifact.type == "markdown"]
+    assert card.description == made[1].id
+
+
+def test_every_card_is_written_anew_where_the_server_has_lost_them(made, store, capsys):
+    before = json.loads((store.state_dir / "cards.json").read_text())
+    assert flows.main(read(["republish", "--store", str(store.root)])) == 0
+    assert "0 cards written" in capsys.readouterr().out
+    (store.state_dir / "cards.json").write_text(json.dumps({id: str(uuid4()) for id in before}))
+    assert flows.main(read(["republish", "--store", str(store.root)])) == 0
+    after = json.loads((store.state_dir / "cards.json").read_text())
+    assert after.keys() == before.keys()
+    assert not set(after.values()) & set(before.values())
+    card = Artifact.get("report")
+    assert card is not None
+    assert all(f"/v2/artifacts/artifact/{after[ref.id]}" in card.data
+               for ref in store.manifest(made[-1].id).lineage.inputs.values())  # fmt: skip
+
+
+def test_a_run_whose_process_was_killed_is_marked_crashed(store, text_file, made, tmp_path):
+    shape = {"d-model": 16, "num-layers": 2, "num-heads": 2, "num-kv-heads": 2}
+    arguments = [
+        "stage", "train-dense", "--store", str(store.root),
+        *_flags({f"config.transformer.{field}": value for field, value in shape.items()}),
+        *_flags({"config.training.steps": 20_000, "config.training.checkpoint-seconds": 0.1}),
+    ]  # fmt: skip
+    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "flows.py", *arguments], cwd=flows.ROOT, env=environment, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(600):
+            time.sleep(0.1)
+            if list((store.state_dir / "checkpoints").glob("train-dense-*/*.pt")):
+                break
+    finally:
+        process.kill()
+        process.wait()
+    (lost,) = gone(flows.RUNNING)
+    with get_client(sync_client=True) as client:
+        assert client.read_flow_run(UUID(lost)).state_name == "Running"
+        flows.mark_crashed()
+        assert client.read_flow_run(UUID(lost)).state_name == "Crashed"
+        (task,) = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(lost)])))
+        assert task.state_name == "Crashed"
+    assert gone(flows.RUNNING) == []
 
 
 def test_from_a_stage_all_that_is_made_from_it_is_made_again(made, store, text_file):

@@ -26,7 +26,7 @@ def test_the_graph_has_a_labelled_node_an_artifact_and_an_arrow_an_input(store, 
     nodes = dict(re.findall(r'^    (n\w+)\["(.*)"\]$', graph, re.MULTILINE))
     arrows = re.findall(r"^    (n\w+) --> (n\w+)$", graph, re.MULTILINE)
     c, m, p = nodes
-    assert graph.startswith("flowchart LR\n")
+    assert graph.startswith("flowchart TD\n")
     assert nodes[m] == f"train-monet<br/>{monet.rpartition('-')[2]}<br/>held_out_loss_nats 2.5"
     assert sorted(arrows) == sorted([(c, m), (c, p), (m, p)])
     assert f'click {c} href "/v2/artifacts/artifact/1" "{corpus}"' in graph
