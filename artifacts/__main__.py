@@ -1,4 +1,4 @@
-"""The store on the command line: python -m artifacts ls | show | tree | diff | verify | rm | gc."""
+"""The store on the command line: python -m artifacts ls | show | tree | diff | card | verify | rm | gc."""
 
 import argparse
 import dataclasses
@@ -9,10 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from artifacts.ancestry import known_ancestry
 from artifacts.cards import change, headline, number
 from artifacts.comparison import ABSENT, compare
 from artifacts.errors import ArtifactError
+from artifacts.explanation import Link, explain
 from artifacts.manifest import Manifest
+from artifacts.model_card import model_card
 from artifacts.store import Store
 from artifacts.tree import family, text_tree
 from artifacts.verification import Damage
@@ -56,9 +59,13 @@ def _parser() -> argparse.ArgumentParser:
     add("show", _show, "Show one artifact.").add_argument("id", metavar="ID", help=id_help)
     tree = add("tree", _tree, "Show what was made from what: the whole store, or one artifact's family.")
     tree.add_argument("id", metavar="ID", nargs="?", help=id_help)
-    diff = add("diff", _diff, "Show what differs between two artifacts.")
+    diff = add("diff", _diff, "Show what differs between two artifacts, and why.")
     diff.add_argument("first", metavar="A", help=id_help)
     diff.add_argument("second", metavar="B", help=id_help)
+    card = add(
+        "card", _card, "Print an artifact's card for the Hugging Face Hub: python -m artifacts card ID > README.md"
+    )
+    card.add_argument("id", metavar="ID", help=id_help)
     add("verify", _verify, "Check every byte of every artifact; exit 1 if anything is damaged.")
     add("rm", _rm, "Remove an artifact that nothing was made from.").add_argument("id", metavar="ID", help=id_help)
     add("gc", _gc, "Remove what killed runs left behind; artifacts stay.")
@@ -110,31 +117,46 @@ def _show(store: Store, args: argparse.Namespace) -> int:
 
 def _tree(store: Store, args: argparse.Namespace) -> int:
     listing = store.listing()
-    manifests, id = listing.manifests, None
+    manifests, damaged, id = listing.manifests, listing.damaged, None
     if args.id is not None:
-        id = store.resolve(args.id)
-        manifests = family(id, store.ancestry(id), manifests)
+        id = store.manifest(args.id).id
+        ancestry = known_ancestry(store, [id])
+        manifests, damaged = family(id, ancestry.manifests, manifests), ancestry.missing
     if args.json:
         _print_json([_summary(m) for m in manifests])
     elif manifests:
         print(text_tree(manifests, id))
-    _name(listing.damaged)
+    _name(damaged)
     return 0
 
 
 def _diff(store: Store, args: argparse.Namespace) -> int:
     first, second = store.manifest(args.first), store.manifest(args.second)
-    comparison = compare(first, second)
+    comparison, ancestry = compare(first, second), known_ancestry(store, [first.id, second.id])
+    why = explain(first, second, {ancestor.id: ancestor for ancestor in ancestry.manifests})
     if args.json:
-        _print_json({"a": first.id, "b": second.id, **dataclasses.asdict(comparison)})
+        sides = {"a": first.id, "b": second.id, "why": dataclasses.asdict(why)}
+        _print_json({**sides, **dataclasses.asdict(comparison)})
         return 0
-    print(f"a  {first.id}\nb  {second.id}")
+    print(f"a  {first.id}\nb  {second.id}\n\n{why.text}")
+    if len(why.chain) > 1:
+        print("\nfrom the first difference on:")
+        _print_columns([_linked(link) for link in why.chain])
     for title, pairs in (("recipe", comparison.recipe), ("circumstances", comparison.circumstance)):
         print(f"\n{title}: {'these differ' if pairs else 'the same'}")
         _print_columns([(f"  {name}", _shown(a), "->", _shown(b)) for name, (a, b) in pairs.items()])
     print(f"\nfiles: {', '.join(comparison.files) + ' differ' if comparison.files else 'the same bytes'}")
     print("\nmetrics: a, b, change")
     _print_columns([(f"  {name}", *_measured(a, b)) for name, (a, b) in comparison.metrics.items()])
+    return 0
+
+
+def _card(store: Store, args: argparse.Namespace) -> int:
+    manifest = store.manifest(args.id)
+    ancestry = known_ancestry(store, [manifest.id])
+    card = model_card(manifest, ancestry.manifests, ancestry.missing)
+    _print_json({"id": manifest.id, "card": card}) if args.json else print(card, end="")
+    _name(ancestry.missing)
     return 0
 
 
@@ -185,6 +207,12 @@ def _name(damaged: Sequence[Damage]) -> None:
 def _measured(a: Any, b: Any) -> tuple[str, str, str]:
     shown_a, shown_b = (value if value == ABSENT else number(value) for value in (a, b))
     return shown_a, shown_b, "" if ABSENT in (a, b) else change(b, a)
+
+
+def _linked(link: Link) -> tuple[str, ...]:
+    own = [f"{name} {' -> '.join(map(_shown, pair))}" for name, pair in link.differs.items()]
+    read = [f"inputs {', '.join(link.inputs)}"] if link.inputs else []
+    return f"  {link.a}", "->", link.b, "; ".join([*own, *read] or [link.because])
 
 
 def _shown(value: Any) -> str:

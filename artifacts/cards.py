@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
+from artifacts.markdown import code, fenced, folded, table
 
 # pipeline/measures.py defines these. The first that an artifact has stands on its node.
 HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
@@ -50,16 +51,16 @@ def lineage_card(
     links = links or {}
     known = {ancestor.id: ancestor for ancestor in ancestry} | {manifest.id: manifest}
     graph = mermaid(list(known.values()), manifest.id, links)
-    config = json.dumps(manifest.lineage.config, indent=2, sort_keys=True, ensure_ascii=False)
+    config = fenced(json.dumps(manifest.lineage.config, indent=2, sort_keys=True, ensure_ascii=False), "json")
     sections = [
         f"# {manifest.lineage.stage} · `{manifest.short}`",
-        f"```mermaid\n{graph}\n```",
-        "## Facts\n\n" + _table(("fact", "value"), _facts(manifest)),
+        fenced(graph, "mermaid"),
+        "## Facts\n\n" + table(("fact", "value"), _facts(manifest)),
         "## Made from\n\n" + _parents(manifest, known, links),
         "## Used by\n\n" + _children(manifest.id, used_by, links),
         "## Metrics\n\n" + _metrics(manifest, known),
         *([_image(plot_png)] if plot_png else []),
-        f"<details><summary>Config</summary>\n\n```json\n{_unfenced(config)}\n```\n\n</details>",
+        folded("Config", config),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -85,9 +86,9 @@ def run_card(
     ]
     sections = [
         "# From text to symbols",
-        *([f"**Stopped at {_cell(stopped)}** Run the same command again to go on from here."] if stopped else []),
-        f"```mermaid\n{mermaid(manifests, links=links)}\n```" if manifests else "Nothing was made.",
-        *([_table(("stage", "artifact", "how", "measured"), rows)] if rows else []),
+        *([f"**Stopped** at {code(stopped)} Run the same command again to go on from here."] if stopped else []),
+        fenced(mermaid(manifests, links=links), "mermaid") if manifests else "Nothing was made.",
+        *([table(("stage", "artifact", "how", "measured"), rows)] if rows else []),
     ]
     return "\n\n".join(sections) + "\n"
 
@@ -105,7 +106,9 @@ def number(value: float) -> str:
 
 def change(value: float, before: float) -> str:
     """The signed difference."""
-    return f"{value - before:+.4g}" if value != before else "0"
+    difference = value - before
+    sign = "+" if difference > 0 else ""
+    return f"{difference:+.4g}" if difference != int(difference) else f"{sign}{int(difference):,}"
 
 
 def _node(id: ArtifactId) -> str:
@@ -131,9 +134,9 @@ def _facts(manifest: Manifest) -> list[tuple[str, str]]:
         ("sha256 of the contents", f"`{manifest.content_sha256}`"),
         ("stage version", str(lineage.stage_version)),
         ("seed", str(lineage.seed)),
-        ("commit", f"`{lineage.commit[:12]}`" + (", with changes" if lineage.dirty else "")),
-        ("torch, python", f"{lineage.torch}, {lineage.python}"),
-        ("device", lineage.device),
+        ("commit", code(lineage.commit[:12]) + (", with changes" if lineage.dirty else "")),
+        ("torch, python", code(f"{lineage.torch}, {lineage.python}")),
+        ("device", code(lineage.device)),
         ("took", f"{lineage.seconds:,.1f} s"),
         ("made", lineage.created),
         ("sequence", str(lineage.sequence)),
@@ -145,16 +148,16 @@ def _parents(manifest: Manifest, known: Mapping[ArtifactId, Manifest], links: Ma
     rows = []
     for role, ref in manifest.lineage.inputs.items():
         kind = f"`{known[ref.id].kind}`" if ref.id in known else "not in the store"
-        rows.append((role, _named(ref.id, links), kind, f"`{ref.sha256[:12]}`"))
-    return _table(("as", "artifact", "kind", "sha256"), rows) if rows else "Nothing in the store: this is a root."
+        rows.append((code(role), _named(ref.id, links), kind, f"`{ref.sha256[:12]}`"))
+    return table(("as", "artifact", "kind", "sha256"), rows) if rows else "Nothing in the store: this is a root."
 
 
 def _children(id: ArtifactId, used_by: Sequence[Manifest], links: Mapping[ArtifactId, str]) -> str:
     rows = []
     for child in used_by:
         roles = ", ".join(role for role, ref in child.lineage.inputs.items() if ref.id == id)
-        rows.append((_named(child.id, links), roles, f"`{child.kind}`", headline(child)))
-    return _table(("artifact", "as", "kind", "measured"), rows) if rows else "Nothing yet."
+        rows.append((_named(child.id, links), code(roles), f"`{child.kind}`", headline(child)))
+    return table(("artifact", "as", "kind", "measured"), rows) if rows else "Nothing yet."
 
 
 def _named(id: ArtifactId, links: Mapping[ArtifactId, str]) -> str:
@@ -178,19 +181,5 @@ def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
     rows = []
     for name, value in sorted(manifest.metrics.items()):
         changes = (change(value, p.metrics[name]) if name in p.metrics else "" for p in parents.values())
-        rows.append((f"`{name}`", number(value), *changes))
-    return _table(("metric", "value", *(f"change from {role}" for role in parents)), rows)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(_cell(text) for text in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _unfenced(json_text: str) -> str:
-    # A backtick inside a JSON string could end the code block; its escape says the same.
-    return json_text.replace("`", "\\u0060")
+        rows.append((code(name), number(value), *changes))
+    return table(("metric", "value", *(f"change from {code(role)}" for role in parents)), rows)

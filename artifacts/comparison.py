@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts.fingerprint import canonical_json
+from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 
 ABSENT = "(absent)"
@@ -27,29 +29,54 @@ class Comparison:
 
 
 def compare(first: Manifest, second: Manifest) -> Comparison:
-    """The differences of two artifacts of any stages."""
-    metrics = _paired(dict(first.metrics), dict(second.metrics))
+    """The differences of two artifacts; of different stages, in the settings that both have."""
     return Comparison(
-        recipe=_unequal(_paired(_recipe(first), _recipe(second))),
-        circumstance=_unequal(_paired(_circumstance(first), _circumstance(second))),
-        metrics=dict(metrics),
+        recipe=asked_differently(first, second) | other_inputs(first, second),
+        circumstance=made_differently(first, second),
+        metrics=dict(_paired(first.metrics, second.metrics)),
         files=_unequal(_paired(_digests(first), _digests(second))),
     )
 
 
-def _recipe(manifest: Manifest) -> dict[str, Any]:
-    lineage = manifest.lineage
-    fields = {name: getattr(lineage, name) for name in ("stage", "stage_version", "seed", "sources_sha256")}
-    fields |= dict(_dotted(lineage.config, "config"))
-    return fields | {f"inputs.{role}": ref.id for role, ref in lineage.inputs.items()}
+def asked_differently(first: Manifest, second: Manifest) -> dict[str, Pair]:
+    """What differs in the recipe apart from the inputs."""
+    pairs = _unequal(_paired(_asked(first), _asked(second)))
+    return pairs if first.lineage.stage == second.lineage.stage else _shared(pairs)
 
 
-def _dotted(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def other_inputs(first: Manifest, second: Manifest) -> dict[str, Pair]:
+    """The inputs that differ, as `inputs.<role>`."""
+    pairs = _unequal(_paired(_inputs(first), _inputs(second)))
+    return pairs if first.lineage.stage == second.lineage.stage else _shared(pairs)
+
+
+def made_differently(first: Manifest, second: Manifest) -> dict[str, Pair]:
+    """What differs in code, libraries and device."""
+    return _unequal(_paired(_circumstance(first), _circumstance(second)))
+
+
+def dotted(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """The leaves of nested dicts, each by its path with dots between."""
     if isinstance(value, Mapping) and value:
         for key, item in value.items():
-            yield from _dotted(item, f"{name}.{key}")
+            yield from dotted(item, f"{name}.{key}")
     else:
         yield name, value
+
+
+def _asked(manifest: Manifest) -> dict[str, Any]:
+    lineage = manifest.lineage
+    fields = {name: getattr(lineage, name) for name in ("stage", "stage_version", "seed", "sources_sha256")}
+    return fields | dict(dotted(lineage.config, "config"))
+
+
+def _inputs(manifest: Manifest) -> dict[str, ArtifactId]:
+    return {f"inputs.{role}": ref.id for role, ref in manifest.lineage.inputs.items()}
+
+
+def _shared(pairs: Mapping[str, Pair]) -> dict[str, Pair]:
+    """Those that both have. Versions count within a stage."""
+    return {name: pair for name, pair in pairs.items() if ABSENT not in pair and name != "stage_version"}
 
 
 def _circumstance(manifest: Manifest) -> dict[str, Any]:
@@ -66,4 +93,5 @@ def _paired(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[tup
 
 
 def _unequal(pairs: Iterator[tuple[str, Pair]]) -> dict[str, Pair]:
-    return {name: (a, b) for name, (a, b) in pairs if a != b}
+    # By their JSON, as recipes are told apart: to Python 1, 1.0 and True are equal.
+    return {name: (a, b) for name, (a, b) in pairs if canonical_json(a) != canonical_json(b)}

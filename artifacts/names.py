@@ -13,8 +13,9 @@ def resolve_name(written: str, ids: Sequence[ArtifactId], where: str) -> Artifac
     if not re.fullmatch(r"[a-z0-9~-]+", written):
         raise ArtifactError(f"{written!r} is no artifact id; ids look like train-monet-0123456789ab")
     shorts = {id: short(id) for id in ids}
-    exact = [id for id in ids if written in (id, shorts[id])]
-    found = exact or [id for id in ids if id.startswith(written) or shorts[id].startswith(written)]
+    found = [id for id in ids if written in (id, shorts[id])]
+    if not found and not re.search(r"(^|-)[0-9a-f]{12}$", written):  # a whole id never means another attempt
+        found = [id for id in ids if id.startswith(written) or shorts[id].startswith(written)]
     if len(found) > 1:
         raise ArtifactError(f"{written!r} may be {enumerated(found)}; write more of the id")
     if not found:

@@ -1,4 +1,4 @@
-"""Every metric by its one name, with its unit in the name, and how it is measured.
+"""How metrics are measured. Each has one name, with its unit, which artifacts/meanings.py puts into words.
 
 They mean the same in manifests, cards, reports and tests. Losses are over the held-out split; comparisons are
 paired, token by token, on the same windows.
@@ -26,69 +26,6 @@ from pipeline.models.transformer import Transformer
 from pipeline.run import steps
 
 # B windows, T tokens a window, V vocabulary, N tokens, E experts, P pairs
-
-DESCRIPTIONS: dict[str, str] = {
-    "held_out_loss_nats": "mean cross-entropy of a held-out token, nats",
-    "held_out_loss_standard_error_nats": "standard error of that mean over windows taken as independent, nats",
-    "held_out_bits_per_byte": "held-out cross-entropy a byte of text, bits",
-    "loss_increase_nats": "held-out loss minus the parent's on the same tokens, nats a token",
-    "loss_increase_standard_error_nats": "standard error of the paired difference over windows, nats",
-    "kl_to_teacher_nats": "mean KL(parent || this) over held-out tokens, nats",
-    "loss_recovered": "(L_ablated - L) / (L_ablated - L_parent), the parent's experts zeroed for L_ablated",
-    "loss_without_experts_nats": "L_ablated: held-out loss with every expert layer's output zeroed, nats",
-    "held_out_tokens_measured": "held-out tokens behind these figures",
-    "active_experts_per_token": "pairs of a token and an expert in a block, mean over blocks",
-    "num_experts": "experts a block",
-    "expert_bytes": "bytes of one expert: its rows of u and v, scales, bias",
-    "table_bytes_per_parameter": "bytes of tables, accumulators, scales, biases and moments over entries of u and v",
-    "effective_experts": "exp of the entropy of the mean gate: sub-experts an axis (Monet), experts a block (PEER)",
-    "effective_experts_least": "the least of those over routers, heads and axes, or over blocks",
-    "firing_mismatches": "pairs that retrieval and the rule A_r + B_c > threshold do not agree on",
-    "train_tokens": "tokens trained on by this stage, forward-only ones included",
-    "teacher_tokens_share": "train_tokens over the parent's train_tokens",
-    "tokens_per_second": "training tokens a second",
-    "num_parameters": "parameters in all",
-    "train_loss_nats": "next-token loss over the last tenth of the training steps, nats a token",
-    "train_kl_to_teacher_nats": "KL(teacher || student) over the last tenth of the training steps, nats a token",
-    "uniformity_loss": "Monet's uniformity loss over the last tenth of the steps; at best log(sub-experts an axis)",
-    "ambiguity_loss": "Monet's ambiguity loss over the last tenth of the steps, in [0, 1)",
-    "layer_error_share": "squared error of the layers' outputs as a share of the teacher's mean square",
-    "conversion_logit_error": "largest difference of a logit between Monet and the PEER that nothing was dropped from",
-    "num_experts_before": "neurons a block of the untruncated PEER",
-    "kept_energy_share": "share of the contribution energy that the kept experts hold, mean over blocks",
-    "effective_experts_before": "exp entropy of the contribution energies of the untruncated pool, mean over blocks",
-    "undistilled_loss_increase_nats": "loss_increase_nats after cutting down, before distilling",
-    "undistilled_kl_to_teacher_nats": "kl_to_teacher_nats after cutting down, before distilling",
-    "sqnr_db": "signal to quantization noise of u and v together, decibels",
-    "loss_increase_from_int4_nats": "held-out loss minus that of the int4 model before fine-tuning, nats a token",
-    "loss_increase_from_int4_standard_error_nats": "standard error of that paired difference over windows, nats",
-    "flips_per_touched_weight": "share of the touched int4 weights that change in a step, last tenth of the steps",
-    "scale_growths": "rows whose scale grew in a step, mean over the last tenth of the steps",
-    "loss_recovered_constant_magnitude": "control: loss_recovered with every firing's magnitude its expert's mean",
-    "loss_recovered_permuted_firing": "control: loss_recovered with experts fired on the tokens of a permutation",
-    "readable_energy_share": "share of the output energy in tiers T1 to T3",
-    "expert_share_t0": "share of the experts written exactly, dense",
-    "expert_share_t1": "share of the experts written as a function of few coordinates, fired exactly",
-    "expert_share_t2": "share of the experts written as token logic with a function",
-    "expert_share_t3": "share of the experts written as token logic with a constant",
-    "expert_share_t4": "share of the experts dropped",
-    "energy_share_t0": "share of the output energy in T0",
-    "energy_share_t1": "share of the output energy in T1",
-    "energy_share_t2": "share of the output energy in T2",
-    "energy_share_t3": "share of the output energy in T3",
-    "energy_share_t4": "share of the output energy in T4, lost",
-    "firing_f1_mean": "mean F1 of statement against firing, over experts that fire on the sample and are not dropped",
-    "firing_f1_mean_dropped_as_zero": "the same over all experts that fire on the sample, 0 for dropped ones",
-    "firing_f1_same_rate_null_mean": "expected F1 of a random statement of the same rate: the mean firing rate",
-    "r2_energy_weighted": "1 - error / variance of magnitudes over all tokens, weighted by |v|^2, mean over blocks",
-    "description_bits_per_expert": "mean description length of an expert as written, bits",
-    "description_bits_per_expert_exact": "mean description length if all were written exactly, bits",
-    "formula_coordinates_mean": "mean number of coordinates of the formulas in T1 and T2",
-    "block_loss_recovered_least": "least loss_recovered of a block replaced alone, against that block zeroed",
-    "experts_per_second": "experts of all blocks over the seconds of distilling them and the threads used",
-    "distillation_seconds": "seconds from recording to the assembled symbolic model",
-    "peak_memory_bytes": "largest resident size of the process so far",
-}
 
 
 class MeasureConfig(BaseModel):

@@ -1,6 +1,7 @@
 """python -m artifacts: what it prints, and with which code it ends."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -103,9 +104,62 @@ def test_diff_goes_field_by_field(run, ids):
     assert found["files"].keys() == {"weights.safetensors"}
 
 
+def test_diff_says_why_first(run, publish):
+    corpora = [publish(config={"max_bytes": size}) for size in (1000, 2000)]
+    first, second = (publish("train-monet", kind="monet", corpus=corpus) for corpus in corpora)
+    code, out, err = run("diff", first, second)
+    assert (code, err) == (0, "")
+    cause = f"The first cause is corpus ({corpora[0]} -> {corpora[1]}), asked for with another config"
+    assert f"b was asked for with another input (corpus). {cause} (max_bytes 1000 -> 2000)." in out
+    assert f"  {corpora[0]}  ->  {corpora[1]}  config.max_bytes 1000 -> 2000\n" in out
+    why = json.loads(run("diff", first, second, "--json")[1])["why"]
+    assert why["text"].endswith("(max_bytes 1000 -> 2000).")
+    assert why["chain"][0] == {
+        "a": corpora[0],
+        "b": corpora[1],
+        "path": ["corpus"],
+        "because": "recipe",
+        "differs": {"config.max_bytes": [1000, 2000]},
+        "inputs": [],
+    }
+
+
+def test_diff_and_tree_go_on_where_an_ancestor_is_gone(run, ids, store):
+    (store.root / ids[0] / "manifest.json").unlink()
+    assert run("diff", ids[1], ids[2])[0] == 0
+    code, out, err = run("tree", ids[1])
+    assert code == 0
+    assert out.startswith(ids[1])
+    assert err == f"damaged: {ids[0]}: manifest.json cannot be read (No such file or directory)\n"
+
+
 def test_diff_of_an_artifact_with_itself_is_empty(run, ids):
     found = json.loads(run("diff", ids[1], ids[1], "--json")[1])
     assert (found["recipe"], found["circumstance"], found["files"]) == ({}, {}, {})
+
+
+def test_card_prints_the_card_and_nothing_else(run, ids):
+    code, out, err = run("card", ids[1])
+    assert (code, err) == (0, "")
+    assert out.startswith("---\nlicense: mit\n")
+    assert out.endswith("</details>\n")
+    assert json.loads(run("card", ids[1], "--json")[1]) == {"id": ids[1], "card": out}
+
+
+def test_a_card_whose_ancestor_is_gone_is_printed_all_the_same(run, ids, store):
+    shutil.rmtree(store.root / ids[0])
+    code, out, err = run("card", ids[1])
+    assert code == 0
+    assert f"> * `{ids[0]}`: `it is not in the store`" in out
+    assert err == f"damaged: {ids[0]}: it is not in the store\n"
+
+
+def test_a_damaged_manifest_has_no_card(run, ids, store):
+    (store.root / ids[1] / "manifest.json").write_text("{")
+    code, out, err = run("card", ids[1])
+    assert (code, out) == (2, "")
+    assert err.startswith(f"{ids[1]}: manifest.json is damaged")
+    assert err.count("\n") == 1
 
 
 def test_verify_counts_and_ends_well(run, ids):
@@ -139,7 +193,9 @@ def test_gc_removes_what_killed_runs_left(run, ids, store):
     assert json.loads(run("gc", "--json")[1]) == {"removed": [".partial-4194305-00000000"]}
 
 
-@pytest.mark.parametrize("command", [["show", "nope"], ["tree", "nope"], ["diff", "latest", "nope"], ["rm", "nope"]])
+@pytest.mark.parametrize(
+    "command", [["show", "nope"], ["card", "nope"], ["tree", "nope"], ["diff", "latest", "nope"], ["rm", "nope"]]
+)
 def test_an_unknown_id_is_one_sentence_and_code_two(run, ids, command):
     code, out, err = run(*command)
     assert (code, out) == (2, "")

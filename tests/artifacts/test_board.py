@@ -120,7 +120,7 @@ def test_the_card_of_a_run_says_what_was_reused_and_where_it_stopped(store, publ
     ((key, description),) = [name for name in wall.names.values() if name[0] == RUN_KEY]
     card = wall.card_of(description)
     assert (key, description) == ("pipeline-lineage", "2 artifacts")
-    assert "Stopped at distill-peer: no \\| room" in card
+    assert "**Stopped** at <code>distill&#45;peer&#58; no &#124; room</code>" in card
     assert re.search(rf"\| train-monet \| \[`{monet}`\]\(/cards/wall-1\) \| 3\.0 s \|", card)
     assert links_are_right(wall)
 

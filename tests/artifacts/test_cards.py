@@ -58,9 +58,9 @@ def test_the_card_holds_facts_parents_and_the_change_of_each_shared_metric(store
     assert card.startswith(f"# distill-peer · `{peer.rpartition('-')[2]}`\n")
     assert f"| sha256 of the contents | `{manifest.content_sha256}` |" in card
     assert "| commit | `c0ffee` |" in card
-    assert f"| monet | [`{monet}`](/v2/artifacts/artifact/2) | `monet` |" in card
-    assert f"| corpus | `{corpus}` | `corpus` |" in card
-    assert "| metric | value | change from monet |" in card
+    assert f"| `monet` | [`{monet}`](/v2/artifacts/artifact/2) | `monet` |" in card
+    assert f"| `corpus` | `{corpus}` | `corpus` |" in card
+    assert "| metric | value | change from `monet` |" in card
     assert "| `held_out_loss_nats` | 2.625 | +0.125 |" in card
     assert "| `kl_to_teacher_nats` | 0.01 |  |" in card
 
@@ -76,8 +76,8 @@ def test_every_table_of_a_card_has_as_many_cells_in_each_row(store, publish):
 def test_a_config_with_backticks_stays_inside_its_fold(store, publish):
     *_, peer = chain(publish)
     fold = lineage_card(store.manifest(peer), store.ancestry(peer)).split("<details>")[1]
-    assert fold.count("```") == 2
-    assert "\\u0060tick\\u0060" in fold
+    assert re.findall(r"^````.*$", fold, re.MULTILINE) == ["````json", "````"]
+    assert "a `tick` and a ```fence```" in fold
 
 
 def test_the_card_of_a_root_says_so(store, publish):
