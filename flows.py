@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from artifacts import ArtifactError, ArtifactId, Store
+from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.alive import alive, forget, gone
 from pipeline.prefect_server import announced, announced_server, free_port, port_for, server
@@ -267,7 +267,7 @@ def publish_card(id: ArtifactId, store: Store) -> None:
             create_markdown_artifact(f"This run came to [`{id}`]({pinned.link}), which was there already.")
         client.update_flow_run(
             UUID(flow_run.id),
-            name=f"{manifest.lineage.stage}-{manifest.short[:8]}",
+            name=f"{manifest.lineage.stage}-{_brief(manifest)}",
             tags={f"kind:{manifest.kind}", f"sha256:{manifest.content_sha256[:8]}"},
         )
 
@@ -278,7 +278,13 @@ def publish_run_card(made: Collection[Made], store: Store, stopped: str | None =
     with get_client(sync_client=True) as client:
         pin_run_card(how, store, PrefectBoard(client), stopped=stopped)
         for last in list(how)[-1:]:
-            client.update_flow_run(UUID(flow_run.id), name=f"chain-{store.manifest(last).short[:8]}")
+            client.update_flow_run(UUID(flow_run.id), name=f"chain-{_brief(store.manifest(last))}")
+
+
+def _brief(manifest: Manifest) -> str:
+    """Eight digits of the fingerprint, and the attempt from the second on."""
+    fingerprint, tilde, attempt = manifest.short.partition("~")
+    return fingerprint[:8] + tilde + attempt
 
 
 def _how(made: Made) -> str:
@@ -375,7 +381,7 @@ def main_serve(command: ServeCommand) -> int:
     os.chdir(ROOT)  # deployments name this file relative to the working directory
     with connected(ui=True, port=command.port) as url:
         print(f"runs started at {url}/v2/deployments happen here (Ctrl-C ends it)", flush=True)
-        deployments: Any = [one.to_deployment(name="local") for one in (chain, *FLOWS.values())]
+        deployments: Any = [one.to_deployment(name=one.name) for one in (chain, *FLOWS.values())]
         serve(*deployments)
     return 0
 
