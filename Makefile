@@ -24,6 +24,10 @@ ui: $(VENV)/ready ## Start the Prefect UI over the same history
 test: $(VENV)/ready ## All tests, the whole chain through Prefect among them
 	$(BIN)/python -m pytest
 
+clicks: $(VENV)/ready ## Clicks through the UI in headless Chromium, which must be on the PATH
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
+
 gpu: $(VENV)/ready ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
@@ -46,7 +50,10 @@ check: lint types imports ## Format, lint, types and imports
 bench: $(VENV)/ready ## Kernels against their references, as ratios in one process
 	$(BIN)/python -m tests.benchmarks.kernels
 
+faults: $(VENV)/ready ## Every fault at every file operation, counted: what was lost, what was corrupt, what hung
+	$(BIN)/python -m tests.faults
+
 tree: $(VENV)/ready ## Lineage of everything in the store
 	$(BIN)/python -m artifacts tree
 
-.PHONY: help setup run ui test gpu format lint types imports check bench tree
+.PHONY: help setup run ui test clicks gpu format lint types imports check bench faults tree

@@ -1,10 +1,10 @@
-"""Scratch folders and the lock: how something appears in the store whole, or not at all."""
+"""Scratch folders and locks: how something appears in the store whole, or not at all."""
 
 import fcntl
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,15 +15,53 @@ PREFIX = ".partial-"
 def scratch_folder(root: Path) -> Iterator[Path]:
     """An empty folder inside the store, gone at the end unless it was moved into place."""
     path = root / f"{PREFIX}{os.getpid()}-{secrets.token_hex(4)}"
-    path.mkdir()
-    held = os.open(path, os.O_RDONLY)
+    with held_folder(path):
+        try:
+            yield path
+        finally:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def held_folder(path: Path, *, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Makes the folder and holds it alone, so that nobody takes it for garbage; says so before it waits for another.
+
+    The system lets go of it when the process ends, however it ends. Neither a pid nor a time says as much: pids are
+    others in another container on the same disk, and clocks go back.
+    """
+    while True:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            folder = os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # who held it has just removed it
+        try:
+            if not _take(folder):
+                waiting()
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            if _lies_at(folder, path):
+                yield
+                return
+        finally:
+            os.close(folder)
+
+
+def remove_unheld(path: Path) -> bool:
+    """Removes a file or folder, unless somebody holds it or it is gone already."""
     try:
-        # A pid says nothing to another container on the same disk; the lock does.
-        fcntl.flock(held, fcntl.LOCK_EX)
-        yield path
+        found = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        if not (_take(found) and _lies_at(found, path)):
+            return False
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     finally:
-        os.close(held)
-        shutil.rmtree(path, ignore_errors=True)
+        os.close(found)
+    return True
 
 
 def move_into_place(scratch: Path, final: Path) -> None:
@@ -59,35 +97,23 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def dead_scratch_folders(root: Path) -> list[Path]:
-    """Scratch folders whose owner was killed: its process is gone and nobody holds the folder's lock."""
-    return [path for path in sorted(root.glob(f"{PREFIX}*")) if not _has_owner(path)]
+def scratch_folders(root: Path) -> list[Path]:
+    """All scratch folders, those of the dead among them."""
+    return sorted(root.glob(f"{PREFIX}*"))
 
 
-def _has_owner(path: Path) -> bool:
-    pid = path.name.removeprefix(PREFIX).split("-")[0]
-    return (pid.isdigit() and _is_running(int(pid))) or _is_locked(path)
-
-
-def _is_running(pid: int) -> bool:
+def _take(descriptor: int) -> bool:
+    """Takes the lock, unless another has it."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
-    except PermissionError:
-        return True
     return True
 
 
-def _is_locked(path: Path) -> bool:
+def _lies_at(descriptor: int, path: Path) -> bool:
+    """Whether what was opened is still what the path leads to: it may have been removed and made again."""
     try:
-        folder = os.open(path, os.O_RDONLY)
+        return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
-        return True  # its owner has just removed it
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(folder)
-    return False
+        return False

@@ -4,8 +4,8 @@ import errno
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,12 @@ from artifacts.manifest import (
 )
 from artifacts.names import enumerated, resolve_name
 from artifacts.scratch import (
-    dead_scratch_folders,
+    held_folder,
     locked,
     move_into_place,
+    remove_unheld,
     scratch_folder,
+    scratch_folders,
     sync_folder,
     write_durably,
 )
@@ -144,7 +146,7 @@ class Store:
         for name in files:
             check_file_name(name)
         self._input_refs(recipe)  # a missing input is told before gigabytes are written
-        with self._write_errors(recipe.id):
+        with self._disk_errors(f"write {recipe.id} into {self.root}"):
             self.root.mkdir(parents=True, exist_ok=True)
             with scratch_folder(self.root) as scratch:
                 write_tensors(scratch / WEIGHTS, tensors, recipe=canonical_json(recipe))
@@ -184,7 +186,8 @@ class Store:
     def remove(self, id_or_prefix: str) -> ArtifactId:
         """Removes an artifact from which nothing else was made."""
         id = self.resolve(id_or_prefix)
-        with self._locked(), scratch_folder(self.root) as scratch:
+        writing = self._disk_errors(f"remove {id} from {self.root}")
+        with writing, scratch_folder(self.root) as scratch, self._locked():
             # Only now, under the lock, can nobody publish a child or remove it first.
             children = [child.id for child in self.children(id)]
             if children:
@@ -196,13 +199,26 @@ class Store:
 
     def collect_garbage(self) -> list[str]:
         """Removes what killed runs left: dead scratch folders, and checkpoints of stages finished since."""
-        rubbish = [*dead_scratch_folders(self.root), *self._spent_checkpoints()]
-        for path in rubbish:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        return [str(path.relative_to(self.root)) for path in rubbish]
+        rubbish = [*scratch_folders(self.root), *self._spent_checkpoints()]
+        with self._disk_errors(f"remove what killed runs left in {self.root}"):
+            return [str(path.relative_to(self.root)) for path in rubbish if remove_unheld(path)]
+
+    @contextmanager
+    def checkpoints(
+        self, recipe: Recipe, *, anew: bool = False, waiting: Callable[[], None] = lambda: None
+    ) -> Iterator[Path]:
+        """The folder for checkpoints of a run of this recipe, empty if `anew`; it is gone after a run that succeeds.
+
+        One process at a time has it. Another says that it is `waiting`, and goes on when the first has ended.
+        """
+        path = self.state_dir / "checkpoints" / recipe.id
+        with ExitStack() as stack:
+            with self._disk_errors(f"keep checkpoints of {recipe.id} in {self.root}"):
+                stack.enter_context(held_folder(path, waiting=waiting))
+                if anew:
+                    _empty(path)
+            yield path
+            shutil.rmtree(path, ignore_errors=True)
 
     def _attempts(self, id: ArtifactId) -> list[Manifest]:
         """The attempts of one recipe with intact manifests, oldest first."""
@@ -249,14 +265,12 @@ class Store:
         return id
 
     def _spent_checkpoints(self) -> list[Path]:
-        """What lies in `.state/checkpoints` under the name of an artifact and is older than it."""
-        spent = []
-        for path in sorted((self.state_dir / "checkpoints").glob("*")):
-            manifest = self.root / path.name.split(".")[0] / MANIFEST
-            # A newer one belongs to a forced run that may still be going.
-            if manifest.is_file() and _newest_change(path) < manifest.stat().st_mtime:
-                spent.append(path)
-        return spent
+        """What lies in `.state/checkpoints` and no run would go on from: empty, or its artifact is here.
+
+        A forced run begins anew each time, so that what it leaves when it is killed is of no use either.
+        """
+        found = sorted((self.state_dir / "checkpoints").glob("*"))
+        return [path for path in found if _is_empty(path) or self._attempts(ArtifactId(path.name.split(".")[0]))]
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
@@ -264,15 +278,14 @@ class Store:
             yield
 
     @contextmanager
-    def _write_errors(self, id: ArtifactId) -> Iterator[None]:
+    def _disk_errors(self, doing: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             advice = "make room there" if full else "see that the store can be written to"
             raise ArtifactError(
-                f"could not write {id} into {self.root}: {error.strerror or error}; "
-                f"nothing was left behind, {advice} and run again"
+                f"could not {doing}: {error.strerror or error}; nothing is half done, {advice} and run again"
             ) from error
 
 
@@ -303,6 +316,8 @@ def _heal(folder: Path, manifest: Manifest, scratch: Path) -> None:
     """Puts back the published bytes of damaged files: the same bytes have just been made again."""
     for name in manifest.files:
         if file_damage(manifest, folder, name):
+            if (folder / name).is_dir():
+                os.rename(folder / name, scratch / f".{name}")  # no published file has such a name
             os.replace(scratch / name, folder / name)
     sync_folder(folder)
 
@@ -331,6 +346,16 @@ def _file_record(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256_of_file(path), bytes=path.stat().st_size)
 
 
-def _newest_change(path: Path) -> float:
-    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return max(p.stat().st_mtime for p in paths)
+def _empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _is_empty(path: Path) -> bool:
+    try:
+        return not any(path.iterdir())
+    except (FileNotFoundError, NotADirectoryError):  # its run has just ended; or a file
+        return False

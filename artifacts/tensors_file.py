@@ -46,6 +46,20 @@ def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Te
 
 def read_header(path: Path) -> dict[str, Any]:
     """The header's JSON. Refuses what safetensors would let pass: a tensor named twice."""
+    try:
+        raw = _header_bytes(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read ({error.strerror})") from error
+    try:
+        header = json.loads(raw, object_pairs_hook=_without_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path} is damaged: its header is unusable, {error}; make the artifact again") from None
+    if not isinstance(header, dict):
+        raise ArtifactError(f"{path} is damaged: its header is no JSON object; make the artifact again")
+    return header
+
+
+def _header_bytes(path: Path) -> bytes:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -54,14 +68,7 @@ def read_header(path: Path) -> dict[str, Any]:
                 f"{path} is damaged: it states a header of {length} bytes, where its {size} bytes allow "
                 f"at most {max(0, min(size - 8, MAX_HEADER_BYTES))}; make the artifact again"
             )
-        raw = file.read(length)
-    try:
-        header = json.loads(raw, object_pairs_hook=_without_duplicates)
-    except (ValueError, RecursionError) as error:
-        raise ArtifactError(f"{path} is damaged: its header is unusable, {error}; make the artifact again") from None
-    if not isinstance(header, dict):
-        raise ArtifactError(f"{path} is damaged: its header is no JSON object; make the artifact again")
-    return header
+        return file.read(length)
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

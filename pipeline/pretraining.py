@@ -2,13 +2,20 @@
 
 from collections.abc import Callable
 
-from pipeline.corpus import Corpus
+import torch
+
+from pipeline.corpus import Corpus, held_out_windows
+from pipeline.curve import to_csv
 from pipeline.losses import next_token
 from pipeline.measures import MeasureConfig, measure, measure_routing, measure_size
 from pipeline.models.language_model import ExpertSpec, LanguageModel, ModelSpec
 from pipeline.models.transformer import Trace, TransformerShape, TransformerSpec
+from pipeline.plots import Panel, training_curve
 from pipeline.run import current_run
+from pipeline.stage import Output
 from pipeline.training import Batch, Losses, Rate, TrainingConfig, fit
+
+FREQUENCY_SAMPLE_TOKENS = 1_000_000
 
 
 def pretrain(
@@ -20,8 +27,8 @@ def pretrain(
     measured: MeasureConfig,
     auxiliary: Callable[[Trace], Losses] | None = None,
     rates: Callable[[LanguageModel], list[Rate]] = lambda model: [],
-) -> tuple[LanguageModel, dict[str, float]]:
-    """The trained model and its metrics. `auxiliary` adds losses on the trace, `rates` sets learning rates apart."""
+) -> Output[LanguageModel]:
+    """The trained model. `auxiliary` adds losses on the trace, `rates` sets learning rates apart."""
     spec = ModelSpec(
         transformer=TransformerSpec(**shape.model_dump(), vocab_size=corpus.spec.vocab_size), experts=experts
     )
@@ -47,4 +54,23 @@ def pretrain(
         "train_tokens": float(training.train_tokens),
         "tokens_per_second": fitted.tokens_per_second,
     }
-    return model, metrics
+    panel = Panel(
+        number="train_loss_nats",
+        label="loss, nats a token",
+        held_out=metrics["held_out_loss_nats"],
+        baseline=("held out, token frequencies alone", loss_without_context(corpus, measured, training.context_length)),
+        from_zero=False,
+    )
+    title = f"{model.kind}, {metrics['num_parameters']:,.0f} parameters: loss on the next token"
+    files = {"plot.png": training_curve(title, fitted.curve, [panel]), "training.csv": to_csv(fitted.curve)}
+    return Output(value=model, metrics=metrics, files=files)
+
+
+def loss_without_context(corpus: Corpus, measured: MeasureConfig, context_length: int) -> float:
+    """Held-out loss, in nats a token, of guessing by how frequent each token is in training: what context must beat."""
+    num_tokens, vocab_size = corpus.train.num_tokens, corpus.spec.vocab_size
+    sample = min(num_tokens, FREQUENCY_SAMPLE_TOKENS)
+    tokens_N = corpus.train.tokens_at(torch.arange(sample) * num_tokens // sample)
+    count_V = torch.bincount(tokens_N, minlength=vocab_size).double() + 1  # none is impossible
+    _, targets_WT = held_out_windows(corpus.held_out, num_tokens=measured.tokens, length=context_length)
+    return -(count_V / count_V.sum()).log()[targets_WT].mean().item()

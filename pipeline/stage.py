@@ -1,7 +1,6 @@
 """The contract of a stage, and `run_stage`: the one place where stages meet the store."""
 
 import inspect
-import shutil
 import time
 import typing
 from collections.abc import Callable, Mapping
@@ -153,24 +152,29 @@ def run_stage(
         return Made(id=found, reused=True, seconds=0.0)
     device = device or torch.device("cpu")
     values = {role: _open(store, inputs[role], wanted, device) for role, wanted in stage.inputs.items()}
-    checkpoints = store.state_dir / "checkpoints" / recipe.id
-    if force:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    start = time.monotonic()
-    with running(Run(seed=seed, device=device, checkpoints=checkpoints, report=report)):
-        output = stage.fn(config, **values)
+    waiting = Progress(what="wait for another process that makes it", step=0, total=1, seconds=0.0)
+    with store.checkpoints(recipe, anew=force, waiting=lambda: report(waiting)) as checkpoints:
+        if not force and (found := store.find(recipe)) is not None:
+            return Made(id=found, reused=True, seconds=0.0)  # the other process has made it
+        start = time.monotonic()
+        with running(Run(seed=seed, device=device, checkpoints=checkpoints, report=report)):
+            output = stage.fn(config, **values)
+        seconds = time.monotonic() - start
+        id = _publish(store, recipe, output, Circumstance.now(device=_device_name(device), seconds=seconds))
+    return Made(id=id, reused=False, seconds=time.monotonic() - start)
+
+
+def _publish(store: Store, recipe: Recipe, output: Output[Any], circumstance: Circumstance) -> ArtifactId:
     value = output.value
-    id = store.publish(
+    return store.publish(
         recipe=recipe,
         kind=value.kind,
         spec=value.spec.model_dump(mode="json"),
         tensors={name: tensor.cpu() for name, tensor in value.to_tensors().items()},
         metrics=output.metrics,
         files={**value.to_files(), **output.files},
-        circumstance=Circumstance.now(device=_device_name(device), seconds=time.monotonic() - start),
+        circumstance=circumstance,
     )
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    return Made(id=id, reused=False, seconds=time.monotonic() - start)
 
 
 def _open(store: Store, id: ArtifactId, role: Role, device: torch.device) -> Any:

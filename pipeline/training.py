@@ -4,7 +4,6 @@ A run that is killed goes on from its last checkpoint, with the same bits as one
 """
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from pipeline.corpus import Split, random_windows
+from pipeline.curve import Curve, Record
 from pipeline.run import Progress, current_run
+from pipeline.sealed import load_sealed, save_sealed
 
 Batch = tuple[Tensor, Tensor]
 Losses = tuple[Tensor, Mapping[str, float]]
@@ -65,9 +66,10 @@ class Rate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
-    """What a loop did: the last tenth's mean losses and how long it took."""
+    """What a loop did: the last tenth's mean losses, the way there, and how long it took."""
 
     losses: dict[str, float]
+    curve: Curve
     seconds: float
     tokens_per_second: float
 
@@ -94,9 +96,10 @@ def fit(
     generator = run.generator(f"{what} batches")
     trained = [p for group in optimizer.param_groups for p in group["params"]]
     checkpoint = _Checkpoint(run.checkpoints / f"{what.replace(' ', '-')}.pt" if run.checkpoints else None)
-    first, spent, tail = checkpoint.restore(model, optimizer, generator)
-    start = last_saved = last_told = time.monotonic()
     tokens_a_step = config.batch_size * config.context_length
+    record = Record(steps=config.steps, tokens_a_step=tokens_a_step)
+    first, spent = checkpoint.restore(model, optimizer, generator, record)
+    start = last_saved = last_told = time.monotonic()
     for step in range(first, config.steps):
         share = config.rate_share(step)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -113,8 +116,7 @@ def fit(
         optimizer.step()
         if after_backward is not None:
             numbers = {**numbers, **after_backward(step, share)}
-        if step >= 0.9 * config.steps:
-            tail.append(dict(numbers))
+        record.add(step, numbers)
         now = time.monotonic()
         if now - last_told > 0.5 or step + 1 == config.steps:
             speed = (step + 1 - first) * tokens_a_step / (now - start)
@@ -122,12 +124,16 @@ def fit(
             run.report(Progress(what=what, step=step + 1, total=config.steps, seconds=now - start, numbers=shown))
             last_told = now
         if now - last_saved > config.checkpoint_seconds and step + 1 < config.steps:
-            checkpoint.save(model, optimizer, generator, step + 1, spent + now - start, tail)
+            checkpoint.save(model, optimizer, generator, step + 1, spent + now - start, record)
             last_saved = now
     seconds = spent + time.monotonic() - start
     model.eval()
-    means = {name: sum(row[name] for row in tail) / len(tail) for name in (tail[0] if tail else {})}
-    return Fitted(losses=means, seconds=seconds, tokens_per_second=config.train_tokens / seconds)
+    return Fitted(
+        losses=record.last_tenth(),
+        curve=record.curve(),
+        seconds=seconds,
+        tokens_per_second=config.train_tokens / seconds,
+    )
 
 
 def _groups(model: nn.Module, config: TrainingConfig, rates: Iterable[Rate]) -> list[dict[str, Any]]:
@@ -160,34 +166,31 @@ class _Checkpoint:
         generator: torch.Generator,
         step: int,
         seconds: float,
-        tail: list[dict[str, float]],
+        record: Record,
     ) -> None:
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.path.with_suffix(".partial")
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "generator": generator.get_state(),
-                "global_generator": torch.get_rng_state(),
-                "step": step,
-                "seconds": seconds,
-                "tail": tail,
-            },
-            scratch,
-        )
-        os.replace(scratch, self.path)
+        state = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "global_generator": torch.get_rng_state(),
+            "step": step,
+            "seconds": seconds,
+            "record": record.state_dict(),
+        }
+        save_sealed(state, self.path)
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator
-    ) -> tuple[int, float, list[dict[str, float]]]:
-        if self.path is None or not self.path.is_file():
-            return 0, 0.0, []
-        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, record: Record
+    ) -> tuple[int, float]:
+        """The steps done and the seconds they took; 0 of both where there is nothing to go on from."""
+        if self.path is None or not self.path.exists():
+            return 0, 0.0
+        saved = load_sealed(self.path)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
-        return saved["step"], saved["seconds"], saved["tail"]
+        record.load_state_dict(saved["record"])
+        return saved["step"], saved["seconds"]

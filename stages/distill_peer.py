@@ -7,6 +7,7 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.corpus import Corpus, random_windows
+from pipeline.curve import to_csv
 from pipeline.losses import layer_match, logit_kl
 from pipeline.measures import (
     MeasureConfig,
@@ -20,6 +21,7 @@ from pipeline.measures import (
 from pipeline.models import LanguageModel, MonetModel
 from pipeline.models.conversion import keep_experts, peer_from_monet
 from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
+from pipeline.plots import Panel, training_curve
 from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training import Batch, Losses, Rate, TrainingConfig, fit
@@ -50,7 +52,7 @@ class DistillPeerConfig(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="distill-peer", version=1)
+@stage(name="distill-peer", version=2)
 def distill_peer(
     config: DistillPeerConfig, *, corpus: Annotated[Corpus, "corpus"], monet: MonetModel
 ) -> Output[LanguageModel]:
@@ -96,7 +98,18 @@ def distill_peer(
         "train_tokens": float(config.training.train_tokens + sum(b.numel() for b in batches)),
         "tokens_per_second": fitted.tokens_per_second,
     }
-    return Output(value=peer, metrics=metrics)
+    panels = [
+        Panel(number="layer_error_share", label="error of the layers' outputs,\nshare of the teacher's square"),
+        Panel(
+            number="train_kl_to_teacher_nats",
+            label="KL from Monet, nats a token",
+            held_out=metrics["kl_to_teacher_nats"],
+            baseline=("held out, before distilling", metrics["undistilled_kl_to_teacher_nats"]),
+        ),
+    ]
+    title = f"PEER, {config.num_experts:,} of {num_all:,} experts a block: distilled from Monet"
+    files = {"plot.png": training_curve(title, fitted.curve, panels), "training.csv": to_csv(fitted.curve)}
+    return Output(value=peer, metrics=metrics, files=files)
 
 
 def _spec(peer: LanguageModel) -> PeerSpec:

@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.corpus import Corpus, random_windows
 from pipeline.measures import MeasureConfig, measure_against, measure_size
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.models.quantized import QuantizedExperts
+from pipeline.plots import symbol_tiers
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.symbolic.assembly import BlockSymbols, distil_block, symbol_model
@@ -20,6 +22,14 @@ from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_m
 from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.recording import LayerRecord, record
 from pipeline.symbolic.tiers import READABLE, Tier
+
+_TIER_WORDS = {
+    Tier.T0: "exact",
+    Tier.T1: "few\ncoordinates",
+    Tier.T2: "logic and\nfunction",
+    Tier.T3: "logic",
+    Tier.T4: "dropped",
+}
 
 
 class DistillSymbolsConfig(StageConfig):
@@ -62,7 +72,7 @@ class DistillSymbolsConfig(StageConfig):
         return sizes
 
 
-@stage(name="distill-symbols", version=1)
+@stage(name="distill-symbols", version=2)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
@@ -98,7 +108,8 @@ def distill_symbols(
         "train_tokens": float(config.sample_tokens + config.check_tokens),
     }
     names_by_block = [block.literal_names for block in blocks]
-    return Output(value=model, metrics=metrics, files={"literals.json": json.dumps(names_by_block).encode()})
+    files = {"literals.json": json.dumps(names_by_block).encode(), "plot.png": _picture(metrics)}
+    return Output(value=model, metrics=metrics, files=files)
 
 
 def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: int) -> list[Tensor]:
@@ -159,6 +170,21 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
         "formula_coordinates_mean": float(coordinates_E[sparse_E].float().mean()) if bool(sparse_E.any()) else 0.0,
         "block_loss_recovered_least": min(block.recovered for block in blocks),
     }
+
+
+def _picture(metrics: Mapping[str, float]) -> bytes:
+    shares = {
+        label: [metrics[f"{kind}_share_{tier.name.lower()}"] for tier in Tier]
+        for label, kind in (("experts", "expert"), ("output energy", "energy"))
+    }
+    recovered = {
+        "symbols": metrics["loss_recovered"],
+        "constant\nmagnitude": metrics["loss_recovered_constant_magnitude"],
+        "permuted\nfiring": metrics["loss_recovered_permuted_firing"],
+    }
+    loss, divergence = metrics["loss_increase_nats"], metrics["kl_to_teacher_nats"]
+    title = f"Symbols: held-out loss {loss:+.4f}, KL {divergence:.4f} nats a token"
+    return symbol_tiers(title, [f"{tier.name}\n{words}" for tier, words in _TIER_WORDS.items()], shares, recovered)
 
 
 def _share(chosen_E: Tensor) -> float:

@@ -8,11 +8,13 @@ from pydantic import Field
 
 from kernels.sr_update import UpdateCounts, sr_update
 from pipeline.corpus import Corpus
+from pipeline.curve import Curve, to_csv
 from pipeline.losses import logit_kl, next_token
 from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_size, measure_tables
 from pipeline.models import Int4Model, LanguageModel, PeerModel
 from pipeline.models.quantization import requantized
 from pipeline.models.quantized import Int4Table, QuantizedExperts
+from pipeline.plots import Panel, training_curve
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training import Batch, Losses, TrainingConfig, fit
@@ -37,7 +39,7 @@ class FinetuneInt4Config(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="finetune-int4", version=1)
+@stage(name="finetune-int4", version=2)
 def finetune_int4(
     config: FinetuneInt4Config, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model, peer: PeerModel
 ) -> Output[LanguageModel]:
@@ -82,7 +84,33 @@ def finetune_int4(
         "train_tokens": float(config.training.train_tokens),
         "tokens_per_second": fitted.tokens_per_second,
     }
-    return Output(value=model, metrics=metrics)
+    files = {"plot.png": _picture(config, fitted.curve, metrics), "training.csv": to_csv(fitted.curve)}
+    return Output(value=model, metrics=metrics, files=files)
+
+
+def _picture(config: FinetuneInt4Config, curve: Curve, metrics: Mapping[str, float]) -> bytes:
+    """What is learnt, and that the nibbles move: rounded to the nearest they would stand still."""
+    increase = metrics["loss_increase_from_int4_nats"]
+    error = metrics["loss_increase_from_int4_standard_error_nats"]
+    if config.objective == "next-token":
+        loss = metrics["held_out_loss_nats"]
+        learnt = Panel(
+            number="train_loss_nats",
+            label="loss, nats a token",
+            held_out=loss,
+            baseline=("held out, before", loss - increase),
+            from_zero=False,
+        )
+    else:
+        learnt = Panel(
+            number="train_kl_to_teacher_nats",
+            label="KL from the float PEER, nats a token",
+            held_out=metrics["kl_to_teacher_nats"],
+            baseline=("training, at the start", curve[0].numbers["train_kl_to_teacher_nats"]),
+        )
+    flips = Panel(number="flips_per_touched_weight", label="int4 weights that change in a step,\nshare of the touched")
+    title = f"int4 fine-tuned: training changed the held-out loss by {increase:+.4f} ± {error:.4f} nats a token"
+    return training_curve(title, curve, [learnt, flips])
 
 
 def _training_bytes(model: LanguageModel) -> dict[str, float]:

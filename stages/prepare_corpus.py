@@ -3,16 +3,17 @@
 import json
 import lzma
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
 
 from pipeline.corpus import Corpus, CorpusSpec, make_split
 from pipeline.corpus_default import default_sha256, read_default
-from pipeline.corpus_documents import DocumentSplits, sample_of
+from pipeline.corpus_documents import Document, DocumentSplits, sample_of
 from pipeline.corpus_sources import Reading, read_sources, sources_sha256
 from pipeline.corpus_tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
+from pipeline.plots import corpus_mix
 from pipeline.stage import Output, StageConfig, stage
 
 _XZ_SAMPLE_BYTES = 500_000
@@ -75,7 +76,7 @@ def sources_digest(config: PrepareCorpusConfig) -> str:
     return sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
 
 
-@stage(name="prepare-corpus", version=1, sources=sources_digest)
+@stage(name="prepare-corpus", version=2, sources=sources_digest)
 def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
     """text -> corpus: documents with their domains as tokens, some held out."""
     splits = _read(config)
@@ -87,7 +88,8 @@ def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
         for documents in (splits.train, splits.held_out)
     )
     corpus = Corpus(spec, train=train, held_out=held_out, tokenizer=tokenizer)
-    return Output(value=corpus, metrics=_metrics(splits, corpus), files={"contents.json": _contents(splits)})
+    files = {"contents.json": _contents(splits), "plot.png": _picture(splits, corpus)}
+    return Output(value=corpus, metrics=_metrics(splits, corpus), files=files)
 
 
 def _read(config: PrepareCorpusConfig) -> DocumentSplits:
@@ -109,9 +111,7 @@ def _tokenizer(config: PrepareCorpusConfig, splits: DocumentSplits) -> TextToken
 
 
 def _metrics(splits: DocumentSplits, corpus: Corpus) -> Mapping[str, float]:
-    text_bytes = Counter[str]()
-    for document in (*splits.train, *splits.held_out):
-        text_bytes[document.domain] += document.num_bytes
+    text_bytes = _bytes_by_domain((*splits.train, *splits.held_out))
     held_out_bytes = sum(document.num_bytes for document in splits.held_out)
     return {
         "text_bytes": text_bytes.total(),
@@ -139,3 +139,15 @@ def _contents(splits: DocumentSplits) -> bytes:
             by_origin = counts.setdefault(split, {}).setdefault(document.domain, Counter())
             by_origin[document.origin] += document.num_bytes
     return json.dumps(counts, indent=1).encode()
+
+
+def _picture(splits: DocumentSplits, corpus: Corpus) -> bytes:
+    title = f"Corpus: {corpus.train.num_tokens:,} tokens to train on, {corpus.held_out.num_tokens:,} held out"
+    return corpus_mix(title, _bytes_by_domain(splits.train), _bytes_by_domain(splits.held_out))
+
+
+def _bytes_by_domain(documents: Iterable[Document]) -> Counter[str]:
+    text_bytes = Counter[str]()
+    for document in documents:
+        text_bytes[document.domain] += document.num_bytes
+    return text_bytes

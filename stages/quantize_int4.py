@@ -8,6 +8,8 @@ from pipeline.corpus import Corpus
 from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_tables
 from pipeline.models import LanguageModel, PeerModel
 from pipeline.models.quantization import sqnr_db, to_int4
+from pipeline.models.quantization_error import table_errors
+from pipeline.plots import quantization_error
 from pipeline.stage import Output, StageConfig, stage
 
 
@@ -24,7 +26,7 @@ class QuantizeInt4Config(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="quantize-int4", version=1)
+@stage(name="quantize-int4", version=2)
 def quantize_int4(
     config: QuantizeInt4Config, *, corpus: Annotated[Corpus, "corpus"], peer: PeerModel
 ) -> Output[LanguageModel]:
@@ -36,4 +38,8 @@ def quantize_int4(
         **measure_tables(model),
         "sqnr_db": sqnr_db(model, peer),
     }
-    return Output(value=model, metrics=metrics)
+    title = (
+        f"PEER in int4: {metrics['sqnr_db']:.1f} dB, held-out loss {metrics['loss_increase_nats']:+.4f} nats a token"
+    )
+    files = {"plot.png": quantization_error(title, table_errors(model, peer))}
+    return Output(value=model, metrics=metrics, files=files)

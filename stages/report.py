@@ -1,15 +1,12 @@
 """All models of the chain -> report: one table and one picture of what each step cost and saved."""
 
-import io
 import math
 from collections.abc import Callable, Sequence
 from typing import Annotated
 
-import matplotlib as mpl
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from pydantic import Field
 
+from pipeline.plots import chain_costs
 from pipeline.report import Report, ReportSpec, Row
 from pipeline.stage import Measured, Output, StageConfig, stage
 
@@ -23,7 +20,7 @@ class ReportConfig(StageConfig):
     dots_per_inch: int = Field(default=120, ge=50, le=600, description="Resolution of the picture, 50 to 600.")
 
 
-@stage(name="report", version=1)
+@stage(name="report", version=2)
 def report(
     config: ReportConfig,
     *,
@@ -45,7 +42,7 @@ def report(
         _row("int4 fine-tuned", tuned),
         _row("symbols", symbols),
     )
-    files = {"report.md": _page(rows).encode(), "report.png": _picture(rows, config)}
+    files = {"report.md": _page(rows).encode(), "plot.png": _picture(rows, config)}
     return Output(value=Report(ReportSpec(rows=rows), files), metrics=_summary(rows))
 
 
@@ -91,7 +88,7 @@ def _page(rows: Sequence[Row]) -> str:
         "Losses are over the held-out split; differences are paired, token by token, with the model that each was "
         "made from: PEER with Monet, int8 and int4 with PEER, the fine-tuned int4 with the float PEER, symbols with "
         "the fine-tuned int4. `recovered` saturates on small models: read it beside Δ and KL.\n\n"
-        "![bits a byte and bytes an expert along the chain](report.png)\n\n"
+        "![bits a byte and bytes an expert along the chain](plot.png)\n\n"
         f"## Measured\n\n{made_of}\n"
     )
 
@@ -102,20 +99,12 @@ def _cells(row: Row) -> list[str]:
 
 
 def _picture(rows: Sequence[Row], config: ReportConfig) -> bytes:
-    """PNG of the same bytes for the same rows: no date, no version, fonts and style of matplotlib's defaults."""
-    with mpl.rc_context(mpl.rcParamsDefault):
-        figure = Figure(figsize=(config.width_inches, config.width_inches * 0.75), layout="constrained")
-        FigureCanvasAgg(figure)
-        above, below = figure.subplots(2, 1, sharex=True)
-        chain = rows[1:]
-        names = [row.name for row in chain]
-        above.plot(names, [row.metrics.get(BITS, math.nan) for row in chain], "o-", color="#0d9488", label="chain")
-        above.axhline(rows[0].metrics[BITS], color="#b45309", linestyle="--", label="dense baseline")
-        above.set_ylabel("held-out bits a byte")
-        above.legend()
-        below.bar(names, [row.metrics.get("expert_bytes", 0.0) for row in chain], color="#94a3b8")
-        below.set_ylabel("bytes an expert")
-        below.tick_params(axis="x", labelrotation=20)
-        file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=config.dots_per_inch, metadata={"Software": None})
-    return file.getvalue()
+    dense, *chain = rows
+    return chain_costs(
+        [row.name for row in chain],
+        bits_per_byte=[row.metrics.get(BITS, math.nan) for row in chain],
+        baseline_bits_per_byte=dense.metrics[BITS],
+        expert_bytes=[row.metrics.get("expert_bytes", 0.0) for row in chain],
+        width=config.width_inches,
+        dots_per_inch=config.dots_per_inch,
+    )

@@ -23,14 +23,13 @@ class TrainDenseConfig(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="train-dense", version=1)
+@stage(name="train-dense", version=2)
 def train_dense(config: TrainDenseConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[LanguageModel]:
     """Corpus -> dense model: a transformer with one MLP a block, trained on next tokens."""
-    model, metrics = pretrain(
+    return pretrain(
         corpus=corpus,
         shape=config.transformer,
         experts=config.mlp,
         training=config.training,
         measured=config.measure,
     )
-    return Output(value=model, metrics=metrics)

@@ -32,7 +32,7 @@ class TrainMonetConfig(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="train-monet", version=1)
+@stage(name="train-monet", version=2)
 def train_monet(config: TrainMonetConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[LanguageModel]:
     """Corpus -> Monet: experts composed of sub-experts on two axes, trained on next tokens."""
 
@@ -44,7 +44,7 @@ def train_monet(config: TrainMonetConfig, *, corpus: Annotated[Corpus, "corpus"]
             "ambiguity_loss": ambiguous.item(),
         }
 
-    model, metrics = pretrain(
+    return pretrain(
         corpus=corpus,
         shape=config.transformer,
         experts=config.monet,
@@ -52,4 +52,3 @@ def train_monet(config: TrainMonetConfig, *, corpus: Annotated[Corpus, "corpus"]
         measured=config.measure,
         auxiliary=auxiliary,
     )
-    return Output(value=model, metrics=metrics)

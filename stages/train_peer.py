@@ -1,5 +1,6 @@
 """Corpus -> PEER from random weights: the arm beside a PEER that was distilled."""
 
+from dataclasses import replace
 from typing import Annotated
 
 from pydantic import Field
@@ -28,7 +29,7 @@ class TrainPeerConfig(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="train-peer", version=1)
+@stage(name="train-peer", version=2)
 def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[LanguageModel]:
     """Corpus -> PEER: single-neuron experts behind product keys, trained on next tokens."""
 
@@ -36,7 +37,7 @@ def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) 
         layers = [block.moe for block in model.blocks() if isinstance(block.moe, PeerExperts)]
         return [Rate(parameters=[p for e in layers for p in (e.u, e.v)], multiplier=config.table_rate)]
 
-    model, metrics = pretrain(
+    output = pretrain(
         corpus=corpus,
         shape=config.transformer,
         experts=config.peer,
@@ -44,4 +45,4 @@ def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) 
         measured=config.measure,
         rates=rates,
     )
-    return Output(value=model, metrics={**metrics, **measure_tables(model)})
+    return replace(output, metrics={**output.metrics, **measure_tables(output.value)})

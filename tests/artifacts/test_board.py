@@ -80,6 +80,19 @@ def test_the_parents_cards_name_a_child_as_soon_as_it_is_pinned(store, publish):
     assert "Nothing yet." in wall.card_of(peer)
 
 
+def test_a_card_stands_beside_the_latest_others_of_its_stage(store, publish):
+    corpus = publish()
+    ids = [publish("quantize-int4", {"clips": clips}, kind="peer-int4", corpus=corpus) for clips in range(1, 9)]
+    wall = Wall()
+    for id in ids:
+        pin_card(id, store, wall)
+    beside = wall.card_of(ids[3]).partition("## Others of this stage")[2].partition("## Metrics")[0]
+    assert re.findall(r"\[`([\w-]+)`\]", beside) == [*ids[:3:-1], ids[2]]
+    assert f"| [`{ids[7]}`](/cards/{list(wall.cards)[8]}) | `config.clips 8` | held_out_loss_nats 2.5 |" in beside
+    assert "## Others of this stage" not in wall.card_of(corpus)
+    assert links_are_right(wall)
+
+
 def test_an_emptied_board_gets_all_cards_anew_with_links_that_hold(store, publish):
     *_, peer = ids = chain(publish)
     pin_card(peer, store, Wall(name="old"))

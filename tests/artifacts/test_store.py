@@ -13,6 +13,7 @@ import torch
 
 from artifacts import ArtifactError, ArtifactId, InputRef, Lineage, Manifest, Recipe, Store
 from artifacts.manifest import FileRecord
+from artifacts.scratch import scratch_folder
 
 ROOT = Path(__file__).parents[2]
 
@@ -219,6 +220,15 @@ def test_making_a_damaged_artifact_again_puts_its_bytes_back(store, publish):
     assert store.verify() == []
 
 
+def test_a_file_that_became_a_folder_is_healed(store, publish):
+    path = store.root / publish() / "weights.safetensors"
+    path.unlink()
+    path.mkdir()
+    (path / "mine.txt").write_text("mine")
+    assert publish() == path.parent.name
+    assert store.verify() == []
+
+
 def test_a_damaged_manifest_is_passed_over_and_the_artifact_made_beside_it(store, publish):
     first = publish()
     (store.root / first / "manifest.json").write_text("{}")
@@ -322,7 +332,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(store, publish, monkeypa
 
     with monkeypatch.context() as patch:
         patch.setattr(os, step, full)
-        with pytest.raises(ArtifactError, match="No space left on device; nothing was left behind, make room"):
+        with pytest.raises(ArtifactError, match="No space left on device; nothing is half done, make room"):
             publish("train-monet", kind="monet")
     assert names(store) == {kept}
     assert store.verify() == []
@@ -494,24 +504,46 @@ def test_what_others_were_made_from_stays(store, publish):
     assert names(store) == set()
 
 
+@pytest.mark.parametrize("act", [lambda store, id: store.remove(id), lambda store, id: store.collect_garbage()])
+def test_what_cannot_be_removed_is_told_in_one_sentence(store, publish, monkeypatch, act):
+    id = publish()
+    (store.root / ".partial-4194305-00000000").mkdir()
+
+    def refuse(*args: object, **named: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patch:
+        for name in ("rename", "rmdir"):
+            patch.setattr(os, name, refuse)
+        with pytest.raises(
+            ArtifactError, match=r"^could not remove .*: Read-only file system; nothing is half done, see"
+        ):
+            act(store, id)
+    assert store.ids() == [id]
+
+
 def test_garbage_of_a_living_process_stays(store, publish):
     publish()
-    (store.root / f".partial-{os.getpid()}-00000000").mkdir()
-    (store.root / ".partial-4194305-00000000").mkdir()  # no Linux has a pid beyond 2^22
-    assert store.collect_garbage() == [".partial-4194305-00000000"]
+    dead = store.root / f".partial-{os.getpid()}-00000000"  # in a container every run may have the same pid
+    dead.mkdir()
+    with scratch_folder(store.root) as scratch:
+        os.utime(scratch, (0, 0))  # the clock was set back, and forward again
+        assert store.collect_garbage() == [dead.name]
+        assert scratch.is_dir()
 
 
-def test_checkpoints_older_than_their_artifact_are_garbage(store, publish):
+def test_checkpoints_of_finished_stages_are_garbage_unless_a_run_holds_them(store, publish):
     checkpoints = store.state_dir / "checkpoints"
-    checkpoints.mkdir(parents=True)
-    unfinished = recipe("train-dense").id
-    (checkpoints / unfinished).mkdir()
-    (checkpoints / f"{recipe(n=1).id}.pt").write_bytes(b"")
-    os.utime(checkpoints / f"{recipe(n=1).id}.pt", (0, 0))
-    publish(config={"n": 1})
-    forced = checkpoints / publish(config={"n": 2})
-    forced.write_bytes(b"")
-    later = time.time() + 60
-    os.utime(forced, (later, later))
-    assert store.collect_garbage() == [f".state/checkpoints/{recipe(n=1).id}.pt"]
-    assert {path.name for path in checkpoints.iterdir()} == {unfinished, forced.name}
+    names = {what: recipe(stage).id for what, stage in (("unfinished", "train-dense"), ("begun", "train-peer"))}
+    for name in (*names.values(), publish(config={"n": 1})):
+        (checkpoints / name).mkdir(parents=True)
+        (checkpoints / name / "train.pt").write_bytes(b"")
+    (checkpoints / names["begun"] / "train.pt").unlink()
+    publish(config={"n": 2})
+    with store.checkpoints(recipe(n=2), anew=True) as forced:
+        (forced / "train.pt").write_bytes(b"")
+        os.utime(forced / "train.pt", (0, 0))  # the clock was set back since the artifact was made
+        removed = [recipe(n=1).id, names["begun"]]
+        assert store.collect_garbage() == [f".state/checkpoints/{name}" for name in removed]
+        assert (forced / "train.pt").is_file()
+    assert {path.name for path in checkpoints.iterdir()} == {names["unfinished"]}

@@ -88,6 +88,11 @@ def test_tensors_that_the_format_cannot_hold_are_named(path, tensors, said):
         write_tensors(path, tensors, recipe="{}")
 
 
+def test_a_file_that_cannot_be_read_is_told_in_one_sentence(tmp_path):
+    with pytest.raises(ArtifactError, match=r"cannot be read \(Is a directory\)$"):
+        read_tensors(tmp_path)
+
+
 def test_an_error_of_the_system_stays_one(path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))

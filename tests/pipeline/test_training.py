@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from pipeline import curve
+from pipeline.curve import to_csv
 from pipeline.losses import next_token
 from pipeline.run import Run, running
 from pipeline.training import Rate, TrainingConfig, fit
@@ -55,7 +57,8 @@ def trained(corpus, model, *, config=CONFIG, checkpoints=None, seed=3, loss=None
 
 
 @pytest.mark.parametrize("deaths", [(7,), (1, 8, 19)], ids=str)
-def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(corpus, tmp_path, deaths):
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(corpus, tmp_path, monkeypatch, deaths):
+    monkeypatch.setattr(curve, "MOST_POINTS", 7)  # intervals of three steps: every death is amid one
     whole = Bigrams().train()
     wanted = trained(corpus, whole)
     config = CONFIG.model_copy(update={"checkpoint_seconds": 1e-9})
@@ -71,6 +74,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(corpus, tmp_path, d
     assert first[0] == deaths[-1]
     assert len(first) == CONFIG.steps - deaths[-1]
     assert got.losses == wanted.losses
+    assert to_csv(got.curve) == to_csv(wanted.curve)
     for name, tensor in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], tensor), name
 
@@ -110,6 +114,8 @@ def test_the_loss_goes_down_and_the_model_ends_in_evaluation(corpus):
     assert seen[0] == pytest.approx(math.log(256), abs=0.7)
     assert sum(seen[-10:]) / 10 < seen[0] - 1
     assert fitted.losses == {"train_loss_nats": pytest.approx(sum(seen[-6:]) / 6)}
+    assert [(point.step, point.numbers["train_loss_nats"]) for point in fitted.curve] == list(enumerate(seen, 1))
+    assert fitted.curve[-1].tokens == 60 * 3 * 7
     assert fitted.tokens_per_second > 0
     assert not model.training
 
@@ -199,6 +205,7 @@ def test_what_no_optimizer_holds_is_updated_after_every_step_at_the_same_share(c
     fitted = trained(corpus, model, after_backward=after)
     assert told == [(step, CONFIG.rate_share(step)) for step in range(CONFIG.steps)]
     assert fitted.losses["flips"] == 2.0
+    assert all(point.numbers.keys() == {"train_loss_nats", "flips"} for point in fitted.curve)
 
 
 def test_progress_ends_with_the_last_step(corpus):

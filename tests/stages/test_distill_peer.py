@@ -7,6 +7,7 @@ import torch
 
 from pipeline.models.peer import PeerSpec
 from stages.distill_peer import contribution_energies, distill_peer
+from tests.pictures import assert_picture, assert_training_files
 
 METRICS = {
     "held_out_loss_nats", "held_out_loss_standard_error_nats", "held_out_bits_per_byte", "held_out_tokens_measured",
@@ -22,6 +23,24 @@ METRICS = {
 def test_metrics_are_there_and_finite(peer):
     assert set(peer.metrics) == METRICS
     assert all(math.isfinite(value) for value in peer.metrics.values())
+
+
+def test_the_curve_has_both_parts_of_the_way(peer):
+    names = ["layer_error_share", "train_kl_to_teacher_nats"]
+    assert_training_files(peer.files, steps=40, tokens=40 * 6 * 23, names=names)
+    lines = peer.files["training.csv"].decode().splitlines()[1:]
+    assert [line.endswith(",") for line in lines] == [True] * 20 + [False] * 20
+
+
+@pytest.mark.parametrize("share", [0.0, 0.95, 1.0])
+def test_any_part_of_the_way_may_match_layers(run_in, distill_config, corpus, monet, training, share):
+    config = distill_config.model_copy(update={"match_share": share, "training": training(20)})
+    output = run_in(distill_peer, config, corpus=corpus, monet=monet.value)
+    reported = {"layer_error_share", "train_kl_to_teacher_nats"} & output.metrics.keys()
+    assert reported == ({"layer_error_share"} if share else set()) | (
+        {"train_kl_to_teacher_nats"} if share < 1 else set()
+    )
+    assert_picture(output.files["plot.png"])
 
 
 def test_the_conversion_itself_loses_nothing(peer):
@@ -70,8 +89,9 @@ def test_keeping_all_of_everything_keeps_the_model(run_in, distill_config, corpu
 
 def test_the_same_seed_distils_the_same_bits(run_in, distill_config, corpus, monet, training):
     config = distill_config.model_copy(update={"training": training(4)})
-    models = [run_in(distill_peer, config, seed=s, corpus=corpus, monet=monet.value).value for s in (5, 5, 6)]
-    states = [model.state_dict() for model in models]
+    outputs = [run_in(distill_peer, config, seed=s, corpus=corpus, monet=monet.value) for s in (5, 5, 6)]
+    states = [output.value.state_dict() for output in outputs]
+    assert outputs[0].files == outputs[1].files
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["model.layers.0.moe.u"], states[2]["model.layers.0.moe.u"])
 

@@ -23,6 +23,7 @@ from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.tiers import Options, Tier
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
+from tests.pictures import assert_picture
 
 EXPERTS, LAYERS = 61, 2
 WORDS = ["sum", "gate", "token", "x_1", "=", "(a + b)", "27", "Expert", "\n"]
@@ -151,6 +152,10 @@ def test_the_model_comes_back_from_its_tensors_with_the_same_logits(made, corpus
     inputs_BT, _ = random_windows(corpus.train, batch=3, length=21, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
         assert torch.equal(again.eval()(inputs_BT), model(inputs_BT))
+
+
+def test_the_picture_is_there(made):
+    assert_picture(made.files["plot.png"])
 
 
 def test_every_literal_of_the_artifact_has_a_name(made):

@@ -11,6 +11,7 @@ from pipeline.losses import logit_kl
 from pipeline.measures import MeasureConfig
 from pipeline.models.quantization import requantized, to_int4
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4, update_tables
+from tests.pictures import assert_training_files
 
 METRICS = {
     "held_out_loss_nats", "held_out_loss_standard_error_nats", "held_out_bits_per_byte", "held_out_tokens_measured",
@@ -53,6 +54,11 @@ def test_metrics_are_there_and_finite(tuned):
     assert all(math.isfinite(value) for value in tuned.metrics.values())
 
 
+def test_the_curve_is_of_the_divergence_and_of_the_tables(tuned):
+    names = ["train_kl_to_teacher_nats", "flips_per_touched_weight", "scale_growths"]
+    assert_training_files(tuned.files, steps=40, tokens=40 * 6 * 23, names=names)
+
+
 def test_fine_tuning_comes_nearer_to_the_teacher(tuned, int4, peer, corpus):
     before, after = (kl_on_train(model, peer.value, corpus) for model in (int4, tuned.value))
     assert before > 1e-4
@@ -93,10 +99,9 @@ def test_the_models_it_learns_from_are_left_alone(run_in, config, corpus, int4, 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others(run_in, config, corpus, int4, peer, training):
     short = config.model_copy(update={"training": training(5)})
-    states = [
-        run_in(finetune_int4, short, seed=seed, corpus=corpus, int4=int4, peer=peer.value).value.state_dict()
-        for seed in (1, 1, 2)
-    ]
+    outputs = [run_in(finetune_int4, short, seed=seed, corpus=corpus, int4=int4, peer=peer.value) for seed in (1, 1, 2)]
+    states = [output.value.state_dict() for output in outputs]
+    assert outputs[0].files == outputs[1].files
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     name = "model.layers.0.moe.u.accumulator_EB"
     assert not torch.equal(states[0][name], states[2][name])
@@ -108,6 +113,8 @@ def test_learning_the_next_token_lowers_the_loss_on_it(run_in, config, corpus, i
     assert "train_loss_nats" in output.metrics
     assert "train_kl_to_teacher_nats" not in output.metrics
     assert output.metrics["loss_increase_from_int4_nats"] < 0
+    names = ["train_loss_nats", "flips_per_touched_weight", "scale_growths"]
+    assert_training_files(output.files, steps=40, tokens=40 * 6 * 23, names=names)
 
 
 def test_training_bytes_count_the_moments_of_the_biases(tuned):

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from pipeline.stage import recipe_of
 from stages.prepare_corpus import PrepareCorpusConfig, prepare_corpus
+from tests.pictures import assert_picture
 
 WORDS = ["expert", "router", "token", "layer", "gate", "score", "neuron", "sum"]
 
@@ -39,6 +40,7 @@ def test_text_becomes_a_corpus_whose_metrics_add_up(sources, tokenizer):
     assert 0 < metrics["xz_held_out_bits_per_byte"] < 8
     contents = json.loads(output.files["contents.json"])
     assert sum(sum(o.values()) for s in contents.values() for o in s.values()) == metrics["text_bytes"]
+    assert_picture(output.files["plot.png"])
 
 
 def test_byte_tokens_of_one_file_are_its_bytes_with_the_last_tenth_held_out(tmp_path):
@@ -50,7 +52,9 @@ def test_byte_tokens_of_one_file_are_its_bytes_with_the_last_tenth_held_out(tmp_
 
 
 def test_the_same_sources_give_the_same_tensors(sources):
-    first, second = (prepare_corpus.fn(config(sources)).value.to_tensors() for _ in range(2))
+    outputs = [prepare_corpus.fn(config(sources)) for _ in range(2)]
+    first, second = (output.value.to_tensors() for output in outputs)
+    assert outputs[0].files == outputs[1].files
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
 

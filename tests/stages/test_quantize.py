@@ -8,6 +8,7 @@ import torch
 from pipeline.measures import MeasureConfig
 from stages.quantize_int4 import QuantizeInt4Config, quantize_int4
 from stages.quantize_int8 import QuantizeInt8Config, quantize_int8
+from tests.pictures import assert_picture
 
 METRICS = {
     "held_out_loss_nats", "held_out_loss_standard_error_nats", "held_out_bits_per_byte", "held_out_tokens_measured",
@@ -72,3 +73,11 @@ def test_quantizing_draws_nothing(run_in, outputs, corpus, peer):
     again = run_in(quantize_int4, QuantizeInt4Config(**COMMON), seed=77, corpus=corpus, peer=peer.value)
     state = again.value.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in outputs["int4"].value.state_dict().items())
+    assert again.files == outputs["int4"].files
+
+
+def test_each_has_a_picture_of_its_own_errors(outputs):
+    for output in outputs.values():
+        assert output.files.keys() == {"plot.png"}
+        assert_picture(output.files["plot.png"])
+    assert outputs["int4"].files != outputs["absmax"].files

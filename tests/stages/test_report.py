@@ -5,6 +5,7 @@ import pytest
 from pipeline.report import Report
 from pipeline.stage import Measured
 from stages.report import ReportConfig, report
+from tests.pictures import assert_picture
 
 NAMES = {
     "dense": "dense",
@@ -62,7 +63,12 @@ def test_the_page_has_a_row_a_model_with_blanks_for_what_was_not_measured(output
 def test_the_same_rows_give_the_same_picture(output):
     again = report.fn(ReportConfig(dots_per_inch=50), **INPUTS)
     assert output.value.files == again.value.files
-    assert output.value.files["report.png"].startswith(b"\x89PNG")
+    assert_picture(output.value.files["plot.png"])
+
+
+def test_the_page_shows_the_picture(output):
+    assert output.value.files.keys() == {"report.md", "plot.png"}
+    assert "](plot.png)" in output.value.files["report.md"].decode()
 
 
 def test_comes_back_from_its_spec_and_files(output, tmp_path):

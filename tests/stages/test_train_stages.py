@@ -5,12 +5,17 @@ import math
 import pytest
 import torch
 
-from pipeline.measures import DESCRIPTIONS
+from artifacts.meanings import MODEL
+from pipeline.corpus import Corpus, CorpusSpec, make_split
+from pipeline.corpus_tokenizer import ByteTokenizer
+from pipeline.measures import MeasureConfig
 from pipeline.models.dense import DenseSpec
 from pipeline.models.peer import PeerSpec
+from pipeline.pretraining import loss_without_context
 from stages.train_dense import TrainDenseConfig, train_dense
 from stages.train_monet import TrainMonetConfig, train_monet
 from stages.train_peer import TrainPeerConfig, train_peer
+from tests.pictures import assert_training_files
 
 MEASURED = {
     "held_out_loss_nats",
@@ -46,6 +51,8 @@ def test_train_monet_learns_and_uses_its_sub_experts(monet, monet_config):
     assert_metrics(monet, MEASURED | ROUTED | {"uniformity_loss", "ambiguity_loss"})
     assert_learned(monet)
     assert monet.metrics["train_tokens"] == 60 * 6 * 23
+    names = ["train_loss_nats", "uniformity_loss", "ambiguity_loss"]
+    assert_training_files(monet.files, steps=60, tokens=60 * 6 * 23, names=names)
     assert monet.metrics["uniformity_loss"] >= math.log(6)
     assert 0 <= monet.metrics["ambiguity_loss"] < 1
 
@@ -69,6 +76,7 @@ def test_train_dense_learns(run_in, corpus, monet_config, training):
     assert output.value.kind == "dense"
     assert_metrics(output, MEASURED)
     assert_learned(output)
+    assert_training_files(output.files, steps=30, tokens=30 * 6 * 23, names=["train_loss_nats"])
 
 
 @pytest.mark.parametrize("gate", ["softmax", "jumprelu"])
@@ -87,6 +95,7 @@ def test_train_peer_learns_and_tells_the_size_of_its_tables(run_in, corpus, mone
     assert_metrics(output, names)
     assert_learned(output)
     assert output.metrics.get("firing_mismatches", 0) == 0
+    assert_training_files(output.files, steps=30, tokens=30 * 6 * 23, names=["train_loss_nats"])
     assert output.metrics["num_experts"] == 50
     assert output.metrics["expert_bytes"] == 2 * 20 * 4 + 4
 
@@ -111,9 +120,24 @@ def test_a_table_rate_moves_the_tables_alone_faster(run_in, corpus, monet_config
             assert distance == 0, name
 
 
+def test_without_context_the_loss_is_the_entropy_of_the_tokens():
+    """Two tokens in equal parts, as often held out as in training: a bit, but for the one that is added to all."""
+    tokenizer = ByteTokenizer()
+    split = make_split([(0, "ab" * 20_000)], tokenizer)
+    spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("x",))
+    corpus = Corpus(spec, train=split, held_out=split, tokenizer=tokenizer)
+    assert loss_without_context(corpus, MeasureConfig(), 50) == pytest.approx(math.log(2), rel=0.02)
+
+
+def test_without_context_a_model_that_learnt_the_text_is_not_reached(monet, corpus):
+    assert loss_without_context(corpus, MeasureConfig(tokens=300), 23) > monet.metrics["held_out_loss_nats"] + 0.3
+
+
 def test_the_same_seed_trains_the_same_bits(run_in, corpus, monet_config, training):
     config = monet_config.model_copy(update={"training": training(6)})
-    states = [run_in(train_monet, config, seed=seed, corpus=corpus).value.state_dict() for seed in (2, 2, 3)]
+    outputs = [run_in(train_monet, config, seed=seed, corpus=corpus) for seed in (2, 2, 3)]
+    states = [output.value.state_dict() for output in outputs]
+    assert outputs[0].files == outputs[1].files
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert not torch.equal(states[0]["lm_head.weight"], states[2]["lm_head.weight"])
 
@@ -124,4 +148,4 @@ def test_every_field_of_a_training_stage_says_what_it_is(config):
 
 
 def test_metrics_shared_by_the_stages_are_described():
-    assert (MEASURED | ROUTED) - set(DESCRIPTIONS) <= {"train_loss_nats"}
+    assert (MEASURED | ROUTED) - set(MODEL) <= {"train_loss_nats"}

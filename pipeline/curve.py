@@ -1,0 +1,84 @@
+"""What a training loop reports, as means over equal intervals of its steps and over the last tenth of them.
+
+Intervals are of steps and never of seconds, so a run has the same curve on every machine, killed in between or not.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST_POINTS = 200
+
+Sums = dict[str, tuple[float, int]]
+"""The sum of each number, and of how many steps it is."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Point:
+    """The end of one interval of a curve."""
+
+    step: int
+    """Steps done."""
+    tokens: int
+    """Tokens seen."""
+    numbers: Mapping[str, float]
+    """The mean of each number over those steps of the interval that reported it."""
+
+
+Curve = Sequence[Point]
+
+
+class Record:
+    """The sums behind a curve, added to step by step. Its state is plain data, which checkpoints hold."""
+
+    def __init__(self, *, steps: int, tokens_a_step: int) -> None:
+        self._steps, self._tokens_a_step = steps, tokens_a_step
+        self._stride = math.ceil(steps / MOST_POINTS)
+        self._intervals: list[Sums] = []
+        self._last_tenth: Sums = {}
+
+    def add(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Steps come in their order, from 0."""
+        if step % self._stride == 0:
+            self._intervals.append({})
+        _add(self._intervals[-1], numbers)
+        if step >= 0.9 * self._steps:
+            _add(self._last_tenth, numbers)
+
+    def curve(self) -> Curve:
+        ends = [min((i + 1) * self._stride, self._steps) for i in range(len(self._intervals))]
+        return tuple(
+            Point(step=end, tokens=end * self._tokens_a_step, numbers=_means(sums))
+            for end, sums in zip(ends, self._intervals, strict=True)
+        )
+
+    def last_tenth(self) -> dict[str, float]:
+        """The mean of each number over the last tenth of the steps."""
+        return _means(self._last_tenth)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"intervals": self._intervals, "last_tenth": self._last_tenth}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._intervals, self._last_tenth = state["intervals"], state["last_tenth"]
+
+
+def to_csv(curve: Curve) -> bytes:
+    """A line a point; a number that no step of its interval reported is left empty."""
+    names = list(dict.fromkeys(name for point in curve for name in point.numbers))
+    lines = [["step", "tokens", *names]]
+    for point in curve:
+        numbers = [repr(point.numbers[name]) if name in point.numbers else "" for name in names]
+        lines.append([str(point.step), str(point.tokens), *numbers])
+    return "".join(",".join(line) + "\n" for line in lines).encode()
+
+
+def _add(sums: Sums, numbers: Mapping[str, float]) -> None:
+    for name, value in numbers.items():
+        total, count = sums.get(name, (0.0, 0))
+        sums[name] = total + value, count + 1
+
+
+def _means(sums: Sums) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in sums.items()}

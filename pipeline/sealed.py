@@ -1,0 +1,67 @@
+"""What torch saves, behind the sha256 of its bytes: replaced whole, and refused when damaged.
+
+torch.load alone takes a flipped bit for a weight: it does not read the checksums of its own format.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from artifacts import ArtifactError
+from artifacts.scratch import sync_folder
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def save_sealed(state: Mapping[str, Any], path: Path) -> None:
+    """Replaces the file, down to the disk; until that is done the one before it stays. ArtifactError if it stays."""
+    scratch = path.with_suffix(".partial")
+    try:
+        with scratch.open("w+b") as file:
+            file.write(bytes(_DIGEST_BYTES))
+            torch.save(state, file)
+            digest = _digest_of_rest(file, path)
+            file.seek(0)
+            file.write(digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(scratch, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        # torch's writer, stopped by the disk, raises an error of its own on its way out.
+        cause = error.__context__ if isinstance(error, RuntimeError) else error
+        if not isinstance(cause, OSError):
+            raise
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
+        raise ArtifactError(
+            f"could not save the checkpoint {path}: {cause.strerror or cause}; "
+            "see that there is room and that it can be written to, and run again"
+        ) from error
+
+
+def load_sealed(path: Path) -> dict[str, Any]:
+    """What was saved, on the CPU. ArtifactError unless every byte is as it was."""
+    try:
+        with path.open("rb") as file:
+            stated = file.read(_DIGEST_BYTES)
+            if stated == _digest_of_rest(file, path):
+                file.seek(_DIGEST_BYTES)
+                return torch.load(file, map_location="cpu", weights_only=True)
+            problem = "is damaged, its bytes do not give the digest it states"
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror})"
+    raise ArtifactError(f"the checkpoint {path} {problem}; remove it, or use --force, to begin anew")
+
+
+def _digest_of_rest(file: BufferedIOBase, path: Path) -> bytes:
+    """Of all bytes after the digest, and of whose they are: a checkpoint of another run is refused, too."""
+    file.seek(_DIGEST_BYTES)
+    return hashlib.file_digest(file, partial(hashlib.sha256, f"{path.parent.name}/{path.name}".encode())).digest()
