@@ -369,7 +369,8 @@ def main_ui(command: UiCommand) -> int:
         with _settings_for(url):
             mark_crashed()
         try:
-            print(f"Prefect's UI is at {url}/v2 (Ctrl-C ends it)", flush=True)
+            print(f"Prefect's UI is at {url}/v2 (Ctrl-C ends it)")
+            print(f"the lineage of all runs is at {url}/v2/artifacts", flush=True)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:

@@ -22,6 +22,7 @@ from artifacts.scratch import locked, write_durably
 from artifacts.store import Store
 
 RUN_KEY = "pipeline-lineage"
+MOST_BESIDE = 5
 _CARD_IDS = TypeAdapter(dict[ArtifactId, str])
 
 
@@ -56,7 +57,7 @@ class Pinned:
 def pin_card(id: ArtifactId, store: Store, board: Board) -> Pinned:
     """Pins the card of an artifact, unless it hangs there; first those of its ancestors that are missing.
 
-    The cards of what it was made from then name it under "Used by".
+    The cards of what it was made from, and of the latest others of its stage, then name it, too.
     """
     with _Cards.of(store, board) as cards:
         for ancestor in reversed(ancestry := cards.ancestry(id)):
@@ -64,8 +65,8 @@ def pin_card(id: ArtifactId, store: Store, board: Board) -> Pinned:
                 cards.pin(ancestor.id, of_this_run=False)
         is_new = cards.pin(id, of_this_run=True)
         if is_new:
-            for ref in ancestry[0].lineage.inputs.values():
-                cards.rewrite(ref.id)
+            for other in [*(ref.id for ref in ancestry[0].lineage.inputs.values()), *cards.beside(id)]:
+                cards.rewrite(other)
         return Pinned(link=cards.links()[id], is_new=is_new)
 
 
@@ -122,6 +123,12 @@ class _Cards:
                 waiting.extend(ref.id for ref in found[one].lineage.inputs.values())
         return sorted(found.values(), key=lambda manifest: manifest.lineage.sequence, reverse=True)
 
+    def beside(self, id: ArtifactId) -> list[ArtifactId]:
+        """The latest other artifacts of the same stage, newest first."""
+        stage = self.manifests[id].lineage.stage
+        others = [m.id for m in self.manifests.values() if m.lineage.stage == stage and m.id != id]
+        return others[: -MOST_BESIDE - 1 : -1]
+
     def links(self) -> dict[ArtifactId, str]:
         return {id: self.board.link(card_id) for id, card_id in self.card_ids.items()}
 
@@ -145,6 +152,7 @@ class _Cards:
             self.ancestry(id),
             self.links(),
             used_by=self.children.get(id, ()),
+            beside=[self.manifests[other] for other in self.beside(id)],
             plot_png=_plot(self.manifests[id], self.store.root / id),
         )
 

@@ -4,9 +4,11 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 
+from artifacts.comparison import compare
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
+from artifacts.names import enumerated
 
 # pipeline/measures.py defines these. The first that an artifact has stands on its node.
 HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
@@ -42,11 +44,12 @@ def lineage_card(
     links: Mapping[ArtifactId, str] | None = None,
     *,
     used_by: Sequence[Manifest] = (),
+    beside: Sequence[Manifest] = (),
     plot_png: bytes | None = None,
 ) -> str:
     """The card of one artifact, in the markdown that Prefect's UI shows: where it is from, what it is.
 
-    `used_by` are the artifacts made directly from it; what is in `links` can be clicked.
+    `used_by` are the artifacts made directly from it, `beside` others of its stage; what is in `links` can be clicked.
     """
     links = links or {}
     known = {ancestor.id: ancestor for ancestor in ancestry} | {manifest.id: manifest}
@@ -58,6 +61,7 @@ def lineage_card(
         "## Facts\n\n" + table(("fact", "value"), _facts(manifest)),
         "## Made from\n\n" + _parents(manifest, known, links),
         "## Used by\n\n" + _children(manifest.id, used_by, links),
+        *(["## Others of this stage\n\n" + _siblings(manifest, beside, links)] if beside else []),
         "## Metrics\n\n" + _metrics(manifest, known),
         *([_image(plot_png)] if plot_png else []),
         folded("Config", config),
@@ -158,6 +162,15 @@ def _children(id: ArtifactId, used_by: Sequence[Manifest], links: Mapping[Artifa
         roles = ", ".join(role for role, ref in child.lineage.inputs.items() if ref.id == id)
         rows.append((_named(child.id, links), code(roles), f"`{child.kind}`", headline(child)))
     return table(("artifact", "as", "kind", "measured"), rows) if rows else "Nothing yet."
+
+
+def _siblings(manifest: Manifest, others: Sequence[Manifest], links: Mapping[ArtifactId, str]) -> str:
+    """A row an artifact, with what it was asked for differently."""
+    rows = []
+    for other in others:
+        differs = [f"{name} {json.dumps(there)}" for name, (_, there) in compare(manifest, other).recipe.items()]
+        rows.append((_named(other.id, links), code(enumerated(differs) or "nothing, but its bytes"), headline(other)))
+    return table(("artifact", "was asked for with", "measured"), rows)
 
 
 def _named(id: ArtifactId, links: Mapping[ArtifactId, str]) -> str:

@@ -29,36 +29,7 @@ from pipeline.alive import gone
 from pipeline.stage import Made
 from stages.command import RunCommand, StageCommand, exit_code, read
 from stages.plan import CHAIN, made_from
-
-TRAINED = ("train-dense", "train-monet")
-MEASURED = (*TRAINED, "distill-peer", "quantize-int8", "quantize-int4", "finetune-int4", "distill-symbols")
-
-
-def _flags(values: dict[str, object]) -> list[str]:
-    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
-
-
-SHAPES = _flags(
-    {
-        "prepare-corpus.vocab-size": 300,
-        **{f"{name}.transformer.{field}": value for name in TRAINED for field, value in (
-            ("d-model", 16), ("num-layers", 2), ("num-heads", 2), ("num-kv-heads", 2))},
-        **{f"{name}.training.steps": 6 for name in (*TRAINED, "distill-peer", "finetune-int4")},
-        **{f"{name}.measure.tokens": 512 for name in MEASURED},
-        "train-monet.monet.num-sub-experts": 4,
-        "train-monet.monet.active-sub-experts": 2,
-        "train-monet.monet.d-expert": 2,
-        "distill-peer.num-experts": 20,
-        "distill-peer.calibration-tokens": 1024,
-        "distill-symbols.sample-tokens": 1024,
-        "distill-symbols.check-tokens": 1024,
-        "distill-symbols.coordinates": 2,
-        "distill-symbols.samples": 16,
-        "distill-symbols.identities": 2,
-        "distill-symbols.places": 2,
-        "report.dots-per-inch": 50,
-    }
-)  # fmt: skip
+from tests.shapes import SHAPES, flags
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,8 +147,8 @@ def test_a_run_whose_process_was_killed_is_marked_crashed(store, text_file, made
     shape = {"d-model": 16, "num-layers": 2, "num-heads": 2, "num-kv-heads": 2}
     arguments = [
         "stage", "train-dense", "--store", str(store.root),
-        *_flags({f"config.transformer.{field}": value for field, value in shape.items()}),
-        *_flags({"config.training.steps": 20_000, "config.training.checkpoint-seconds": 0.1}),
+        *flags({f"config.transformer.{field}": value for field, value in shape.items()}),
+        *flags({"config.training.steps": 20_000, "config.training.checkpoint-seconds": 0.1}),
     ]  # fmt: skip
     environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(

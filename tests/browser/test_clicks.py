@@ -24,7 +24,6 @@ from stages.command import read
 from tests.shapes import SHAPES
 
 pytestmark = pytest.mark.browser
-sync_api = pytest.importorskip("playwright.sync_api", reason="pip install playwright; the browser is Debian's chromium")
 
 CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
                   "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -53,7 +52,9 @@ def browser():
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         pytest.fail("no chromium on the PATH; install it, or name it in CHROMIUM")
-    with sync_api.sync_playwright() as playwright:
+    from playwright.sync_api import sync_playwright  # the other tests do without
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
