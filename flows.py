@@ -34,27 +34,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from artifacts import ArtifactError, ArtifactId, Manifest, Store
-from artifacts.board import pin_all, pin_card, pin_run_card
-from pipeline.alive import alive, forget, gone
-from pipeline.prefect_server import announced, announced_server, free_port, port_for, server
-from pipeline.progress import Lines, duration, line, print_results, shown
-from pipeline.run import Progress
-from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
-from stages import STAGES, form
-from stages.command import (
-    ROOT,
-    Command,
-    RepublishCommand,
-    RunCommand,
-    ServeCommand,
-    StageCommand,
-    UiCommand,
-    exit_code,
-    make_one,
-    read,
-)
-from stages.plan import Plan, Step, inputs_of, made_from, plain, step_of, tiny
+from pipeline.prefect_server import ROOT, announced, announced_server, begin, free_port, port_for
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -68,30 +48,56 @@ SETTINGS = {
 }
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
+HOME = Path(os.environ["PREFECT_HOME"])
+
+
+def _needs_a_server(words: list[str]) -> bool:
+    runs = words[:1] in (["run"], ["stage"]) and not {"-h", "--help"} & set(words)
+    return runs and "PREFECT_API_URL" not in os.environ and announced(HOME) is None
+
+
+# The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
+_early = begin(free_port(), home=HOME, ui=False) if __name__ == "__main__" and _needs_a_server(sys.argv[1:]) else None
+if _early:
+    atexit.register(_early.end)  # not sooner: Prefect's threads send the last of the log when Python ends
+
+from artifacts import ArtifactError, ArtifactId, Manifest, Store
+from artifacts.board import pin_all, pin_card, pin_run_card
+from pipeline.alive import alive, forget, gone
+from pipeline.progress import Lines, duration, line, print_results, shown
+from pipeline.run import Progress
+from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
+from stages import STAGES, form
+from stages.command import (
+    Command,
+    RepublishCommand,
+    RunCommand,
+    ServeCommand,
+    StageCommand,
+    UiCommand,
+    exit_code,
+    make_one,
+    read,
+)
+from stages.plan import Plan, Step, inputs_of, made_from, plain, step_of, tiny
 
 if __name__ == "__main__":  # before Prefect is imported, so that --help and mistakes answer at once
     _commands: list[Command] = []
     if _code := exit_code(lambda: _commands.append(read(sys.argv[1:])) or 0):
         sys.exit(_code)
 
-from prefect import Flow, State, flow, get_run_logger, serve, task  # noqa: E402
-from prefect.artifacts import create_markdown_artifact  # noqa: E402
-from prefect.cache_policies import NO_CACHE  # noqa: E402
-from prefect.client.orchestration import SyncPrefectClient, get_client  # noqa: E402
-from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate  # noqa: E402
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId  # noqa: E402
-from prefect.runtime import flow_run, task_run  # noqa: E402
-from prefect.settings import (  # noqa: E402
-    PREFECT_API_URL,
-    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
-    PREFECT_UI_URL,
-    temporary_settings,
-)
-from prefect.states import Completed, Crashed  # noqa: E402
-from prefect.utilities.engine import link_state_to_flow_run_result  # noqa: E402
+from prefect import Flow, State, flow, get_run_logger, serve, task
+from prefect.artifacts import create_markdown_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.runtime import flow_run, task_run
+from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_UI_URL, temporary_settings
+from prefect.states import Completed, Crashed
+from prefect.utilities.engine import link_state_to_flow_run_result
 
 DEFAULT_STORE = str(ROOT / "store")
-HOME = Path(os.environ["PREFECT_HOME"])
 RUNNING = HOME / "running"
 REUSED = "Reused"
 SECONDS_BETWEEN_PROGRESS = 2.0
@@ -318,11 +324,14 @@ def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
         yield PREFECT_API_URL.value().removesuffix("/api")
         return
     url = announced(HOME)
-    if url is None:
+    if url is None and ui:
         stack = ExitStack()
-        atexit.register(stack.close)  # not sooner: Prefect's threads send the last of the log when Python ends
-        own = announced_server(port_for(port), home=HOME) if ui else server(free_port(), home=HOME, ui=False)
-        url = stack.enter_context(own)
+        atexit.register(stack.close)
+        url = stack.enter_context(announced_server(port_for(port), home=HOME))
+    elif url is None:
+        own = _early or begin(free_port(), home=HOME, ui=False)
+        atexit.register(own.end)
+        url = own.wait()
     with _settings_for(url):
         mark_crashed()
         yield url

@@ -1,9 +1,12 @@
 """Prefect's server as a process of our own on 127.0.0.1: started, waited for, found, stopped with what needs it.
 
 Prefect is not imported here but by the server's process. That process ends by itself when its parent is gone, so that
-a run that was killed leaves no server behind.
+a run that was killed leaves no server behind. Nothing but the standard library is imported, so that a server can be
+starting while torch and Prefect are.
 """
 
+import fcntl
+import gc
 import os
 import signal
 import socket
@@ -13,10 +16,9 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-
-from artifacts.scratch import locked
 
 ROOT = Path(__file__).resolve().parents[1]
 USUAL_PORT = 4200
@@ -47,51 +49,61 @@ def _announcement(home: Path) -> Path:
 @contextmanager
 def server(port: int, *, home: Path, ui: bool) -> Iterator[str]:
     """A Prefect server on 127.0.0.1 for as long as the block; yields its URL once it answers."""
+    starting = begin(port, home=home, ui=ui)
+    try:
+        yield starting.wait()
+    finally:
+        starting.end()
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A server's process, which may not answer yet."""
+
+    url: str
+    home: Path
+    process: "subprocess.Popen[bytes]"
+
+    def wait(self, timeout: float = 120) -> str:
+        """Its URL, as soon as it answers. RuntimeError if it ends before, or is longer about it than `timeout` s."""
+        start = time.monotonic()
+        log = self.home / "server.log"
+        while not is_healthy(self.url):
+            if self.process.poll() is not None:
+                raise RuntimeError(f"Prefect's server ended with code {self.process.returncode}; {log} says why")
+            if time.monotonic() - start > timeout:
+                raise RuntimeError(f"Prefect's server did not answer within {timeout:.0f} s; {log} may say why")
+            time.sleep(0.1)
+        return self.url
+
+    def end(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def begin(port: int, *, home: Path, ui: bool) -> Starting:
+    """Starts a server and does not wait for it."""
     url = f"http://127.0.0.1:{port}"
     settings = {
+        "PREFECT_HOME": str(home),
         "PREFECT_API_URL": f"{url}/api",
         "PREFECT_SERVER_UI_API_URL": f"{url}/api",
         "PREFECT_SERVER_UI_ENABLED": "true" if ui else "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
-    # One at a time: of two servers that both set up a new database, one fails.
-    with locked(home / "starting.lock"), (home / "server.log").open("ab") as log:
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "pipeline.prefect_server", str(port), str(os.getpid())],
+            [sys.executable, "-m", "pipeline.prefect_server", str(port), str(home), str(os.getpid())],
             env={**os.environ, **settings}, stdout=log, stderr=log, cwd=ROOT,
             start_new_session=True,  # Ctrl-C is for us: the server must still hear how the run ended
         )  # fmt: skip
-        try:
-            _wait_until_healthy(url, process, home)
-        except BaseException:
-            _end(process)
-            raise
-    try:
-        yield url
-    finally:
-        _end(process)
-
-
-def _end(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(timeout=10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def _wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", home: Path, timeout: float = 120) -> None:
-    start = time.monotonic()
-    while not is_healthy(url):
-        if process.poll() is not None:
-            raise RuntimeError(f"Prefect's server ended with code {process.returncode}; {home / 'server.log'} says why")
-        if time.monotonic() - start > timeout:
-            raise RuntimeError(
-                f"Prefect's server did not answer within {timeout:.0f} s; {home / 'server.log'} may say why"
-            )
-        time.sleep(0.1)
+    return Starting(url, home, process)
 
 
 def is_healthy(url: str) -> bool:
@@ -134,11 +146,16 @@ def _is_taken(port: int) -> bool:
     return False
 
 
-def _serve(port: int, parent: int) -> None:
+def _serve(port: int, home: Path, parent: int) -> None:
     """The server itself, in its own process, for as long as the parent lives."""
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    # One at a time: of two servers that both set up a new database, one fails.
+    lock = os.open(home / "starting.lock", os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    gc.disable()  # a new database takes a hundred migrations, and they a quarter less time so
+    threading.Thread(target=_settle_when_healthy, args=(port, lock), daemon=True).start()
     import uvicorn  # only the server's process needs it
 
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     uvicorn.run(
         "prefect.server.api.server:create_app",
         factory=True,
@@ -149,6 +166,13 @@ def _serve(port: int, parent: int) -> None:
     )
 
 
+def _settle_when_healthy(port: int, lock: int) -> None:
+    while not is_healthy(f"http://127.0.0.1:{port}"):
+        time.sleep(0.2)
+    gc.enable()
+    os.close(lock)
+
+
 def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(1)
@@ -156,4 +180,4 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), int(sys.argv[2]))
+    _serve(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
