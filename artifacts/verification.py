@@ -30,14 +30,15 @@ def damages(root: Path, ids: Sequence[ArtifactId]) -> list[Damage]:
         except ArtifactError as error:
             found.append(Damage(id=id, what=str(error).removeprefix(f"{id}: ")))
     for id, manifest in intact.items():
-        found.extend(Damage(id=id, what=what) for what in _damage_of_folder(manifest, root / id))
-        found.extend(Damage(id=id, what=what) for what in _damage_of_parents(manifest, intact, ids))
+        wrong = [*_damage_of_folder(manifest, root / id), *_damage_of_parents(manifest, intact, ids)]
+        if (root / id).is_dir():  # else somebody has removed it meanwhile
+            found.extend(Damage(id=id, what=what) for what in wrong)
     return sorted(found, key=lambda damage: damage.id)
 
 
 def _damage_of_folder(manifest: Manifest, folder: Path) -> Iterator[str]:
     yield from damaged_files(manifest, folder)
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.glob("*")):  # of a folder that has just been removed there is none
         if path.name not in manifest.files and path.name != MANIFEST:
             yield f"{path.name} was never published with it"
     if (folder / WEIGHTS).is_file():

@@ -70,10 +70,12 @@ class Lines:
         self.first: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
-        if self.first is None or self.first.what != progress.what:
+        is_new = self.first is None or self.first.what != progress.what
+        if self.first is None or is_new:
             self.first = progress
         now = time.monotonic()
-        if now - self.told >= self.every_seconds:
+        # A loop that has not begun may be long in coming, as where another process makes the same.
+        if now - self.told >= self.every_seconds or (is_new and progress.step == 0):
             self.told = now
             self.write(f"{self.stage} · {line(self.first, progress)}")
 

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from artifacts import ArtifactId, Circumstance, Recipe, Store
+from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store
 from pipeline import codec
 from pipeline.run import Progress, Run, running
 
@@ -151,7 +151,8 @@ def run_stage(
     if not force and (found := store.find(recipe)) is not None:
         return Made(id=found, reused=True, seconds=0.0)
     device = device or torch.device("cpu")
-    values = {role: _open(store, inputs[role], wanted, device) for role, wanted in stage.inputs.items()}
+    opened = {role: store.open(inputs[role], kind=wanted.kinds) for role, wanted in stage.inputs.items()}
+    values = {role: _value(opened[role], wanted, device) for role, wanted in stage.inputs.items()}
     waiting = Progress(what="wait for another process that makes it", step=0, total=1, seconds=0.0)
     with store.checkpoints(recipe, anew=force, waiting=lambda: report(waiting)) as checkpoints:
         if not force and (found := store.find(recipe)) is not None:
@@ -160,6 +161,7 @@ def run_stage(
         with running(Run(seed=seed, device=device, checkpoints=checkpoints, report=report)):
             output = stage.fn(config, **values)
         seconds = time.monotonic() - start
+        _check_unchanged(opened, store)
         id = _publish(store, recipe, output, Circumstance.now(device=_device_name(device), seconds=seconds))
     return Made(id=id, reused=False, seconds=time.monotonic() - start)
 
@@ -177,8 +179,14 @@ def _publish(store: Store, recipe: Recipe, output: Output[Any], circumstance: Ci
     )
 
 
-def _open(store: Store, id: ArtifactId, role: Role, device: torch.device) -> Any:
-    artifact = store.open(id, kind=role.kinds)
+def _check_unchanged(opened: Mapping[str, Artifact], store: Store) -> None:
+    """ArtifactError if an input was removed, or made again with other bytes, since it was read."""
+    for role, artifact in opened.items():
+        if store.manifest(artifact.id).content_sha256 != artifact.manifest.content_sha256:
+            raise ArtifactError(f"{artifact.id}, read as {role!r}, has other contents by now; run the stage again")
+
+
+def _value(artifact: Artifact, role: Role, device: torch.device) -> Any:
     if role.measured:
         return Measured(
             id=artifact.id,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from pydantic import Field, ValidationError
 
-from artifacts import ArtifactError
+from artifacts import ArtifactError, Circumstance
 from pipeline.corpus import Corpus
 from pipeline.models import DenseModel, LanguageModel, ModelSpec
 from pipeline.models.transformer import TransformerSpec
@@ -166,6 +166,23 @@ def test_a_damaged_input_is_refused(store, corpus_id):
     path.write_bytes(data)
     with pytest.raises(ArtifactError):
         drawn(store, corpus_id)
+
+
+def test_an_input_that_changes_while_it_is_used_is_told(store, corpus_id):
+    @stage(name="swap", version=1)
+    def swap(config: StageConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[Corpus]:
+        """Corpus -> corpus: meanwhile another process makes its input again, with other bytes."""
+        manifest = store.manifest(corpus_id)
+        store.remove(corpus_id)
+        store.publish(
+            recipe=manifest.lineage.recipe, kind="corpus", spec=manifest.spec, tensors={}, metrics={}, files={},
+            circumstance=Circumstance.now(device="cpu", seconds=0.0),
+        )  # fmt: skip
+        return Output(value=corpus)
+
+    with pytest.raises(ArtifactError, match=f"{corpus_id}, read as 'corpus', has other contents by now"):
+        run_stage(swap, StageConfig(), inputs={"corpus": corpus_id}, store=store)
+    assert store.children(corpus_id) == []
 
 
 def test_a_stage_that_fails_leaves_nothing_but_its_checkpoints(store, corpus_id):

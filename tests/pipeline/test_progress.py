@@ -1,0 +1,41 @@
+"""Lines in a log: now and then, with the time left; a wait is told at once."""
+
+import pytest
+
+from pipeline import progress as module
+from pipeline.progress import Lines, line
+from pipeline.run import Progress
+
+
+def at(step: int, seconds: float, what: str = "train", **numbers: float) -> Progress:
+    return Progress(what=what, step=step, total=100, seconds=seconds, numbers=numbers)
+
+
+@pytest.fixture
+def clock(monkeypatch) -> list[float]:
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_a_line_has_the_step_the_loss_the_speed_and_the_time_left():
+    text = line(at(10, 1.0), at(60, 6.0, loss_nats=2.5, tokens_per_second=11_000.0))
+    assert text == "train 60/100  loss_nats 2.5  11,000 tokens/s  4.0 s left"
+
+
+def test_lines_come_every_so_many_seconds(clock):
+    said: list[str] = []
+    lines = Lines("train-dense", said.append, every_seconds=10)
+    for step in range(1, 101):
+        clock[0] = step / 2
+        lines(at(step, step / 2))
+    assert [text.split()[3] for text in said] == ["20/100", "40/100", "60/100", "80/100", "100/100"]
+    assert said[0].startswith("train-dense · train 20/100")
+
+
+def test_what_has_not_begun_is_told_at_once_and_once(clock):
+    said: list[str] = []
+    lines = Lines("train-dense", said.append)
+    for _ in range(3):
+        lines(Progress(what="wait for another process", step=0, total=1, seconds=0.0))
+    assert said == ["train-dense · wait for another process 0/1"]
