@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts.ancestry import known_ancestry
-from artifacts.cards import change, headline, number
+from artifacts.cards import headline, number, signed
 from artifacts.comparison import ABSENT, compare
 from artifacts.errors import ArtifactError
 from artifacts.explanation import Link, explain
@@ -206,7 +206,7 @@ def _name(damaged: Sequence[Damage]) -> None:
 
 def _measured(a: Any, b: Any) -> tuple[str, str, str]:
     shown_a, shown_b = (value if value == ABSENT else number(value) for value in (a, b))
-    return shown_a, shown_b, "" if ABSENT in (a, b) else change(b, a)
+    return shown_a, shown_b, "" if ABSENT in (a, b) else signed(b - a)
 
 
 def _linked(link: Link) -> tuple[str, ...]:

@@ -8,12 +8,11 @@ from artifacts.comparison import compare
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
+from artifacts.meanings import COMPARABLE, changed, in_order
 from artifacts.names import enumerated
 
 # pipeline/measures.py defines these. The first that an artifact has stands on its node.
 HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
-# What has this was measured as a model, and can be compared with another one.
-MEASURED = "held_out_loss_nats"
 
 
 def mermaid(
@@ -58,12 +57,12 @@ def lineage_card(
     sections = [
         f"# {manifest.lineage.stage} · `{manifest.short}`",
         fenced(graph, "mermaid"),
-        "## Facts\n\n" + table(("fact", "value"), _facts(manifest)),
+        *([_image(plot_png)] if plot_png else []),
         "## Made from\n\n" + _parents(manifest, known, links),
         "## Used by\n\n" + _children(manifest.id, used_by, links),
         *(["## Others of this stage\n\n" + _siblings(manifest, beside, links)] if beside else []),
         "## Metrics\n\n" + _metrics(manifest, known),
-        *([_image(plot_png)] if plot_png else []),
+        "## Facts\n\n" + table(("fact", "value"), _facts(manifest)),
         folded("Config", config),
     ]
     return "\n\n".join(sections) + "\n"
@@ -108,9 +107,8 @@ def number(value: float) -> str:
     return f"{int(value):,}" if value == int(value) and abs(value) < 1e15 else f"{value:.5g}"
 
 
-def change(value: float, before: float) -> str:
-    """The signed difference."""
-    difference = value - before
+def signed(difference: float) -> str:
+    """With its sign; whole numbers whole with their thousands apart."""
     sign = "+" if difference > 0 else ""
     return f"{difference:+.4g}" if difference != int(difference) else f"{sign}{int(difference):,}"
 
@@ -187,12 +185,12 @@ def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
     if not manifest.metrics:
         return "None were recorded."
     parents = {
-        role: known[ref.id]
+        role: known[ref.id].metrics
         for role, ref in manifest.lineage.inputs.items()
-        if ref.id in known and MEASURED in known[ref.id].metrics and MEASURED in manifest.metrics
+        if ref.id in known and COMPARABLE & known[ref.id].metrics.keys() & manifest.metrics.keys()
     }
     rows = []
-    for name, value in sorted(manifest.metrics.items()):
-        changes = (change(value, p.metrics[name]) if name in p.metrics else "" for p in parents.values())
-        rows.append((code(name), number(value), *changes))
+    for name, value in in_order(manifest.metrics):
+        changes = [changed(name, value, before) for before in parents.values()]
+        rows.append((code(name), number(value), *("" if one is None else signed(one) for one in changes)))
     return table(("metric", "value", *(f"change from {code(role)}" for role in parents)), rows)

@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from artifacts.cards import change, mermaid, number
+from artifacts.cards import mermaid, number, signed
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
-from artifacts.meanings import meaning
+from artifacts.meanings import COMPARABLE, changed, in_order, meaning
 from artifacts.reproduction import command
 from artifacts.tree import text_tree
 from artifacts.verification import Damage
@@ -154,19 +154,19 @@ def _loading(manifest: Manifest) -> str:
 
 
 def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
-    """A row a metric, a column for each input that was measured by one of the same names."""
+    """A row a metric, a column for each input that was measured as this one was."""
     if not manifest.metrics:
         return "None were recorded."
-    # A corpus counts its own tokens and bytes: no change from it means anything.
     parents = {
         role: known[ref.id].metrics
         for role, ref in manifest.lineage.inputs.items()
-        if ref.id in known and known[ref.id].kind != CORPUS and known[ref.id].metrics.keys() & manifest.metrics.keys()
+        if ref.id in known and COMPARABLE & known[ref.id].metrics.keys() & manifest.metrics.keys()
     }
     rows = []
-    for name, value in sorted(manifest.metrics.items()):
-        changes = (change(value, before[name]) if name in before else "" for before in parents.values())
-        rows.append((code(name), number(value), *changes, _plain(meaning(name, manifest.kind))))
+    for name, value in in_order(manifest.metrics):
+        changes = [changed(name, value, before) for before in parents.values()]
+        shown = ("" if one is None else signed(one) for one in changes)
+        rows.append((code(name), number(value), *shown, _plain(meaning(name, manifest.kind))))
     return table(("metric", "value", *(f"change from {code(role)}" for role in parents), "meaning"), rows)
 
 

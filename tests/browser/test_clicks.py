@@ -74,7 +74,7 @@ def picture(page, name: str) -> None:
     folder = os.environ.get("SCREENSHOTS")
     if folder:
         page.wait_for_timeout(2000)
-        page.screenshot(path=Path(folder) / f"{name}.png")
+        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
 
 def made_by(store: Store, stage: str) -> ArtifactId:
@@ -140,7 +140,7 @@ def test_one_stage_runs_again_from_its_form_and_its_card_stands_beside_the_old_o
     try:
         page.goto(f"{url}/v2/deployments")
         page.get_by_role("link", name="quantize-int4").first.click(timeout=90_000)
-        page.get_by_role("button", name="Run").click()
+        page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_text("Custom run").click()
         page.get_by_text("Scales tried a row").wait_for()
         picture(page, "custom-run")
