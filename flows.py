@@ -328,7 +328,9 @@ def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
         stack = ExitStack()
         atexit.register(stack.close)
         url = stack.enter_context(announced_server(port_for(port), home=HOME))
-    elif url is None:
+    elif url:
+        print(f"recorded by the UI's server at {url}: leave it running until this ends", file=sys.stderr)
+    else:
         own = _early or begin(free_port(), home=HOME, ui=False)
         atexit.register(own.end)
         url = own.wait()
