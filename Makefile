@@ -11,9 +11,10 @@ help: ## List these targets
 $(VENV)/ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[hf,dev]'
+	PREFECT_HOME=$(CURDIR)/.prefect DO_NOT_TRACK=1 $(BIN)/prefect server database upgrade --yes >/dev/null
 	touch $@
 
-setup: $(VENV)/ready ## Make .venv with the pinned versions
+setup: $(VENV)/ready ## Make .venv with the pinned versions, and Prefect's database
 
 run: $(VENV)/ready ## Run the whole chain at the tiny preset; what is in the store is reused
 	$(BIN)/python flows.py run

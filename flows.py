@@ -131,44 +131,40 @@ def make(
 
 @contextmanager
 def _told(stage: str) -> Iterator[Callable[[Progress], None]]:
-    """Progress goes to the terminal, to the run's log, and into a progress artifact a loop."""
+    """Progress goes to the terminal, to the run's log, and into a progress artifact."""
     with shown(stage) as terminal, get_client(sync_client=True) as client:
-        log, rings = Lines(stage, get_run_logger().info), _Rings(client)
+        log, ring = Lines(stage, get_run_logger().info), _Ring(client)
 
         def tell(progress: Progress) -> None:
-            for listener in (terminal, log, rings):
+            for listener in (terminal, log, ring):
                 listener(progress)
 
         yield tell
 
 
-class _Rings:
-    """A progress artifact for each loop of a stage, on the page of its run alone."""
+class _Ring:
+    """A progress artifact on the page of the stage's run: how far its current loop has come."""
 
     def __init__(self, client: SyncPrefectClient) -> None:
         self.client = client
-        self.first: dict[str, Progress] = {}
-        self.ids: dict[str, UUID] = {}
+        self.id: UUID | None = None
+        self.first: Progress | None = None
         self.told = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        first = self.first.setdefault(progress.what, progress)
-        now, is_done = time.monotonic(), progress.step == progress.total
-        if now - self.told < SECONDS_BETWEEN_PROGRESS and not (is_done and progress.what in self.ids):
+        if self.first is None or self.first.what != progress.what:
+            self.first = progress
+        now = time.monotonic()
+        if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
             return
         self.told = now
-        percent, text = 100 * progress.step / progress.total, line(first, progress)
-        if progress.what in self.ids:
-            self.client.update_artifact(self.ids[progress.what], ArtifactUpdate(data=percent, description=text))
+        percent, text = 100 * progress.step / progress.total, line(self.first, progress)
+        if self.id is not None:
+            self.client.update_artifact(self.id, ArtifactUpdate(data=percent, description=text))
             return
-        new = ArtifactCreate(
-            type="progress",
-            data=percent,
-            description=text,
-            flow_run_id=UUID(flow_run.id),
-            task_run_id=UUID(task_run.id),
-        )
-        self.ids[progress.what] = self.client.create_artifact(new).id
+        flow_id, task_id = UUID(flow_run.id), UUID(task_run.id)
+        new = ArtifactCreate(type="progress", data=percent, description=text, flow_run_id=flow_id, task_run_id=task_id)
+        self.id = self.client.create_artifact(new).id
 
 
 def flow_of(stage: Stage) -> Flow[..., Any]:

@@ -1,6 +1,7 @@
 """What Prefect costs: the same tiny chain with and without it, cold and reused: python -m tests.benchmarks.overhead."""
 
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ from rich.table import Table
 from stages.command import ROOT
 from tests.shapes import SHAPES
 
+ROUNDS = 3  # the median of each is shown
 BARE = """
 import sys, time
 from artifacts import Store
@@ -33,22 +35,27 @@ def main() -> None:
         folder = Path(name)
         text = folder / "text.txt"
         text.write_text("\n".join(f"{i % 97}. the miller's cat sleeps on {i % 13} sacks of flour" for i in range(800)))
-        rows = [
-            (what, _seconds(folder, text, store, home, with_prefect=False), _seconds(folder, text, store, home))
+        seconds: dict[str, list[tuple[float, float]]] = {}
+        for i in range(ROUNDS):
             for what, store, home in (
-                ("9 stages made, new Prefect database", "made", "home"),
-                ("9 stages reused, the same database", "made", "home"),
-                ("9 stages made, the same database", "again", "home"),
-            )
-        ]
+                ("9 stages made, new Prefect database", f"made{i}", f"home{i}"),
+                ("9 stages reused, the same database", f"made{i}", f"home{i}"),
+                ("9 stages made, the same database", f"again{i}", f"home{i}"),
+            ):
+                pair = (
+                    _seconds(folder, text, store, home, with_prefect=False),
+                    _seconds(folder, text, store, home, with_prefect=True),
+                )
+                seconds.setdefault(what, []).append(pair)
     table = Table("whole process, seconds", "without", "with Prefect", "Prefect adds", "a stage", box=box.SIMPLE_HEAD)
-    for what, without, with_it in rows:
+    for what, pairs in seconds.items():
+        without, with_it = (statistics.median(column) for column in zip(*pairs, strict=True))
         added = with_it - without
         table.add_row(what, f"{without:.1f}", f"{with_it:.1f}", f"{added:.1f}", f"{added / 9:.2f}")
     Console().print(table)
 
 
-def _seconds(folder: Path, text: Path, store: str, home: str, *, with_prefect: bool = True) -> float:
+def _seconds(folder: Path, text: Path, store: str, home: str, *, with_prefect: bool) -> float:
     arguments = ["run", "--corpus", f"mixed={text}", "--store", str(folder / f"{store}-{with_prefect}"), *SHAPES]
     program: Sequence[str] = ["flows.py"] if with_prefect else ["-c", BARE]
     environment: Mapping[str, str] = {**os.environ, "PREFECT_HOME": str(folder / home)}
