@@ -3,7 +3,6 @@
 Which card shows which artifact stands in the store's state, since artifacts themselves never change.
 """
 
-import json
 import os
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,11 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from artifacts.artifact import file_damage
 from artifacts.cards import lineage_card, run_card
 from artifacts.errors import ArtifactError
+from artifacts.fingerprint import canonical_json, sha256_of_bytes
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.scratch import locked, write_durably
@@ -23,7 +23,6 @@ from artifacts.store import Store
 
 RUN_KEY = "pipeline-lineage"
 MOST_BESIDE = 5
-_CARD_IDS = TypeAdapter(dict[ArtifactId, str])
 
 
 class Board(Protocol):
@@ -85,6 +84,13 @@ def pin_all(store: Store, board: Board) -> tuple[int, int]:
         for id in cards.manifests:  # again, since now the links to what was made from each are known
             cards.rewrite(id)
         return len(pinned), len(cards.manifests) - len(pinned)
+
+
+class _Kept(BaseModel):
+    """Which card shows which artifact, as it lies on disk."""
+
+    cards: dict[ArtifactId, str]
+    sha256: str
 
 
 class _Cards:
@@ -181,12 +187,17 @@ def _path(store: Store) -> Path:
 
 def _read(path: Path) -> dict[ArtifactId, str]:
     try:
-        return _CARD_IDS.validate_json(path.read_bytes())
+        kept = _Kept.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError):
         return {}  # the cards are pinned again: nothing is lost but their old links
+    return kept.cards if kept.sha256 == _digest(kept.cards) else {}
 
 
-def _write(path: Path, card_ids: Mapping[ArtifactId, str]) -> None:
+def _write(path: Path, card_ids: dict[ArtifactId, str]) -> None:
     scratch = path.with_suffix(".partial")
-    write_durably(scratch, json.dumps(card_ids, indent=1).encode())
+    write_durably(scratch, _Kept(cards=card_ids, sha256=_digest(card_ids)).model_dump_json(indent=1).encode())
     os.replace(scratch, path)
+
+
+def _digest(card_ids: Mapping[ArtifactId, str]) -> str:
+    return sha256_of_bytes(canonical_json(card_ids).encode())
