@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from pipeline.prefect_server import ROOT, announced, announced_server, begin, free_port, port_for
+from pipeline.prefect_server import ROOT, Starting, announced, announced_server, begin, free_port, port_for
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -56,15 +56,19 @@ def _needs_a_server(words: list[str]) -> bool:
     return runs and "PREFECT_API_URL" not in os.environ and announced(HOME) is None
 
 
+def _own_server() -> Starting:
+    starting = begin(free_port(), home=HOME, ui=False)
+    atexit.register(starting.end)  # not sooner: Prefect's threads send the last of the log when Python ends
+    return starting
+
+
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
-_early = begin(free_port(), home=HOME, ui=False) if __name__ == "__main__" and _needs_a_server(sys.argv[1:]) else None
-if _early:
-    atexit.register(_early.end)  # not sooner: Prefect's threads send the last of the log when Python ends
+_early = _own_server() if __name__ == "__main__" and _needs_a_server(sys.argv[1:]) else None
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.alive import alive, forget, gone
-from pipeline.progress import Lines, duration, line, print_results, shown
+from pipeline.progress import Lines, duration, first_of_loop, line, print_results, shown
 from pipeline.run import Progress
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES, form
@@ -152,8 +156,7 @@ class _Ring:
         self.told = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        if self.first is None or self.first.what != progress.what:
-            self.first = progress
+        self.first = first_of_loop(self.first, progress)
         now = time.monotonic()
         if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
             return
@@ -279,8 +282,8 @@ def publish_run_card(made: Collection[Made], store: Store, stopped: str | None =
     how = {one.id: _how(one) for one in made}
     with get_client(sync_client=True) as client:
         pin_run_card(how, store, PrefectBoard(client), stopped=stopped)
-        for last in list(how)[-1:]:
-            client.update_flow_run(UUID(flow_run.id), name=f"chain-{_brief(store.manifest(last))}")
+        if how:
+            client.update_flow_run(UUID(flow_run.id), name=f"chain-{_brief(store.manifest(list(how)[-1]))}")
 
 
 def _brief(manifest: Manifest) -> str:
@@ -327,8 +330,7 @@ def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
     elif url:
         print(f"recorded by the UI's server at {url}: leave it running until this ends", file=sys.stderr)
     else:
-        own = _early or begin(free_port(), home=HOME, ui=False)
-        atexit.register(own.end)
+        own = _early or _own_server()
         url = own.wait()
     with _settings_for(url):
         mark_crashed()

@@ -8,10 +8,10 @@ from artifacts.comparison import compare
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
-from artifacts.meanings import COMPARABLE, changed, in_order
+from artifacts.meanings import COMPARABLE, changed, in_order, meaning
 from artifacts.names import enumerated
 
-# pipeline/measures.py defines these. The first that an artifact has stands on its node.
+# Names of artifacts/meanings.py. The first that an artifact has stands on its node.
 HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
 
 
@@ -61,7 +61,7 @@ def lineage_card(
         "## Made from\n\n" + _parents(manifest, known, links),
         "## Used by\n\n" + _children(manifest.id, used_by, links),
         *(["## Others of this stage\n\n" + _siblings(manifest, beside, links)] if beside else []),
-        "## Metrics\n\n" + _metrics(manifest, known),
+        "## Metrics\n\n" + metrics_table(manifest, known),
         "## Facts\n\n" + table(("fact", "value"), _facts(manifest)),
         folded("Config", config),
     ]
@@ -180,8 +180,8 @@ def _image(png: bytes) -> str:
     return f"![the artifact's plot](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
-def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
-    """A row a metric, a column for each input that was measured as this one was."""
+def metrics_table(manifest: Manifest, known: Mapping[ArtifactId, Manifest], *, explained: bool = False) -> str:
+    """A row a metric, a column for each input that can be compared with it; with words for each if `explained`."""
     if not manifest.metrics:
         return "None were recorded."
     parents = {
@@ -192,5 +192,8 @@ def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
     rows = []
     for name, value in in_order(manifest.metrics):
         changes = [changed(name, value, before) for before in parents.values()]
-        rows.append((code(name), number(value), *("" if one is None else signed(one) for one in changes)))
-    return table(("metric", "value", *(f"change from {code(role)}" for role in parents)), rows)
+        # `|v|^2` stands in the meaning of a metric.
+        words = [meaning(name, manifest.kind).replace("|", "\\|")] if explained else []
+        rows.append((code(name), number(value), *("" if one is None else signed(one) for one in changes), *words))
+    heads = [f"change from {code(role)}" for role in parents]
+    return table(("metric", "value", *heads, *(["meaning"] if explained else [])), rows)

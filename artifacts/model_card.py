@@ -10,11 +10,11 @@ from typing import Any
 
 import yaml
 
-from artifacts.cards import mermaid, number, signed
+from artifacts.cards import mermaid, metrics_table, number
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
-from artifacts.meanings import COMPARABLE, changed, in_order, meaning
+from artifacts.meanings import meaning
 from artifacts.reproduction import command
 from artifacts.tree import text_tree
 from artifacts.verification import Damage
@@ -44,7 +44,7 @@ def model_card(manifest: Manifest, ancestry: Sequence[Manifest], missing: Sequen
         *([_missing(missing)] if missing else []),
         "## How it was made\n\n" + _made(manifest, known),
         "## How to load it\n\n" + _loading(manifest),
-        "## Metrics\n\n" + _metrics(manifest, known),
+        "## Metrics\n\n" + metrics_table(manifest, known, explained=True),
         *_training_data(manifest, known),
         "## How to make it again\n\n" + _again(manifest, known),
         "## Digests\n\n" + _digests(manifest),
@@ -151,23 +151,6 @@ def _loading(manifest: Manifest) -> str:
         f"With these files, `manifest.json` among them, in `store/{manifest.id}/` of a checkout of the code, "
         f"and from its root:\n\n{fenced(chr(10).join(lines), 'python')}{further}"
     )
-
-
-def _metrics(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
-    """A row a metric, a column for each input that was measured as this one was."""
-    if not manifest.metrics:
-        return "None were recorded."
-    parents = {
-        role: known[ref.id].metrics
-        for role, ref in manifest.lineage.inputs.items()
-        if ref.id in known and COMPARABLE & known[ref.id].metrics.keys() & manifest.metrics.keys()
-    }
-    rows = []
-    for name, value in in_order(manifest.metrics):
-        changes = [changed(name, value, before) for before in parents.values()]
-        shown = ("" if one is None else signed(one) for one in changes)
-        rows.append((code(name), number(value), *shown, _plain(meaning(name, manifest.kind))))
-    return table(("metric", "value", *(f"change from {code(role)}" for role in parents), "meaning"), rows)
 
 
 def _training_data(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> Iterator[str]:

@@ -27,12 +27,13 @@ USUAL_PORT = 4200
 @contextmanager
 def announced_server(port: int, *, home: Path) -> Iterator[str]:
     """A server with the UI that other processes of this home find and use while the block lasts."""
-    with server(port, home=home, ui=True) as url:
-        _announcement(home).write_text(url)
-        try:
-            yield url
-        finally:
-            _announcement(home).unlink(missing_ok=True)
+    starting = begin(port, home=home, ui=True)
+    try:
+        _announcement(home).write_text(starting.wait())
+        yield starting.url
+    finally:
+        _announcement(home).unlink(missing_ok=True)
+        starting.end()
 
 
 def announced(home: Path) -> str | None:
@@ -44,16 +45,6 @@ def announced(home: Path) -> str | None:
 
 def _announcement(home: Path) -> Path:
     return home / "ui-url"
-
-
-@contextmanager
-def server(port: int, *, home: Path, ui: bool) -> Iterator[str]:
-    """A Prefect server on 127.0.0.1 for as long as the block; yields its URL once it answers."""
-    starting = begin(port, home=home, ui=ui)
-    try:
-        yield starting.wait()
-    finally:
-        starting.end()
 
 
 @dataclass(frozen=True, slots=True)

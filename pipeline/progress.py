@@ -70,14 +70,17 @@ class Lines:
         self.first: Progress | None = None
 
     def __call__(self, progress: Progress) -> None:
-        is_new = self.first is None or self.first.what != progress.what
-        if self.first is None or is_new:
-            self.first = progress
+        self.first = first_of_loop(self.first, progress)
         now = time.monotonic()
         # A loop that has not begun may be long in coming, as where another process makes the same.
-        if now - self.told >= self.every_seconds or (is_new and progress.step == 0):
+        if now - self.told >= self.every_seconds or (self.first is progress and progress.step == 0):
             self.told = now
             self.write(f"{self.stage} · {line(self.first, progress)}")
+
+
+def first_of_loop(first: Progress | None, now: Progress) -> Progress:
+    """The first report of the loop that reports now."""
+    return now if first is None or first.what != now.what else first
 
 
 def line(first: Progress, now: Progress) -> str:

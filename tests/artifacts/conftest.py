@@ -7,21 +7,14 @@ import pytest
 import torch
 
 from artifacts import ArtifactId, Circumstance, Recipe, Store
+from tests.circumstance import CIRCUMSTANCE
 
 Publish = Callable[..., ArtifactId]
 
 
 @pytest.fixture
 def circumstance() -> Circumstance:
-    return Circumstance(
-        commit="c0ffee",
-        dirty=False,
-        torch="2.13.0",
-        python="3.11.7",
-        device="cpu",
-        seconds=1.5,
-        created="2026-01-31T12:00:00+00:00",
-    )
+    return CIRCUMSTANCE
 
 
 @pytest.fixture

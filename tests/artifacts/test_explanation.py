@@ -4,20 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from artifacts import Circumstance, InputRef, Lineage, Manifest, Recipe
+from artifacts import InputRef, Lineage, Manifest, Recipe
 from artifacts.comparison import compare
 from artifacts.explanation import Explanation, explain
 from artifacts.manifest import FileRecord
-
-HERE = Circumstance(
-    commit="c0ffee",
-    dirty=False,
-    torch="2.13.0",
-    python="3.11.7",
-    device="cpu",
-    seconds=1.5,
-    created="2026-01-31T12:00:00+00:00",
-)
+from tests.circumstance import CIRCUMSTANCE as HERE
 
 
 def made(stage="train-monet", inputs=None, *, attempt="", sequence=1, content="0" * 64, here=HERE, **asked) -> Manifest:

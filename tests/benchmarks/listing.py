@@ -11,19 +11,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from artifacts import ArtifactId, Circumstance, InputRef, Lineage, Manifest, Recipe, Store
+from artifacts import ArtifactId, InputRef, Lineage, Manifest, Recipe, Store
 from artifacts.__main__ import main as command
 from artifacts.manifest import MANIFEST, WEIGHTS, FileRecord
+from tests.circumstance import CIRCUMSTANCE
 
-CIRCUMSTANCE = Circumstance(
-    commit="73180bbf1a00147fb6b15319f838f1aa014eadd5",
-    dirty=False,
-    torch="2.13.0",
-    python="3.11.7",
-    device="cpu",
-    seconds=140.9,
-    created="2026-11-22T03:52:33+00:00",
-)
 CHAIN = 9  # artifacts a chain, as a run of the real one makes
 
 

@@ -21,13 +21,14 @@ from stages.plan import CHAIN, Plan, made_from, step_of
 from tests.faults.operations import STEP, Fault, Point, thinned
 from tests.faults.places import copied, moved
 from tests.faults.sweep import Known, Scenario, Strike, lend
+from tests.shapes import SMALL, flags
 
 STEPS = 4
 _PRETRAINED = ("train-dense", "train-monet", "train-peer")
 TRAINED = (*_PRETRAINED, "distill-peer", "finetune-int4")
 _MEASURED = (*TRAINED, "quantize-int8", "quantize-int4", "distill-symbols")
-_SHAPES: Mapping[str, object] = {
-    "prepare-corpus.vocab-size": 300,
+_SHAPES: dict[str, object] = {
+    **SMALL,
     **{
         f"{name}.transformer.{field}": value
         for name in _PRETRAINED
@@ -36,24 +37,12 @@ _SHAPES: Mapping[str, object] = {
     **{f"{name}.training.steps": STEPS for name in TRAINED},
     **{f"{name}.training.checkpoint-seconds": 1e-9 for name in TRAINED},
     **{f"{name}.measure.tokens": 256 for name in _MEASURED},
-    "train-monet.monet.num-sub-experts": 4,
-    "train-monet.monet.active-sub-experts": 2,
-    "train-monet.monet.d-expert": 2,
     "train-peer.peer.num-keys": 5,
     "train-peer.peer.num-experts": 20,
     "train-peer.peer.num-heads": 2,
     "train-peer.peer.d-key": 4,
     "train-peer.peer.pairs-per-head": 2,
     "train-peer.peer.active-keys": 2,
-    "distill-peer.num-experts": 20,
-    "distill-peer.calibration-tokens": 1024,
-    "distill-symbols.sample-tokens": 1024,
-    "distill-symbols.check-tokens": 1024,
-    "distill-symbols.coordinates": 2,
-    "distill-symbols.samples": 16,
-    "distill-symbols.identities": 2,
-    "distill-symbols.places": 2,
-    "report.dots-per-inch": 50,
 }
 _SENTENCES = ("The miller's cat sleeps.", "def add(a, b):\n    return a + b", "In 1848 the river froze twice.")
 
@@ -71,8 +60,7 @@ class Library:
         """Runs these stages, in this process, so that its children find torch warmed up."""
         text = folder / "text.txt"
         text.write_text("\n".join(f"{i % 97}. {_SENTENCES[i * i % 3]} {_SENTENCES[i % 3]}" for i in range(500)))
-        flags = [word for name, value in _SHAPES.items() for word in (f"--{name}", str(value))]
-        command = read(["run", "--corpus", f"mixed={text}", *flags])
+        command = read(["run", "--corpus", f"mixed={text}", *flags(_SHAPES)])
         assert isinstance(command, RunCommand)
         store, made = Store(folder / "library"), {}
         with _quick():

@@ -7,20 +7,11 @@ from pathlib import Path
 
 import torch
 
-from artifacts import ArtifactId, Circumstance, Recipe, Store
+from artifacts import ArtifactId, Recipe, Store
+from tests.circumstance import CIRCUMSTANCE
 from tests.faults.operations import KILLS, Fault
 from tests.faults.places import copied, moved
 from tests.faults.sweep import Scenario
-
-CIRCUMSTANCE = Circumstance(
-    commit="c0ffee",
-    dirty=False,
-    torch="2.13.0",
-    python="3.11.7",
-    device="cpu",
-    seconds=1.5,
-    created="2026-01-31T12:00:00+00:00",
-)
 
 
 def recipe(n: int = 0) -> Recipe:
