@@ -6,7 +6,12 @@ A row of d values (d even) becomes d/2 bytes. Byte j holds elements j and j + d/
            [ j + d/2 ]  [    j    ]
 
 so that a half-row unpacks into contiguous elements with one shift and no shuffle.
+
+A table that trains has two such planes, weights w and accumulators a (docs/methods/int4.md); its latent values are
+q = 16 w + a.
 """
+
+# E rows, D values of a row, B = D / 2 bytes of a packed row
 
 import torch
 from torch import Tensor
@@ -31,3 +36,15 @@ def unpack_int4(packed_EB: Tensor) -> Tensor:
     signed = packed_EB.view(torch.int8)
     # An arithmetic shift extends the sign of the upper nibble; shifted up first, the lower one's too.
     return torch.cat([(signed << 4) >> 4, signed >> 4], dim=-1)
+
+
+def latent(weight_EB: Tensor, accumulator_EB: Tensor) -> Tensor:
+    """(E, D) int8: q = 16 w + a, which is also the exact int8 view of the table, with scale / 16."""
+    return unpack_int4(weight_EB) * 16 + unpack_int4(accumulator_EB)
+
+
+def split_latent(q_ED: Tensor) -> tuple[Tensor, Tensor]:
+    """(E, B) packed w and a of latent values in [-120, 119]: w is q / 16 rounded to nearest."""
+    wide_ED = q_ED.to(torch.int16)
+    w_ED = (wide_ED + 8) >> 4
+    return pack_int4(w_ED.to(torch.int8)), pack_int4((wide_ED - 16 * w_ED).to(torch.int8))

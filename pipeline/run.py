@@ -35,8 +35,12 @@ class Run:
 
     def generator(self, purpose: str) -> torch.Generator:
         """A CPU generator of its own for each purpose, so that one more draw here moves nothing there."""
+        return torch.Generator().manual_seed(self.stream(purpose))
+
+    def stream(self, purpose: str) -> int:
+        """A number below 2**56 for each purpose: the seed of a generator, or the key of a counter's random bits."""
         digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
-        return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        return int.from_bytes(digest[:7], "big")
 
 
 _OUTSIDE = Run()

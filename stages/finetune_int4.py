@@ -39,7 +39,7 @@ class FinetuneInt4Config(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="finetune-int4", version=2)
+@stage(name="finetune-int4", version=3)
 def finetune_int4(
     config: FinetuneInt4Config, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model, peer: PeerModel
 ) -> Output[LanguageModel]:
@@ -129,9 +129,9 @@ def update_tables(model: LanguageModel, learning_rate: float, step: int) -> list
         experts = block.moe
         assert isinstance(experts, QuantizedExperts)
         assert experts.gradients is not None
-        for which, (table, gradients) in enumerate(zip((experts.u, experts.v), experts.gradients, strict=True)):
+        for which, table, gradients in zip("uv", (experts.u, experts.v), experts.gradients, strict=True):
             assert isinstance(table, Int4Table)
-            stream = (current_run().seed << 20) + 2 * layer + which
-            counts.append(sr_update(table.state(), gradients, learning_rate=learning_rate, key=(stream, step)))
+            key = (current_run().stream(f"table {which} of block {layer}"), step)
+            counts.append(sr_update(table.state(), gradients, learning_rate=learning_rate, key=key))
         experts.gradients = None
     return counts

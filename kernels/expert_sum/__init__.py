@@ -1,128 +1,129 @@
-"""expert_sum: sum over a token's experts of gate * act(u . x + b) * v, as a PyTorch operator with its gradients."""
+"""expert_sum: sum over a token's experts of gate * act(u . x + b) * v, as a PyTorch operator with its gradients.
 
-# T tokens, D model width, E experts, P pairs (a token and one of its experts), in order of their tokens
+Tables u and v are float32, float64, bfloat16, int8 or int4 (uint8, two a byte); the latter two have a scale a row.
+"""
+
+# T tokens, D model width, E experts, B stored values of a row, P pairs (a token and one of its experts), in order of
+# their tokens
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from kernels.expert_sum import bags
+from kernels.backends import cuda_kernels
+from kernels.expert_sum import bags, cpu
+from kernels.expert_sum.checks import check
 from kernels.expert_sum.reference import tokens_of_pairs
 
 
-@torch.library.custom_op("legible::expert_sum", mutates_args=())
-def _expert_sum(
+@torch.library.custom_op("legible::expert_sum", mutates_args=(), device_types="cpu")
+def expert_sum_forward(
     x_TD: Tensor,
-    u_ED: Tensor,
+    u_EB: Tensor,
+    u_scale_E: Tensor | None,
     bias_E: Tensor,
-    v_ED: Tensor,
+    v_EB: Tensor,
+    v_scale_E: Tensor | None,
     expert_P: Tensor,
     start_T1: Tensor,
     gate_P: Tensor,
     act: str,
 ) -> tuple[Tensor, Tensor]:
-    return bags.forward(x_TD, u_ED, bias_E, v_ED, expert_P, start_T1, gate_P, act)
+    """(T, D) output in x's dtype and (P) pre-activations u . x + b, float32 (float64 for float64 tables)."""
+    check(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P)
+    return cpu.forward(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, act)
 
 
-@_expert_sum.register_fake
-def _(
-    x_TD: Tensor,
-    u_ED: Tensor,
-    bias_E: Tensor,
-    v_ED: Tensor,
-    expert_P: Tensor,
-    start_T1: Tensor,
-    gate_P: Tensor,
-    act: str,
-) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(x_TD), torch.empty_like(gate_P)
+@expert_sum_forward.register_kernel("cuda")
+def _(x_TD: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *tensors, act = others
+    check(x_TD, *tensors)
+    return cuda_kernels("expert_sum").forward(x_TD.contiguous(), *tensors, act)
 
 
-@torch.library.custom_op("legible::expert_sum_backward", mutates_args=())
-def _expert_sum_backward(
+@expert_sum_forward.register_fake
+def _(x_TD: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    *_, gate_P, _ = others
+    return torch.empty_like(x_TD), gate_P.new_empty(gate_P.shape, dtype=_compute_dtype(x_TD))
+
+
+@torch.library.custom_op("legible::expert_sum_backward", mutates_args=(), device_types="cpu")
+def expert_sum_backward(
     dy_TD: Tensor,
-    x_TD: Tensor,
-    u_ED: Tensor,
-    v_ED: Tensor,
+    u_EB: Tensor,
+    u_scale_E: Tensor | None,
+    v_EB: Tensor,
+    v_scale_E: Tensor | None,
     expert_P: Tensor,
     start_T1: Tensor,
     gate_P: Tensor,
     pre_P: Tensor,
     act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    dx_TD, dgate_P, du_P, dv_P = bags.backward(dy_TD, u_ED, v_ED, expert_P, start_T1, gate_P, pre_P, act)
-    order_P, rows_R, start_R1 = bags.pairs_by_expert(expert_P)
-    token_P = tokens_of_pairs(start_T1)
-    du_ED, dv_ED = torch.zeros_like(u_ED), torch.zeros_like(v_ED)
-    du_ED[rows_R] = bags.row_gradients(x_TD, order_P, token_P, du_P, start_R1)
-    dv_ED[rows_R] = bags.row_gradients(dy_TD, order_P, token_P, dv_P, start_R1)
-    dbias_E = u_ED.new_zeros(len(u_ED)).index_add(0, expert_P, du_P)
-    return dx_TD, du_ED, dbias_E, dv_ED, dgate_P
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(T, D) dx in dy's dtype, (P) dgate, and (P) du and dv: the tables' gradients as coefficients of pairs.
+
+    The gradient of row e of u is the sum over its pairs of du_P * x_token, that of v of dv_P * dy_token, that of the
+    bias of du_P. No tensor of a table's size, or of the touched rows', is made. Arguments are those that the forward
+    pass checked.
+    """
+    return cpu.backward(dy_TD, u_EB, u_scale_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, pre_P, act)
 
 
-@_expert_sum_backward.register_fake
-def _(
-    dy_TD: Tensor,
-    x_TD: Tensor,
-    u_ED: Tensor,
-    v_ED: Tensor,
-    expert_P: Tensor,
-    start_T1: Tensor,
-    gate_P: Tensor,
-    pre_P: Tensor,
-    act: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return (
-        torch.empty_like(x_TD),
-        torch.empty_like(u_ED),
-        u_ED.new_empty(len(u_ED)),
-        torch.empty_like(v_ED),
-        torch.empty_like(gate_P),
-    )
+@expert_sum_backward.register_kernel("cuda")
+def _(dy_TD: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return cuda_kernels("expert_sum").backward(dy_TD.contiguous(), *others)
+
+
+@expert_sum_backward.register_fake
+def _(dy_TD: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *_, pre_P, _ = others
+    return torch.empty_like(dy_TD), torch.empty_like(pre_P), torch.empty_like(pre_P), torch.empty_like(pre_P)
+
+
+def _compute_dtype(x_TD: Tensor) -> torch.dtype:
+    return torch.float64 if x_TD.dtype == torch.float64 else torch.float32
 
 
 def _save(ctx, inputs, output) -> None:  # noqa: ANN001 - torch's own protocol
-    x_TD, u_ED, _, v_ED, expert_P, start_T1, gate_P, ctx.act = inputs
-    ctx.save_for_backward(x_TD, u_ED, v_ED, expert_P, start_T1, gate_P, output[1])
+    x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, ctx.act = inputs
+    ctx.bias_dtype = bias_E.dtype
+    ctx.save_for_backward(x_TD, u_EB, u_scale_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, output[1])
 
 
 def _gradients(ctx, dy_TD: Tensor, _: Tensor):  # noqa: ANN001, ANN202 - torch's own protocol
-    x_TD, u_ED, v_ED, expert_P, start_T1, gate_P, pre_P = ctx.saved_tensors
-    dx, du, dbias, dv, dgate = _expert_sum_backward(
-        dy_TD.contiguous(), x_TD, u_ED, v_ED, expert_P, start_T1, gate_P, pre_P, ctx.act
+    x_TD, u_EB, u_scale_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, pre_P = ctx.saved_tensors
+    dx_TD, dgate_P, du_P, dv_P = expert_sum_backward(
+        dy_TD, u_EB, u_scale_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, pre_P, ctx.act
     )
-    return dx, du, dbias, dv, None, None, dgate, None
+    # Only a float table that an optimizer of torch's holds needs a gradient of its own size.
+    wants_u, wants_bias, wants_v = (ctx.needs_input_grad[i] for i in (1, 3, 4))
+    token_P = tokens_of_pairs(start_T1, len(expert_P)) if wants_u or wants_v else expert_P
+    du_ED = bags.table_gradient(x_TD, expert_P, token_P, du_P, u_EB) if wants_u else None
+    dv_ED = bags.table_gradient(dy_TD, expert_P, token_P, dv_P, v_EB) if wants_v else None
+    dbias_E = du_P.new_zeros(len(u_EB)).index_add(0, expert_P, du_P).to(ctx.bias_dtype) if wants_bias else None
+    return dx_TD, du_ED, None, dbias_E, dv_ED, None, None, None, dgate_P.to(gate_P.dtype), None
 
 
-_expert_sum.register_autograd(_gradients, setup_context=_save)
+expert_sum_forward.register_autograd(_gradients, setup_context=_save)
 
 
 def expert_sum(
     x_TD: Tensor,
-    u_ED: Tensor,
+    u_EB: Tensor,
     bias_E: Tensor,
-    v_ED: Tensor,
+    v_EB: Tensor,
     expert_P: Tensor,
     start_T1: Tensor,
     gate_P: Tensor,
     act: str,
+    scales: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
 ) -> Tensor:
     """(T, D): for every token the sum over its pairs of gate * act(u_e . x + b_e) * v_e (PEER eq. 2).
 
-    Pairs lie in order of their tokens: those of token t are start_T1[t] to start_T1[t + 1] (int64). Differentiable
-    in x, u, bias, v and gate. ValueError where indices and starts do not fit the tables.
+    Pairs lie in order of their tokens: those of token t are start_T1[t] to start_T1[t + 1] (int64). `scales` are the
+    float16 (E) scales of the rows of int8 and int4 tables. Differentiable in x, bias, gate and float tables; for the
+    gradients of the others see `expert_sum_backward`. ValueError names the argument that does not fit.
     """
-    if start_T1.shape != (len(x_TD) + 1,) or start_T1.dtype != torch.int64:
-        raise ValueError(
-            f"expert_sum got start_T1 of shape {tuple(start_T1.shape)}, {start_T1.dtype} for {len(x_TD)} tokens; "
-            f"it takes ({len(x_TD) + 1},) of torch.int64"
-        )
-    if int(start_T1[0]) != 0 or int(start_T1[-1]) != len(expert_P) or bool((start_T1.diff() < 0).any()):
-        raise ValueError(
-            f"expert_sum got start_T1 from {int(start_T1[0])} to {int(start_T1[-1])} for {len(expert_P)} pairs; "
-            f"it takes starts that ascend from 0 to {len(expert_P)}"
-        )
-    if gate_P.shape != expert_P.shape:
-        raise ValueError(f"expert_sum got {len(gate_P)} gates for {len(expert_P)} pairs; it takes one a pair")
-    if expert_P.numel() and not 0 <= int(expert_P.min()) <= int(expert_P.max()) < len(u_ED):
-        raise ValueError(f"expert_sum got an expert index outside the table of {len(u_ED)} rows")
-    return _expert_sum(x_TD, u_ED, bias_E, v_ED, expert_P, start_T1, gate_P, act)[0]
+    u_scale_E, v_scale_E = scales
+    return expert_sum_forward(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, act)[0]

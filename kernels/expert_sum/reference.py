@@ -8,9 +8,10 @@ from torch import Tensor
 from kernels.activations import activation
 
 
-def tokens_of_pairs(start_T1: Tensor) -> Tensor:
-    """(T + 1) starts of each token's pairs to the (P) token of each pair."""
-    return torch.repeat_interleave(torch.arange(len(start_T1) - 1, device=start_T1.device), start_T1.diff())
+def tokens_of_pairs(start_T1: Tensor, num_pairs: int | None = None) -> Tensor:
+    """(T + 1) starts of each token's pairs to the (P) token of each pair; torch.compile needs to be told P."""
+    tokens = torch.arange(len(start_T1) - 1, device=start_T1.device)
+    return torch.repeat_interleave(tokens, start_T1.diff(), output_size=num_pairs)
 
 
 def expert_sum(

@@ -1,23 +1,21 @@
 """sr_update: one training step of an int4 table whose gradients are accumulated by a second int4 table.
 
 State a row of d values: nibbles w (read by the forward pass), nibbles a (the accumulator), the scale of one int4
-step, the running mean square of its gradients. 1 byte a parameter and 6 bytes a row; no float copy, and the gradient
-exists only for `ROWS_A_PIECE` rows at a time.
+step, the running mean square of its gradients. 1 byte a parameter and 6 bytes a row; no float copy, and no gradient
+of the table: the touched rows' are summed out of weighted tokens, used and forgotten.
 """
 
 # T tokens, D model width, E table rows, R touched rows, P pairs (a row and a token), B bytes of a packed row
 
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.expert_sum.bags import bag_sum
-from kernels.packing import pack_int4, unpack_int4
-from kernels.sr_update.reference import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
-
-ROWS_A_PIECE = 8192
+from kernels import backends
+from kernels.backends import cuda_kernels
+from kernels.sr_update import native, stock
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +38,7 @@ class RowGradients:
 
     source_TD: Tensor
     row_R: Tensor
+    """The touched rows, ascending, int64."""
     start_R1: Tensor
     """Where each touched row's pairs start, int64."""
     token_P: Tensor
@@ -55,72 +54,117 @@ class UpdateCounts:
     """Rows whose scale grew because too many values met the end of the range."""
 
 
-def latent(weight_EB: Tensor, accumulator_EB: Tensor) -> Tensor:
-    """(E, D) int8: q = 16 w + a, which is also the exact int8 view of the table, with scale / 16."""
-    return unpack_int4(weight_EB) * 16 + unpack_int4(accumulator_EB)
-
-
-def split_latent(q_ED: Tensor) -> tuple[Tensor, Tensor]:
-    """(E, B) packed w and a of latent values in [-120, 119]: w is q / 16 rounded to nearest."""
-    wide = q_ED.to(torch.int16)
-    w_ED = (wide + 8) >> 4
-    return pack_int4(w_ED.to(torch.int8)), pack_int4((wide - 16 * w_ED).to(torch.int8))
+def pairs_by_row(row_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(P) order of the pairs by their table row, (R) the rows that occur, ascending, (R + 1) where each one's start."""
+    sorted_P, order_P = torch.sort(row_P, stable=True)
+    row_R, counts_R = torch.unique_consecutive(sorted_P, return_counts=True)
+    start_R1 = torch.zeros(len(row_R) + 1, dtype=torch.int64, device=row_P.device)
+    torch.cumsum(counts_R, 0, out=start_R1[1:])
+    return order_P, row_R, start_R1
 
 
 def sr_update(
     table: NibbleTable, gradients: RowGradients, *, learning_rate: float, key: tuple[int, int]
 ) -> UpdateCounts:
-    """Moves the touched rows one step against their gradients, rounding stochastically with Philox(key).
+    """Moves the touched rows one step against their gradients, rounding stochastically.
 
-    `learning_rate` is in units of the weights for a gradient of unit row norm (root mean square). The same key, table
-    and gradients give the same bits. ValueError for a gradient that is not finite, or a scale that leaves float16.
+    `learning_rate` is in units of the weights for a gradient of unit row norm (root mean square). `key` is the stream
+    and the step of kernels/philox.py: the same key, table and gradients give the same bits. ValueError for a gradient
+    that is not finite, before any row has changed, and for rows whose gradient overflows float32 or whose scale
+    overflows float16, which alone stay as they were.
     """
-    stream = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
-    flips = growths = 0
-    for first in range(0, len(gradients.row_R), ROWS_A_PIECE):
-        row_R = gradients.row_R[first : first + ROWS_A_PIECE]
-        start_R1 = gradients.start_R1[first : first + len(row_R) + 1]
-        pairs = slice(int(start_R1[0]), int(start_R1[-1]))
-        gradient_RD = bag_sum(
-            gradients.source_TD, gradients.token_P[pairs], start_R1 - start_R1[0], gradients.weight_P[pairs]
+    stream, step = key
+    _check(table, gradients, stream, step)
+    counts = _sr_update(
+        table.weight_EB, table.accumulator_EB, table.scale_E, table.moment_E,
+        gradients.source_TD.float().contiguous(), gradients.row_R, gradients.start_R1, gradients.token_P,
+        gradients.weight_P.float().contiguous(), learning_rate, stream, step,
+    )  # fmt: skip
+    flips, growths, refused = (int(count) for count in counts)
+    if refused:
+        raise ValueError(
+            f"sr_update left {refused} rows as they were: their gradient overflows float32, or their scale leaves the "
+            "range of float16; lower the learning rate"
         )
-        uniform_RD = torch.from_numpy(stream.random(gradient_RD.shape, dtype=np.float32)).to(gradient_RD.device)
-        piece_flips, piece_growths = _update_rows(table, row_R, gradient_RD, uniform_RD, learning_rate)
-        flips, growths = flips + piece_flips, growths + piece_growths
     return UpdateCounts(rows=len(gradients.row_R), flips=flips, growths=growths)
 
 
-def _update_rows(
-    table: NibbleTable, row_R: Tensor, gradient_RD: Tensor, uniform_RD: Tensor, learning_rate: float
-) -> tuple[int, int]:
-    if not bool(torch.isfinite(gradient_RD).all()):
-        raise ValueError("sr_update got a gradient that is not finite; lower the learning rate or skip the batch")
-    mean_square_R = gradient_RD.square().mean(1)
-    old_R = table.moment_E[row_R]
-    moment_R = torch.where(old_R == 0, mean_square_R, MOMENT_DECAY * old_R + (1 - MOMENT_DECAY) * mean_square_R)
-    root_R1 = moment_R.sqrt()[:, None]
-    normal_RD = torch.where(root_R1 > 0, gradient_RD / root_R1, 0.0).clamp(-CLIP, CLIP)
+@torch.library.custom_op(
+    "legible::sr_update",
+    mutates_args=("weight_EB", "accumulator_EB", "scale_E", "moment_E"),
+    device_types="cpu",
+)
+def _sr_update(
+    weight_EB: Tensor,
+    accumulator_EB: Tensor,
+    scale_E: Tensor,
+    moment_E: Tensor,
+    source_TD: Tensor,
+    row_R: Tensor,
+    start_R1: Tensor,
+    token_P: Tensor,
+    weight_P: Tensor,
+    learning_rate: float,
+    stream: int,
+    step: int,
+) -> Tensor:
+    state = weight_EB, accumulator_EB, scale_E, moment_E
+    pairs = source_TD, row_R, start_R1, token_P, weight_P
+    library = backends.cpu_library()
+    if library is None:
+        return stock.sr_update(*state, *pairs, learning_rate, stream, step)
+    return native.sr_update(library, *state, *pairs, learning_rate, stream, step)
 
-    old_weight_RB = table.weight_EB[row_R]
-    scale_R = table.scale_E[row_R]
-    step_R1 = learning_rate * 16 / scale_R.float()[:, None]
-    moved_RD = latent(old_weight_RB, table.accumulator_EB[row_R]) - step_R1 * normal_RD
 
-    grows_R = (moved_RD.abs() > -LOWEST).sum(1) > gradient_RD.shape[1] / 64
-    new_scale_R = torch.where(grows_R, (scale_R.float() * GROWTH).half(), scale_R)
-    if not bool(torch.isfinite(new_scale_R).all()):
-        raise ValueError("sr_update: a row's scale left the range of float16; lower the learning rate")
-    # The ratio of the rounded scales, so that growth itself changes no weight beyond stochastic rounding.
-    moved_RD = moved_RD * (scale_R.float() / new_scale_R.float())[:, None]
+@_sr_update.register_kernel("cuda")
+def _(*arguments: Any) -> Tensor:
+    *tensors, learning_rate, stream, step = arguments
+    kernels = cuda_kernels("sr_update")
+    return torch.tensor(kernels.update_rows(*tensors, learning_rate=learning_rate, stream=stream, step=step))
 
-    # floor(moved + uniform), without the sum: float32 would round it, and move values that have no gradient.
-    whole_RD = torch.floor(moved_RD)
-    carry_RD = uniform_RD >= 1 - (moved_RD - whole_RD)
-    q_RD = (whole_RD + carry_RD).clamp(LOWEST, HIGHEST).to(torch.int8)
-    weight_RB, accumulator_RB = split_latent(q_RD)
-    table.weight_EB[row_R] = weight_RB
-    table.accumulator_EB[row_R] = accumulator_RB
-    table.scale_E[row_R] = new_scale_R
-    table.moment_E[row_R] = moment_R
-    flips = int((unpack_int4(weight_RB) != unpack_int4(old_weight_RB)).sum())
-    return flips, int(grows_R.sum())
+
+@_sr_update.register_fake
+def _(*arguments: Any) -> Tensor:
+    return torch.empty(3, dtype=torch.int64)
+
+
+def _check(table: NibbleTable, gradients: RowGradients, stream: int, step: int) -> None:
+    """ValueError for the first argument that does not fit."""
+    num_rows, width = len(table.weight_EB), gradients.source_TD.shape[1]
+    if width % 2:
+        _refuse("source_TD", f"an odd width of {width}", "an even one: a byte of the table holds two values")
+    wanted = {
+        "weight_EB": (torch.uint8, (num_rows, width // 2)),
+        "accumulator_EB": (torch.uint8, (num_rows, width // 2)),
+        "scale_E": (torch.float16, (num_rows,)),
+        "moment_E": (torch.float32, (num_rows,)),
+    }
+    for name, (dtype, shape) in wanted.items():
+        tensor = getattr(table, name)
+        if tensor.dtype != dtype or tensor.shape != shape or not tensor.is_contiguous():
+            _refuse(name, f"{tuple(tensor.shape)} of {tensor.dtype}", f"contiguous {shape} of {dtype}")
+    pairs, rows = len(gradients.token_P), len(gradients.row_R)
+    for name, length in (("row_R", rows), ("start_R1", rows + 1), ("token_P", pairs)):
+        tensor = getattr(gradients, name)
+        if tensor.dtype != torch.int64 or tensor.shape != (length,):
+            _refuse(name, f"{tuple(tensor.shape)} of {tensor.dtype}", f"({length},) of torch.int64")
+    if gradients.weight_P.shape != (pairs,):
+        _refuse("weight_P", f"{tuple(gradients.weight_P.shape)}", f"({pairs},), one a pair")
+    start_R1 = gradients.start_R1
+    if int(start_R1[0]) != 0 or int(start_R1[-1]) != pairs or bool((start_R1.diff() < 0).any()):
+        _refuse("start_R1", f"starts from {int(start_R1[0])} to {int(start_R1[-1])}", f"ascending from 0 to {pairs}")
+    if bool((gradients.row_R.diff() <= 0).any()):
+        _refuse("row_R", "rows that do not ascend", "each touched row once, in order (`pairs_by_row` makes it so)")
+    for name, limit in (("row_R", num_rows), ("token_P", len(gradients.source_TD))):
+        tensor = getattr(gradients, name)
+        if len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < limit:
+            _refuse(name, f"indices from {int(tensor.min())} to {int(tensor.max())}", f"0 to {limit - 1}")
+    for name in ("source_TD", "weight_P"):
+        if not bool(torch.isfinite(getattr(gradients, name)).all()):
+            _refuse(name, "a gradient that is not finite", "finite ones; lower the learning rate or skip the batch")
+    if not 0 <= stream < 2**63 or not 0 <= step < 2**32:
+        _refuse("key", f"stream {stream}, step {step}", "a stream in [0, 2**63) and a step in [0, 2**32)")
+
+
+def _refuse(argument: str, got: str, wanted: str) -> NoReturn:
+    raise ValueError(f"sr_update got {argument} with {got}; it takes {wanted}")

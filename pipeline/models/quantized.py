@@ -1,20 +1,20 @@
-"""PEER experts in int8 and int4: rows are made float only where a token touches them.
+"""PEER experts in int8 and int4: their tables are read as they are, and no float copy of them exists.
 
 int8 is symmetric with one scale a row; int4 is the nibble plane w with the scale of one step, and while it trains a
 second plane, the accumulator, that the forward pass never reads (kernels/sr_update).
 """
 
-# N tokens, D model width, E experts, R experts touched, P pairs (a token and an expert), B bytes of a packed row
+# N tokens, D model width, E experts, R rows of a table, P pairs (a token and an expert), B bytes of a packed row
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from kernels.expert_sum import bags, expert_sum
+from kernels.expert_sum import bags, expert_sum, expert_sum_backward, expert_sum_forward
 from kernels.expert_sum.reference import tokens_of_pairs
-from kernels.packing import pack_int4, unpack_int4
-from kernels.sr_update import NibbleTable, RowGradients, latent
+from kernels.packing import latent, pack_int4, unpack_int4
+from kernels.sr_update import NibbleTable, RowGradients, pairs_by_row
 from pipeline.models.peer import AxisBias, CellIndex, PeerRouting, PeerSpec, starts
 
 SMALLEST_SCALE = 2.0**-14
@@ -56,6 +56,11 @@ class Int8Table(nn.Module):
         self.register_buffer("value_ED", torch.zeros(num_rows, width, dtype=torch.int8))
         self.register_buffer("scale_E", torch.ones(num_rows, dtype=torch.float16))
 
+    @property
+    def stored(self) -> Tensor:
+        """What kernels/expert_sum reads."""
+        return self.value_ED
+
     def rows(self, row_R: Tensor) -> Tensor:
         """(R, D) float32 rows."""
         return self.value_ED[row_R].float() * self.scale_E[row_R].float()[:, None]
@@ -79,6 +84,11 @@ class Int4Table(nn.Module):
         if accumulator:
             self.register_buffer("accumulator_EB", torch.zeros(num_rows, width // 2, dtype=torch.uint8))
             self.register_buffer("moment_E", torch.zeros(num_rows))
+
+    @property
+    def stored(self) -> Tensor:
+        """What kernels/expert_sum reads."""
+        return self.weight_EB
 
     def rows(self, row_R: Tensor) -> Tensor:
         """(R, D) float32 rows of what the forward pass reads: w times the step."""
@@ -127,12 +137,11 @@ class QuantizedExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         expert_P, start_N1, gate_P = self.index(routing)
-        row_R, local_P = torch.unique(expert_P, return_inverse=True)
-        u_RD, v_RD = self.u.rows(row_R), self.v.rows(row_R)
         if self.spec.accumulator and torch.is_grad_enabled():
-            y_ND = _TapedExpertSum.apply(x_ND, self.bias[row_R], gate_P, u_RD, v_RD, row_R, local_P, start_N1, self)
+            y_ND = _TapedExpertSum.apply(x_ND, self.bias, gate_P, expert_P, start_N1, self)
         else:
-            y_ND = expert_sum(x_ND, u_RD, self.bias[row_R], v_RD, local_P, start_N1, gate_P, self.spec.activation)
+            u, v, scales = self.u.stored, self.v.stored, (self.u.scale_E, self.v.scale_E)
+            y_ND = expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
 
     def pre_activations(self, x_ND: Tensor, expert_P: Tensor, token_P: Tensor) -> Tensor:
@@ -146,24 +155,27 @@ class _TapedExpertSum(torch.autograd.Function):
     """expert_sum whose tables are no autograd leaves: their gradients stay weighted pairs, left with the layer."""
 
     @staticmethod
-    def forward(ctx, x_ND, bias_R, gate_P, u_RD, v_RD, row_R, local_P, start_N1, layer):  # noqa: ANN001, ANN205
-        y_ND, pre_P = bags.forward(x_ND, u_RD, bias_R, v_RD, local_P, start_N1, gate_P, layer.spec.activation)
-        ctx.save_for_backward(x_ND, u_RD, v_RD, row_R, local_P, start_N1, gate_P, pre_P)
+    def forward(ctx, x_ND, bias_E, gate_P, expert_P, start_N1, layer):  # noqa: ANN001, ANN205 - torch's own protocol
+        u, v = layer.u, layer.v
+        y_ND, pre_P = expert_sum_forward(
+            x_ND, u.stored, u.scale_E, bias_E, v.stored, v.scale_E, expert_P, start_N1, gate_P, layer.spec.activation
+        )
+        ctx.save_for_backward(x_ND, expert_P, start_N1, gate_P, pre_P)
         ctx.layer = layer
         return y_ND
 
     @staticmethod
     def backward(ctx, dy_ND):  # type: ignore[override]  # noqa: ANN001, ANN205
-        x_ND, u_RD, v_RD, row_R, local_P, start_N1, gate_P, pre_P = ctx.saved_tensors
-        dy_ND = dy_ND.contiguous()
-        dx_ND, dgate_P, du_P, dv_P = bags.backward(
-            dy_ND, u_RD, v_RD, local_P, start_N1, gate_P, pre_P, ctx.layer.spec.activation
+        x_ND, expert_P, start_N1, gate_P, pre_P = ctx.saved_tensors
+        u, v, spec = ctx.layer.u, ctx.layer.v, ctx.layer.spec
+        dx_ND, dgate_P, du_P, dv_P = expert_sum_backward(
+            dy_ND, u.stored, u.scale_E, v.stored, v.scale_E, expert_P, start_N1, gate_P, pre_P, spec.activation
         )
-        order_P, _, start_R1 = bags.pairs_by_expert(local_P)
+        order_P, row_R, start_R1 = pairs_by_row(expert_P)
         token_P = tokens_of_pairs(start_N1)[order_P]
         ctx.layer.gradients = (
             RowGradients(x_ND.detach(), row_R, start_R1, token_P, du_P[order_P]),
             RowGradients(dy_ND, row_R, start_R1, token_P, dv_P[order_P]),
         )
-        dbias_R = x_ND.new_zeros(len(row_R)).index_add(0, local_P, du_P)
-        return dx_ND, dbias_R, dgate_P, None, None, None, None, None, None
+        dbias_E = du_P.new_zeros(spec.num_experts).index_add(0, expert_P, du_P)
+        return dx_ND, dbias_E, dgate_P, None, None, None

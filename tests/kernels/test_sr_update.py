@@ -1,19 +1,22 @@
 """The two-nibble rule: as its oracle, unbiased, reproducible, and kept within the nibbles."""
 
 import math
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
-import kernels.sr_update as module
-from kernels.packing import pack_int4, unpack_int4
-from kernels.sr_update import NibbleTable, RowGradients, latent, split_latent, sr_update
+from kernels import backends
+from kernels.packing import latent, pack_int4, split_latent, unpack_int4
+from kernels.philox import row_uniforms
+from kernels.sr_update import NibbleTable, RowGradients, _sr_update, pairs_by_row, sr_update, stock
 from kernels.sr_update.reference import GROWTH, sr_update_row
 
 # D model width, E table rows, R touched rows, P pairs (a row and a token)
 D, E = 14, 9
 KEY = (5, 17)
+
+pytestmark = pytest.mark.usefixtures("cpu_path")
 
 
 def table_of(q_ED, scale_E=None, moment_E=None) -> NibbleTable:
@@ -59,11 +62,6 @@ def weighted_gradients(seed=1) -> tuple[RowGradients, dict[int, torch.Tensor]]:
     return RowGradients(source_TD, torch.tensor(list(pairs)), start_R1, token_P, weight_P), dense
 
 
-def uniforms(rows, width=D, key=KEY) -> np.ndarray:
-    stream = np.random.Generator(np.random.Philox(key=np.array(key, dtype=np.uint64)))
-    return stream.random((rows, width), dtype=np.float32)
-
-
 def copy_of(table: NibbleTable) -> NibbleTable:
     return NibbleTable(*(t.clone() for t in parts(table)))
 
@@ -74,6 +72,10 @@ def parts(table: NibbleTable) -> tuple[torch.Tensor, ...]:
 
 def state(table: NibbleTable) -> torch.Tensor:
     return latent(table.weight_EB, table.accumulator_EB)
+
+
+def rows(table: NibbleTable, row_R: list[int]) -> NibbleTable:
+    return NibbleTable(*(t[row_R] for t in parts(table)))
 
 
 def same(a: NibbleTable, b: NibbleTable) -> bool:
@@ -93,7 +95,7 @@ def test_every_latent_is_16_w_plus_a_with_w_rounded_to_nearest():
 def test_a_step_is_the_oracles_row_by_row():
     table, (gradients, dense) = random_table(), weighted_gradients()
     before = copy_of(table)
-    uniform_RD = uniforms(4)
+    uniform_RD = row_uniforms(gradients.row_R, D, stream=KEY[0], step=KEY[1])
     counts = sr_update(table, gradients, learning_rate=0.05, key=KEY)
     flips = 0
     for r, (row, gradient_D) in enumerate(dense.items()):
@@ -172,9 +174,47 @@ def test_the_same_key_gives_the_same_bits_and_another_gives_others():
 def test_the_size_of_a_piece_changes_no_bit(monkeypatch, rows_a_piece):
     whole, cut = random_table(), random_table()
     counts = sr_update(whole, weighted_gradients()[0], learning_rate=0.1, key=KEY)
-    monkeypatch.setattr(module, "ROWS_A_PIECE", rows_a_piece)
+    monkeypatch.setattr(stock, "VALUES_A_PIECE", rows_a_piece * D)
     assert sr_update(cut, weighted_gradients()[0], learning_rate=0.1, key=KEY) == counts
     assert same(whole, cut)
+
+
+def test_threads_change_no_bit():
+    tables = [random_table(), random_table()]
+    for table, threads in zip(tables, (1, 3), strict=True):
+        torch.set_num_threads(threads)
+        sr_update(table, weighted_gradients()[0], learning_rate=0.1, key=KEY)
+    torch.set_num_threads(1)
+    assert same(*tables)
+
+
+def test_the_cpp_kernels_make_the_bits_of_the_stock_ops(monkeypatch):
+    """Of a gradient of one pair a row: sums of several are rounded in another order."""
+    generator = torch.Generator().manual_seed(8)
+    q_ED = torch.randint(-119, 120, (200, 130), generator=generator)
+    gradient_RD = torch.randn(200, 130, generator=generator)
+    tables = [table_of(q_ED, 0.1 + torch.rand(200, generator=torch.Generator().manual_seed(9))) for _ in range(2)]
+    counts = [sr_update(tables[0], row_gradients(gradient_RD), learning_rate=0.01, key=KEY)]
+    monkeypatch.setattr(backends, "cpu_library", lambda: None)
+    counts.append(sr_update(tables[1], row_gradients(gradient_RD), learning_rate=0.01, key=KEY))
+    assert counts[0] == counts[1]
+    assert counts[0].growths > 0
+    assert torch.equal(state(tables[0]), state(tables[1]))
+    torch.testing.assert_close(tables[0].moment_E, tables[1].moment_E, rtol=1e-6, atol=0)
+
+
+def test_the_operator_is_what_torch_asks_of_one():
+    table, (gradients, _) = random_table(), weighted_gradients()
+    pairs = gradients.source_TD, gradients.row_R, gradients.start_R1, gradients.token_P, gradients.weight_P
+    torch.library.opcheck(_sr_update, (*parts(table), *pairs, 0.1, *KEY))
+
+
+def test_pairs_by_row_gathers_each_rows_pairs():
+    row_P = torch.tensor([5, 0, 5, 3, 0, 5])
+    order_P, row_R, start_R1 = pairs_by_row(row_P)
+    assert row_R.tolist() == [0, 3, 5]
+    groups = [order_P[a:b].tolist() for a, b in zip(start_R1.tolist(), start_R1.tolist()[1:], strict=False)]
+    assert groups == [[1, 4], [3], [0, 2, 5]]
 
 
 def test_w_and_a_stay_in_their_ranges_under_large_steps():
@@ -208,7 +248,8 @@ def test_growth_agrees_with_the_oracle_but_for_the_rounding_of_its_scale():
     gradient_D = [-1.0 if q < 0 else 1.0 for q in before]
     gradient_D = [-g for g in gradient_D]
     sr_update(table, row_gradients([gradient_D]), learning_rate=0.2, key=KEY)
-    q_D, scale, _ = sr_update_row(before, 0.25, 0.0, gradient_D, uniforms(1)[0].tolist(), 0.2)
+    (uniform_D,) = row_uniforms(torch.tensor([0]), D, stream=KEY[0], step=KEY[1])
+    q_D, scale, _ = sr_update_row(before, 0.25, 0.0, gradient_D, uniform_D.tolist(), 0.2)
     assert table.scale_E.item() == pytest.approx(scale, rel=2**-11)
     assert max(abs(a - b) for a, b in zip(state(table)[0].tolist(), q_D, strict=True)) <= 1
 
@@ -241,17 +282,82 @@ def test_a_gradient_that_is_not_finite_is_refused_and_leaves_the_table(wrong):
     before = copy_of(table)
     gradient_RD = torch.ones(2, D)
     gradient_RD[1, 3] = wrong
-    with pytest.raises(ValueError, match="gradient that is not finite; lower the learning rate"):
+    with pytest.raises(
+        ValueError, match=r"got source_TD with a gradient that is not finite; .* lower the learning rate"
+    ):
         sr_update(table, row_gradients(gradient_RD), learning_rate=0.1, key=KEY)
     assert same(table, before)
 
 
-def test_a_scale_beyond_float16_is_refused_and_leaves_the_table():
-    table = table_of(torch.full((1, D), 119), torch.tensor([60000.0]))
+def test_a_scale_beyond_float16_is_refused_and_leaves_its_row_alone():
+    table = table_of(torch.tensor([119, 0]).expand(D, 2).T, torch.tensor([60000.0, 0.25]))
     before = copy_of(table)
-    with pytest.raises(ValueError, match="scale left the range of float16"):
-        sr_update(table, row_gradients(-torch.ones(1, D)), learning_rate=60000.0, key=KEY)
+    with pytest.raises(ValueError, match=r"left 1 rows as they were.*range of float16"):
+        sr_update(table, row_gradients(-torch.ones(2, D)), learning_rate=60000.0, key=KEY)
+    assert same(rows(table, [0]), rows(before, [0]))
+    assert not same(rows(table, [1]), rows(before, [1]))
+
+
+def test_a_gradient_that_overflows_is_refused_and_leaves_its_row_alone():
+    """Each pair is finite; their squares are not."""
+    table = random_table()
+    before = copy_of(table)
+    gradient_RD = torch.ones(3, D)
+    gradient_RD[1] = 1e30
+    with pytest.raises(ValueError, match=r"left 1 rows as they were: their gradient overflows float32"):
+        sr_update(table, row_gradients(gradient_RD), learning_rate=0.1, key=KEY)
+    assert same(rows(table, [1, 4, 8]), rows(before, [1, 4, 8]))
+    assert not same(rows(table, [0, 2]), rows(before, [0, 2]))
+
+
+def test_rows_beyond_two_to_the_31_bytes_are_updated():
+    """Of 2.5 GB a plane, never touched but at the end, the system gives only the pages that are written."""
+    far = NibbleTable(
+        *(torch.empty(5_000_000, 512, dtype=torch.uint8) for _ in range(2)),
+        torch.full((5_000_000,), 0.25, dtype=torch.float16),
+        torch.zeros(5_000_000),
+    )
+    row, gradient_RD = 4_999_998, torch.randn(1, 1024, generator=torch.Generator().manual_seed(0))
+    far.weight_EB[row], far.accumulator_EB[row] = 0, 0
+    sr_update(far, row_gradients(gradient_RD, [row]), learning_rate=0.1, key=KEY)
+    assert (state(rows(far, [row])).float() * gradient_RD).sum() < -gradient_RD.square().sum()
+
+
+def spoilt(change):
+    table, (gradients, _) = random_table(), weighted_gradients()
+    before = copy_of(table)
+    table_changes, gradient_changes = change(table, gradients)
+    with pytest.raises(ValueError, match="sr_update got") as caught:
+        sr_update(replace(table, **table_changes), replace(gradients, **gradient_changes), learning_rate=0.1, key=KEY)
     assert same(table, before)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t, g: ({"scale_E": t.scale_E.float()}, {}), "scale_E with (9,) of torch.float32"),
+        (lambda t, g: ({"accumulator_EB": t.accumulator_EB[:, :-1]}, {}), "accumulator_EB with (9, 6)"),
+        (lambda t, g: ({"moment_E": t.moment_E[::1][:-1]}, {}), "moment_E with (8,)"),
+        (lambda t, g: ({}, {"source_TD": g.source_TD[:, :-1]}), "source_TD with an odd width of 13"),
+        (lambda t, g: ({}, {"row_R": g.row_R + 1}), "row_R with indices from 2 to 9; it takes 0 to 8"),
+        (lambda t, g: ({}, {"row_R": g.row_R.flip(0)}), "row_R with rows that do not ascend"),
+        (lambda t, g: ({}, {"row_R": g.row_R.int()}), "row_R with (4,) of torch.int32"),
+        (lambda t, g: ({}, {"token_P": g.token_P - 1}), "token_P with indices from -1"),
+        (lambda t, g: ({}, {"start_R1": g.start_R1 + 1}), "start_R1 with starts from 1"),
+        (lambda t, g: ({}, {"weight_P": g.weight_P[:-1]}), "weight_P with (10,)"),
+        (lambda t, g: ({}, {"weight_P": g.weight_P / 0}), "weight_P with a gradient that is not finite"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_argument_that_does_not_fit_is_named_and_the_table_left(change, said):
+    assert said in spoilt(change)
+
+
+@pytest.mark.parametrize("key", [(-1, 0), (2**63, 0), (0, -1), (0, 2**32)])
+def test_a_key_beyond_philoxs_words_is_refused(key):
+    with pytest.raises(ValueError, match="sr_update got key"):
+        sr_update(random_table(), weighted_gradients()[0], learning_rate=0.1, key=key)
 
 
 def test_no_rows_are_no_step():

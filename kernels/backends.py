@@ -1,0 +1,102 @@
+"""Compiled kernels: Triton's for CUDA tensors; for CPU tensors the C++ library, where it was built.
+
+`python -m kernels.backends` builds it, in a few seconds. Without it the CPU runs stock torch operators.
+"""
+
+import ctypes
+import hashlib
+import importlib
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+from torch import Tensor
+
+_HERE = Path(__file__).parent
+_FOLDER = _HERE.parent / "build"
+_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-Wall", "-Wno-maybe-uninitialized")
+
+
+def cuda_kernels(op: str) -> ModuleType:
+    """The Triton kernels of this op. RuntimeError where triton is not installed."""
+    try:
+        return importlib.import_module(f"kernels.{op}.triton")
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise RuntimeError(
+            f"{op} got CUDA tensors, and its CUDA kernels need triton; pip install triton, or use CPU tensors"
+        ) from error
+
+
+INSTRUCTION_SETS = ("portable", "avx2", "avx512")
+"""As native.h numbers them; avx512 means AVX-512 with VNNI."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuLibrary:
+    functions: ctypes.CDLL
+    instruction_set: str
+    """Which of the library's variants run, one of INSTRUCTION_SETS."""
+
+    @property
+    def code(self) -> ctypes.c_int32:
+        return ctypes.c_int32(INSTRUCTION_SETS.index(self.instruction_set))
+
+
+@cache
+def cpu_library() -> CpuLibrary | None:
+    """The C++ kernels with this processor's best instruction set; None where `build_cpu_library` has not made them."""
+    path = _FOLDER / _library_name()
+    return load_cpu_library(path) if path.exists() else None
+
+
+def load_cpu_library(path: Path) -> CpuLibrary:
+    functions = ctypes.CDLL(str(path))
+    return CpuLibrary(functions, INSTRUCTION_SETS[functions.best_instruction_set()])
+
+
+def build_cpu_library(folder: Path = _FOLDER) -> Path:
+    """Compiles the C++ kernels, a few seconds, unless it was done. RuntimeError without a compiler, or if it fails."""
+    path = folder / _library_name()
+    if path.exists():
+        return path
+    compiler = shutil.which(os.environ.get("CXX", "c++"))
+    if compiler is None:
+        raise RuntimeError("no C++ compiler was found; install g++ or clang++, or go on without: the torch ops run")
+    folder.mkdir(exist_ok=True)
+    scratch = path.with_suffix(f".{os.getpid()}")
+    done = subprocess.run(
+        [compiler, *_FLAGS, "-o", str(scratch), *map(str, _sources())], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{compiler} could not compile the C++ kernels:\n{done.stderr}")
+    scratch.replace(path)
+    cpu_library.cache_clear()
+    return path
+
+
+def _sources() -> list[Path]:
+    return sorted(_HERE.glob("**/native.cpp"))
+
+
+def _library_name() -> str:
+    """By its sources, so that a library of other sources is never loaded."""
+    digest = hashlib.sha256(" ".join(_FLAGS).encode())
+    for source in (_HERE / "native.h", *_sources()):
+        digest.update(source.read_bytes())
+    return f"kernels-{digest.hexdigest()[:16]}.so"
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a contiguous tensor's elements lie, for a call of the C++ library; null for none."""
+    assert tensor is None or tensor.is_contiguous()
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+if __name__ == "__main__":
+    print(build_cpu_library())  # noqa: T201

@@ -1,0 +1,56 @@
+"""Table rows of bfloat16, int8 and int4 by stock torch ops: made float a chunk of tokens at a time, never whole."""
+
+# T tokens, D model width, E experts, B stored values of a row, P pairs (a token and one of its experts), C of a chunk
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from kernels.expert_sum import bags
+from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.packing import unpack_int4
+
+PAIRS_A_CHUNK = 1024
+"""Their rows stay in a core's second cache while they are decoded and used (2 MB at width 512)."""
+
+
+def dequantized(table_EB: Tensor, expert_C: Tensor) -> Tensor:
+    """(C, D) float32 rows, before their scales."""
+    rows_CB = table_EB.index_select(0, expert_C)
+    return (unpack_int4(rows_CB) if table_EB.dtype == torch.uint8 else rows_CB).float()
+
+
+def row_dots(x_TD: Tensor, table_EB: Tensor, scale_E: Tensor | None, expert_P: Tensor, start_T1: Tensor) -> Tensor:
+    """(P) float32: the dot product of each pair's token and (scaled) table row."""
+    out_P = torch.empty(len(expert_P), device=x_TD.device)
+    for tokens, pairs in _chunks(start_T1):
+        rows_CD = dequantized(table_EB, expert_P[pairs])
+        start_C1 = start_T1[tokens.start : tokens.stop + 1] - pairs.start
+        local_C = torch.arange(len(rows_CD), device=x_TD.device)
+        out_P[pairs] = bags.row_dots(x_TD[tokens], rows_CD, local_C, start_C1, tokens_of_pairs(start_C1))
+    return out_P if scale_E is None else out_P * scale_E[expert_P].float()
+
+
+def row_sums(
+    table_EB: Tensor, scale_E: Tensor | None, expert_P: Tensor, start_T1: Tensor, weight_P: Tensor, width: int
+) -> Tensor:
+    """(T, D) float32: for each token the sum of its pairs' (scaled) table rows by their weights."""
+    out_TD = torch.empty(len(start_T1) - 1, width, device=weight_P.device)
+    scaled_P = weight_P if scale_E is None else weight_P * scale_E[expert_P].float()
+    for tokens, pairs in _chunks(start_T1):
+        rows_CD = dequantized(table_EB, expert_P[pairs])
+        start_C1 = start_T1[tokens.start : tokens.stop + 1] - pairs.start
+        local_C = torch.arange(len(rows_CD), device=weight_P.device)
+        out_TD[tokens] = bags.bag_sum(rows_CD, local_C, start_C1, scaled_P[pairs])
+    return out_TD
+
+
+def _chunks(start_T1: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Runs of whole tokens of about PAIRS_A_CHUNK pairs, as slices of the tokens and of the pairs."""
+    starts = start_T1.tolist()
+    first = 0
+    for t in range(1, len(starts)):
+        if starts[t] - starts[first] >= PAIRS_A_CHUNK or t == len(starts) - 1:
+            yield slice(first, t), slice(starts[first], starts[t])
+            first = t
