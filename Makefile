@@ -29,8 +29,8 @@ clicks: $(VENV)/ready ## Clicks through the UI in headless Chromium, which must 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -m browser tests/browser
 
-gpu: $(VENV)/ready ## The tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+gpu: $(VENV)/ready ## The Triton kernels' tests on a CUDA device instead of the interpreter
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/kernels/triton
 
 format: $(VENV)/ready ## Format the code
 	$(BIN)/ruff format .
@@ -48,8 +48,14 @@ imports: $(VENV)/ready ## Who may import whom
 
 check: lint types imports ## Format, lint, types and imports
 
-bench: $(VENV)/ready ## Kernels against their references, as ratios in one process
+native: $(VENV)/ready ## Build the C++ kernels, which CPU tensors use from then on (a few seconds; needs g++ or clang++)
+	$(BIN)/python -m kernels.backends
+
+bench: $(VENV)/ready ## Build the C++ kernels and measure all against plain PyTorch, as ratios in one process
 	$(BIN)/python -m tests.benchmarks.kernels
+
+aot: $(VENV)/ready ## Compile every Triton kernel for sm_80, sm_90 and gfx942, and print its registers
+	$(BIN)/python -m tests.kernels.triton.aot --all
 
 faults: $(VENV)/ready ## Every fault at every file operation, counted: what was lost, what was corrupt, what hung
 	$(BIN)/python -m tests.faults
@@ -57,4 +63,4 @@ faults: $(VENV)/ready ## Every fault at every file operation, counted: what was 
 tree: $(VENV)/ready ## Lineage of everything in the store
 	$(BIN)/python -m artifacts tree
 
-.PHONY: help setup run ui test clicks gpu format lint types imports check bench faults tree
+.PHONY: help setup run ui test clicks gpu format lint types imports check native bench aot faults tree

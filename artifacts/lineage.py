@@ -67,7 +67,9 @@ class Circumstance(BaseModel):
     dirty: bool = Field(description="Whether the code differed from that commit.")
     torch: str = Field(description="Version of torch.")
     python: str = Field(description="Version of Python.")
-    device: str = Field(description="What the stage ran on, such as cpu or cuda.")
+    device: str = Field(
+        description="What the stage ran on: cpu, with its C++ kernels if it had them, or a GPU's model."
+    )
     seconds: float = Field(ge=0, allow_inf_nan=False, description="Time the stage took, in seconds.")
     created: Annotated[str, AfterValidator(_utc)] = Field(
         description="End of the stage, ISO 8601 in UTC; for people, since order goes by sequence."

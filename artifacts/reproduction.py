@@ -17,8 +17,8 @@ def command(lineage: Lineage) -> str:
 def groups(lineage: Lineage) -> list[list[str]]:
     """The words after `python flows.py`: the stage, then each flag with its values."""
     inputs = [[f"--{role}", ref.id] for role, ref in lineage.inputs.items()]
-    # Lineage records a GPU by its model.
-    device = [] if lineage.device == "cpu" else [["--device", "cuda"]]
+    # Lineage records a GPU by its model, and a CPU with the C++ kernels that it had.
+    device = [] if lineage.device.startswith("cpu") else [["--device", "cuda"]]
     return [["stage", lineage.stage], *inputs, ["--seed", str(lineage.seed)], *device, *_config(lineage.config)]
 
 

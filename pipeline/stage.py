@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import nn
 
 from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store
+from kernels.backends import cpu_library
 from pipeline import codec
 from pipeline.run import Progress, Run, running
 
@@ -201,7 +202,11 @@ def _value(artifact: Artifact, role: Role, device: torch.device) -> Any:
 
 
 def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    """As lineage records it: the C++ kernels round otherwise than the stock ops, so which ran belongs to it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    library = cpu_library()
+    return "cpu" if library is None else f"cpu, C++ kernels ({library.instruction_set})"
 
 
 def chosen_device(name: str) -> torch.device:

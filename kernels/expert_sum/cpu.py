@@ -1,7 +1,6 @@
-"""expert_sum on a CPU: two passes over table rows, whichever way a precision's rows are read fastest.
+"""expert_sum on a CPU: two passes over table rows, by the C++ library where it was built, else by stock torch ops.
 
-float32 and float64 tables go through the stock embedding-bag ops, which reach the machine's gather bandwidth. bfloat16,
-int8 and int4 tables go through the C++ library where it was built, else through stock ops on rows made float in chunks.
+The stock ops are the embedding bags of float tables; rows of the other precisions are made float a chunk at a time.
 """
 
 # T tokens, D model width, E experts, B stored values of a row, P pairs (a token and one of its experts)
@@ -60,21 +59,21 @@ def backward(
 
 def row_dots(x_TD: Tensor, table_EB: Tensor, scale_E: Tensor | None, expert_P: Tensor, start_T1: Tensor) -> Tensor:
     """(P): the dot product of each pair's token and (scaled) table row."""
-    if table_EB.dtype in (torch.float32, torch.float64):
+    library = backends.cpu_library()
+    if table_EB.dtype == torch.float64 or (table_EB.dtype == torch.float32 and library is None):
         return bags.row_dots(x_TD.to(table_EB.dtype), table_EB, expert_P, start_T1, tokens_of_pairs(start_T1))
-    library, x_TD = backends.cpu_library(), x_TD.float()
     if library is None:
-        return chunks.row_dots(x_TD, table_EB, scale_E, expert_P, start_T1)
-    return native.row_dots(library, x_TD.contiguous(), table_EB, scale_E, expert_P, start_T1)
+        return chunks.row_dots(x_TD.float(), table_EB, scale_E, expert_P, start_T1)
+    return native.row_dots(library, x_TD.float().contiguous(), table_EB, scale_E, expert_P, start_T1)
 
 
 def row_sums(
     table_EB: Tensor, scale_E: Tensor | None, expert_P: Tensor, start_T1: Tensor, weight_P: Tensor, width: int
 ) -> Tensor:
     """(T, D): for each token the sum of its pairs' (scaled) table rows by their weights."""
-    if table_EB.dtype in (torch.float32, torch.float64):
+    library = backends.cpu_library()
+    if table_EB.dtype == torch.float64 or (table_EB.dtype == torch.float32 and library is None):
         return bags.bag_sum(table_EB, expert_P, start_T1, weight_P)
-    library, weight_P = backends.cpu_library(), weight_P.float()
     if library is None:
-        return chunks.row_sums(table_EB, scale_E, expert_P, start_T1, weight_P, width)
-    return native.row_sums(library, table_EB, scale_E, expert_P, start_T1, weight_P.contiguous())
+        return chunks.row_sums(table_EB, scale_E, expert_P, start_T1, weight_P.float(), width)
+    return native.row_sums(library, table_EB, scale_E, expert_P, start_T1, weight_P.float().contiguous())

@@ -9,12 +9,13 @@ namespace {
 
 constexpr int64_t PAIRS_AHEAD = 8;
 
+// The start of a row, which waits for a page's address; from there on the processor's own prefetcher follows.
 INLINE void prefetch(const uint8_t* row, int64_t bytes) {
-    if (bytes > 1024) return;  // the processor's own prefetcher follows long rows
-    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(row + i);
+    const int64_t start = std::min<int64_t>(bytes, 512);
+    for (int64_t i = 0; i < start; i += 64) __builtin_prefetch(row + i);
 }
 
-// The three precisions: bytes of a row, dot product with it, and its weighted addition.
+// The four precisions: bytes of a row, dot product with it, and its weighted addition.
 
 template <class Element>
 struct Row {
@@ -35,6 +36,10 @@ struct Row {
     }
 };
 
+struct Float32Element {
+    using Stored = float;
+    static INLINE float value(float w) { return w; }
+};
 struct BFloat16Element {
     using Stored = uint16_t;
     static INLINE float value(uint16_t w) { return bits_to_float(uint32_t(w) << 16); }
@@ -43,6 +48,7 @@ struct Int8Element {
     using Stored = int8_t;
     static INLINE float value(int8_t w) { return float(w); }
 };
+using Float32 = Row<Float32Element>;
 using BFloat16 = Row<BFloat16Element>;
 using Int8 = Row<Int8Element>;
 
@@ -258,7 +264,8 @@ void row_sums_of(const uint8_t* table, const uint16_t* scale, const int64_t* exp
 }
 
 // Precisions as kernels/expert_sum/native.py numbers them.
-#define OF_PRECISION(precision, f) ((precision) == 0 ? f<BFloat16> : (precision) == 1 ? f<Int8> : f<Int4>)
+#define OF_PRECISION(precision, f) \
+    ((precision) == 0 ? f<Float32> : (precision) == 1 ? f<BFloat16> : (precision) == 2 ? f<Int8> : f<Int4>)
 
 }  // namespace
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.backends import CpuLibrary, pointer
 
-PRECISIONS = (torch.bfloat16, torch.int8, torch.uint8)
+PRECISIONS = (torch.float32, torch.bfloat16, torch.int8, torch.uint8)
 """As native.cpp numbers them; uint8 holds packed int4."""
 
 

@@ -16,7 +16,7 @@ struct Table {
 };
 
 struct Rule {
-    float learning_rate, decay, clip, growth, lowest, highest;
+    float learning_rate, decay, fresh, clip, growth, lowest, highest;
     uint64_t stream;
     uint32_t step;
 };
@@ -74,7 +74,7 @@ INLINE void update_row(Table table, int64_t row, int64_t width, const float* sou
 #pragma omp simd reduction(+ : squares)
     for (int64_t d = 0; d < width; d++) squares += g[d] * g[d];
     const float mean_square = squares / float(width), old = table.moment[row];
-    const float moment = old == 0 ? mean_square : rule.decay * old + (1 - rule.decay) * mean_square;
+    const float moment = old == 0 ? mean_square : rule.decay * old + rule.fresh * mean_square;
     if (!std::isfinite(moment)) {
         counts.refused++;
         return;
@@ -145,10 +145,10 @@ STAMP(avx512, AVX512_TARGET)
 extern "C" void sr_update(uint8_t* table_weight, uint8_t* table_accumulator, uint16_t* table_scale, float* table_moment,
                           const float* source, const int64_t* row, const int64_t* start, const int64_t* token,
                           const float* weight, int64_t rows, int64_t width, float learning_rate, float decay,
-                          float clip, float growth, float lowest, float highest, uint64_t stream, uint32_t step,
-                          int32_t set, int32_t threads, int64_t* counts) {
+                          float fresh, float clip, float growth, float lowest, float highest, uint64_t stream,
+                          uint32_t step, int32_t set, int32_t threads, int64_t* counts) {
     const Table table{table_weight, table_accumulator, table_scale, table_moment};
-    const Rule rule{learning_rate, decay, clip, growth, lowest, highest, stream, step};
+    const Rule rule{learning_rate, decay, fresh, clip, growth, lowest, highest, stream, step};
     const auto update = CHOOSE(set, update_row_portable, update_row_avx2, update_row_avx512);
     std::atomic<int64_t> flips{0}, growths{0}, refused{0};
     in_threads(rows, threads, [&](int64_t first, int64_t last) {

@@ -28,7 +28,8 @@ def sr_update(
 ) -> Tensor:
     """(3) int64: values of w that changed, rows whose scale grew, rows refused. The table is updated in place."""
     counts = torch.zeros(3, dtype=torch.int64)
-    rule = (ctypes.c_float(value) for value in (learning_rate, MOMENT_DECAY, CLIP, GROWTH, LOWEST, HIGHEST))
+    constants = MOMENT_DECAY, 1 - MOMENT_DECAY, CLIP, GROWTH, LOWEST, HIGHEST
+    rule = (ctypes.c_float(value) for value in (learning_rate, *constants))
     library.functions.sr_update(
         pointer(weight_EB), pointer(accumulator_EB), pointer(scale_E), pointer(moment_E), pointer(source_TD),
         pointer(row_R), pointer(start_R1), pointer(token_P), pointer(weight_P), ctypes.c_int64(len(row_R)),

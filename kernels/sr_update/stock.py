@@ -62,7 +62,8 @@ def _update_rows(
 
     old_weight_RB = weight_EB[row_R]
     scale_R = scale_E[row_R]
-    step_R1 = learning_rate * 16 / scale_R.float()[:, None]
+    # Divided once, as the C++ and Triton kernels do: a number over a tensor is its product with a rounded reciprocal.
+    step_R1 = (torch.full_like(moment_R, learning_rate * 16) / scale_R.float())[:, None]
     moved_RD = latent(old_weight_RB, accumulator_EB[row_R]) - normal_RD.mul_(step_R1)
 
     grows_R = (moved_RD.abs() > -LOWEST).sum(1) > gradient_RD.shape[1] / 64

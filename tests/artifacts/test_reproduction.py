@@ -68,6 +68,11 @@ def test_a_gpu_by_whatever_model_is_asked_for_as_cuda():
     assert ["--device", "cuda"] in groups(made)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu, C++ kernels (avx512)"])
+def test_a_cpu_needs_no_flag_whatever_its_kernels_were(device):
+    assert not any("--device" in group for group in groups(lineage(CHAIN[0], PrepareCorpusConfig(), device=device)))
+
+
 UGLY = ["a b", "it's", '"', "$HOME", "`id`", "a\nb", "-x", "--seed", "--a_b=c_d", "=", "|", "\\", "ü ⇒ 😀", "*", "# no"]
 
 

@@ -30,7 +30,7 @@ def problem(dtype=torch.float64, experts_of_tokens=EXPERTS_OF_TOKENS, seed=0):
     return x, u, bias, v, expert_P, start_T1, normal(len(expert_P))
 
 
-PRECISIONS = ("bfloat16", "int8", "int4")
+PRECISIONS = ("float32", "bfloat16", "int8", "int4")
 
 
 def quantized_problem(precision, width=D, experts_of_tokens=EXPERTS_OF_TOKENS, seed=0):
@@ -40,8 +40,8 @@ def quantized_problem(precision, width=D, experts_of_tokens=EXPERTS_OF_TOKENS, s
     x = torch.randn(len(x), width, generator=generator).requires_grad_()
 
     def table():
-        if precision == "bfloat16":
-            return torch.randn(E, width, generator=generator).bfloat16(), None
+        if precision in ("float32", "bfloat16"):
+            return torch.randn(E, width, generator=generator).to(getattr(torch, precision)), None
         top = 127 if precision == "int8" else 7
         values = torch.randint(-top, top + 1, (E, width), dtype=torch.int8, generator=generator)
         scale_E = (0.5 + torch.rand(E, generator=generator)).half() / top
@@ -235,7 +235,7 @@ def test_tables_of_every_precision_agree_with_the_oracle_on_their_rows(cpu_path,
         doubles[0], rows_of(u, u_scale), doubles[1], rows_of(v, v_scale), expert_P, start_T1, doubles[2], act
     )
     theirs = [wanted, *torch.autograd.grad(wanted, doubles, dy.double())]
-    limit = ROUNDED_TOKENS if cpu_path == "avx512" and precision != "bfloat16" else 2e-6
+    limit = ROUNDED_TOKENS if cpu_path == "avx512" and precision.startswith("int") else 2e-6
     for got, want in zip(ours, theirs, strict=True):
         assert want.abs().max() > 0
         assert_close(got, want.float(), limit)
