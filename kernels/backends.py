@@ -18,7 +18,17 @@ from torch import Tensor
 
 _HERE = Path(__file__).parent
 _FOLDER = _HERE.parent / "build"
-_FLAGS = ("-O3", "-std=c++17", "-fPIC", "-shared", "-pthread", "-fopenmp-simd", "-Wall", "-Wno-maybe-uninitialized")
+_FLAGS = (
+    "-O3",
+    "-std=c++17",
+    "-fPIC",
+    "-shared",
+    "-pthread",
+    "-fopenmp-simd",
+    "-Wall",
+    "-Wno-maybe-uninitialized",
+    "-Wno-psabi",
+)
 
 
 def cuda_kernels(op: str) -> ModuleType:

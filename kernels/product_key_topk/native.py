@@ -36,7 +36,7 @@ def threshold(
     count_G = torch.empty(groups, dtype=torch.int64)
     library.functions.product_key_count(*scores, *sizes, pointer(count_G))
     start_G1 = torch.cat([count_G.new_zeros(1), count_G.cumsum(0)])
-    found = torch.empty(4, int(start_G1[-1]), dtype=torch.int64)
-    library.functions.product_key_fill(*scores, pointer(start_G1), *sizes, *(pointer(part) for part in found))
+    found = [torch.empty(int(start_G1[-1]), dtype=torch.int64) for _ in range(4)]
+    library.functions.product_key_fill(*scores, pointer(start_G1), *sizes, *map(pointer, found))
     token_P, head_P, row_P, column_P = found
     return token_P, head_P, row_P, column_P
