@@ -2,6 +2,8 @@
 //
 // T tokens, H router heads, I and J sub-experts of the two axes, M hidden units of a sub-expert.
 
+#include <initializer_list>
+
 #include "../native.h"
 
 namespace {
@@ -17,7 +19,23 @@ struct Strided {
     INLINE float operator()(int64_t r, int64_t c) const { return data[r * row + c * column]; }
 };
 
-template <int ROWS>
+// How a result is written: through the caches, or past them. A large one would be gone from them before it is read, and
+// writing past them spares reading it first.
+struct Cached {
+    static INLINE void put(float* to, Lanes value) { *reinterpret_cast<Lanes*>(to) = value; }
+};
+#if defined(__x86_64__)
+struct Streamed {  // in assembly, since the intrinsic cannot be inlined through functions that know no instruction set
+    static INLINE void put(float* to, Lanes value) {
+        asm("vmovntps %1, %0" : "=m"(*reinterpret_cast<Lanes*>(to)) : "v"(value));
+    }
+};
+#else
+using Streamed = Cached;
+#endif
+constexpr int64_t STREAMED_FLOATS = 1 << 19;  // 2 MB, a core's second cache
+
+template <int ROWS, class Write>
 INLINE void multiply_rows(Strided a, int64_t row, int64_t inner, const float* b, int64_t width, int64_t lane,
                           float* c) {
     Lanes sum[ROWS] = {};
@@ -27,15 +45,16 @@ INLINE void multiply_rows(Strided a, int64_t row, int64_t inner, const float* b,
         for (int r = 0; r < ROWS; r++) sum[r] += a(row + r, k) * b_k;
     }
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; r++) *reinterpret_cast<Lanes*>(c + (row + r) * width + lane) = sum[r];
+    for (int r = 0; r < ROWS; r++) Write::put(c + (row + r) * width + lane, sum[r]);
 }
 
 // c = a b, of (rows, inner) and (inner, width); width is a multiple of LANES.
+template <class Write>
 INLINE void multiply(Strided a, int64_t rows, int64_t inner, const float* b, int64_t width, float* c) {
     for (int64_t lane = 0; lane < width; lane += LANES) {
         int64_t row = 0;
-        for (; row + 8 <= rows; row += 8) multiply_rows<8>(a, row, inner, b, width, lane, c);
-        for (; row < rows; row++) multiply_rows<1>(a, row, inner, b, width, lane, c);
+        for (; row + 8 <= rows; row += 8) multiply_rows<8, Write>(a, row, inner, b, width, lane, c);
+        for (; row < rows; row++) multiply_rows<1, Write>(a, row, inner, b, width, lane, c);
     }
 }
 
@@ -97,9 +116,6 @@ INLINE const float* transpose(const float* from, int64_t rows, int64_t width, fl
 INLINE void prefetch(const float* token, int64_t count) {
     for (int64_t i = 0; i < count; i += LANES) __builtin_prefetch(token + i, 0, 2);
 }
-INLINE void prefetch_to_write(const float* token, int64_t count) {
-    for (int64_t i = 0; i < count; i += LANES) __builtin_prefetch(token + i, 1, 2);
-}
 
 struct Sizes {
     int64_t H, I, J, M;
@@ -112,43 +128,61 @@ struct Scratch {
           transposed(n.M * padded(std::max(n.I, n.J))), gates(n.H * padded(std::max(n.I, n.J))) {}
 };
 
+template <class Write>
 INLINE void mix(Sizes n, const float* hidden, const float* from, const float* to, float* out, float* head, Scratch& s) {
     const float* units = spread(hidden, n.I, n.M, s.in.data());
     float *heads = target(head, n.M, s.head.data()), *mixed = target(out, n.M, s.out.data());
-    multiply({from, n.I, 1}, n.H, n.I, units, padded(n.M), heads);
-    multiply({to, 1, n.J}, n.J, n.H, heads, padded(n.M), mixed);
+    multiply<Cached>({from, n.I, 1}, n.H, n.I, units, padded(n.M), heads);
+    multiply<Write>({to, 1, n.J}, n.J, n.H, heads, padded(n.M), mixed);
     gather(heads, n.H, n.M, head);
     gather(mixed, n.J, n.M, out);
 }
 
+template <class Write>
 INLINE void mix_backward(Sizes n, const float* dout, const float* hidden, const float* from, const float* to,
                          const float* head, float* dhidden, float* dfrom, float* dto, Scratch& s) {
     float *dhead = s.head.data(), *dgates = target(dto, n.J, s.gates.data());
-    multiply({head, n.M, 1}, n.H, n.M, transpose(dout, n.J, n.M, s.transposed.data()), padded(n.J), dgates);
+    const float* turned = transpose(dout, n.J, n.M, s.transposed.data());
+    multiply<Write>({head, n.M, 1}, n.H, n.M, turned, padded(n.J), dgates);
     gather(dgates, n.H, n.J, dto);
-    multiply({to, n.J, 1}, n.H, n.J, spread(dout, n.J, n.M, s.in.data()), padded(n.M), dhead);
+    multiply<Cached>({to, n.J, 1}, n.H, n.J, spread(dout, n.J, n.M, s.in.data()), padded(n.M), dhead);
     dgates = target(dfrom, n.I, s.gates.data());
-    multiply({dhead, padded(n.M), 1}, n.H, n.M, transpose(hidden, n.I, n.M, s.transposed.data()), padded(n.I), dgates);
+    turned = transpose(hidden, n.I, n.M, s.transposed.data());
+    multiply<Write>({dhead, padded(n.M), 1}, n.H, n.M, turned, padded(n.I), dgates);
     gather(dgates, n.H, n.I, dfrom);
     float* dunits = target(dhidden, n.M, s.out.data());
-    multiply({from, 1, n.I}, n.I, n.H, dhead, padded(n.M), dunits);
+    multiply<Write>({from, 1, n.I}, n.I, n.H, dhead, padded(n.M), dunits);
     gather(dunits, n.I, n.M, dhidden);
 }
 
-#define STAMP(SET, TARGET)                                                                                          \
+#define STAMP(SET, TARGET, WRITE)                                                                                   \
     TARGET void mix_##SET(Sizes n, const float* hidden, const float* from, const float* to, float* out, float* head, \
                           Scratch& s) {                                                                             \
-        mix(n, hidden, from, to, out, head, s);                                                                     \
+        mix<WRITE>(n, hidden, from, to, out, head, s);                                                                 \
     }                                                                                                               \
     TARGET void mix_backward_##SET(Sizes n, const float* dout, const float* hidden, const float* from,              \
                                    const float* to, const float* head, float* dhidden, float* dfrom, float* dto,    \
                                    Scratch& s) {                                                                    \
-        mix_backward(n, dout, hidden, from, to, head, dhidden, dfrom, dto, s);                                      \
+        mix_backward<WRITE>(n, dout, hidden, from, to, head, dhidden, dfrom, dto, s);                                  \
     }
-STAMP(portable, PORTABLE_TARGET)
-STAMP(avx2, AVX2_TARGET)
-STAMP(avx512, AVX512_TARGET)
+STAMP(portable, PORTABLE_TARGET, Cached)
+STAMP(avx2, AVX2_TARGET, Cached)
+STAMP(avx512, AVX512_TARGET, Cached)
+STAMP(streamed, AVX512_TARGET, Streamed)
 #undef STAMP
+
+// Whether results of so many floats a token may be written past the caches: whole aligned vectors, and many of them.
+bool streams(int32_t set, int64_t tokens, int64_t floats, std::initializer_list<int64_t> widths, const float* first) {
+    bool whole = reinterpret_cast<uintptr_t>(first) % 64 == 0;
+    for (int64_t width : widths) whole &= width % LANES == 0;
+    return set == AVX512 && whole && tokens * floats >= STREAMED_FLOATS;
+}
+
+void finish_stores() {
+#if defined(__x86_64__)
+    _mm_sfence();
+#endif
+}
 
 }  // namespace
 
@@ -158,7 +192,8 @@ extern "C" {
 void monet_mix(const float* hidden, const float* from, const float* to, int64_t tokens, int64_t heads, int64_t num_from,
                int64_t num_to, int64_t units, int32_t set, int32_t threads, float* out, float* head) {
     const Sizes n{heads, num_from, num_to, units};
-    const auto one = CHOOSE(set, mix_portable, mix_avx2, mix_avx512);
+    const bool streamed = streams(set, tokens, n.J * n.M, {n.M}, out);
+    const auto one = streamed ? mix_streamed : CHOOSE(set, mix_portable, mix_avx2, mix_avx512);
     in_threads(tokens, threads, [=](int64_t first, int64_t last) {
         Scratch scratch(n);
         for (int64_t t = first; t < last; t++) {
@@ -166,11 +201,11 @@ void monet_mix(const float* hidden, const float* from, const float* to, int64_t 
                 prefetch(hidden + (t + 1) * n.I * n.M, n.I * n.M);
                 prefetch(from + (t + 1) * n.H * n.I, n.H * n.I);
                 prefetch(to + (t + 1) * n.H * n.J, n.H * n.J);
-                prefetch_to_write(out + (t + 1) * n.J * n.M, n.J * n.M);
             }
             one(n, hidden + t * n.I * n.M, from + t * n.H * n.I, to + t * n.H * n.J, out + t * n.J * n.M,
                 head + t * n.H * n.M, scratch);
         }
+        finish_stores();
     });
 }
 
@@ -179,7 +214,10 @@ void monet_mix_backward(const float* dout, const float* hidden, const float* fro
                         int64_t tokens, int64_t heads, int64_t num_from, int64_t num_to, int64_t units, int32_t set,
                         int32_t threads, float* dhidden, float* dfrom, float* dto) {
     const Sizes n{heads, num_from, num_to, units};
-    const auto one = CHOOSE(set, mix_backward_portable, mix_backward_avx2, mix_backward_avx512);
+    const bool aligned = (reinterpret_cast<uintptr_t>(dfrom) | reinterpret_cast<uintptr_t>(dto)) % 64 == 0;
+    const bool streamed = aligned && streams(set, tokens, n.I * n.M, {n.M, n.I, n.J}, dhidden);
+    const auto one = streamed ? mix_backward_streamed
+                              : CHOOSE(set, mix_backward_portable, mix_backward_avx2, mix_backward_avx512);
     in_threads(tokens, threads, [=](int64_t first, int64_t last) {
         Scratch scratch(n);
         for (int64_t t = first; t < last; t++) {
@@ -188,13 +226,11 @@ void monet_mix_backward(const float* dout, const float* hidden, const float* fro
                 prefetch(hidden + (t + 1) * n.I * n.M, n.I * n.M);
                 prefetch(from + (t + 1) * n.H * n.I, n.H * n.I);
                 prefetch(to + (t + 1) * n.H * n.J, n.H * n.J);
-                prefetch_to_write(dhidden + (t + 1) * n.I * n.M, n.I * n.M);
-                prefetch_to_write(dfrom + (t + 1) * n.H * n.I, n.H * n.I);
-                prefetch_to_write(dto + (t + 1) * n.H * n.J, n.H * n.J);
             }
             one(n, dout + t * n.J * n.M, hidden + t * n.I * n.M, from + t * n.H * n.I, to + t * n.H * n.J,
                 head + t * n.H * n.M, dhidden + t * n.I * n.M, dfrom + t * n.H * n.I, dto + t * n.H * n.J, scratch);
         }
+        finish_stores();
     });
 }
 }

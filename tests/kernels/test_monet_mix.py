@@ -9,8 +9,16 @@ from tests.tolerances import assert_close
 # T tokens, H router heads, I and J sub-experts of the two axes, M hidden units of a sub-expert
 T, H, I, J, M = 7, 3, 5, 9, 6
 
+SHAPES = [
+    (T, H, I, J, M),
+    (1, 1, 1, 1, 1),
+    (3, 8, 11, 2, 5),
+    (2, 1, 4, 13, 16),
+    (2, 9, 32, 48, 17),
+    (520, 2, 64, 64, 16),  # large and aligned: written past the caches
+]
+
 pytestmark = pytest.mark.usefixtures("cpu_path")
-SHAPES = [(T, H, I, J, M), (1, 1, 1, 1, 1), (3, 8, 11, 2, 5), (2, 1, 4, 13, 16)]
 
 
 def problem(dtype=torch.float64, shape=(T, H, I, J, M)):
