@@ -6,7 +6,6 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
-#include <thread>
 #include <vector>
 
 // A kernel is written once as inline loops and stamped out for each instruction set; the processor picks at run time.
@@ -27,15 +26,13 @@ enum InstructionSet : int32_t { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
 // The one of three stamped functions that belongs to an instruction set.
 #define CHOOSE(set, portable, avx2, avx512) ((set) == AVX512 ? (avx512) : (set) == AVX2 ? (avx2) : (portable))
 
-// body(first, last) over pieces of [0, count), one a thread; the calling thread takes the last piece.
+// body(first, last) over pieces of [0, count), one a thread. OpenMP's threads are torch's own: the library that torch
+// brings is loaded already, and threads beside its waiting ones would fight them for the cores.
 template <class Body>
 void in_threads(int64_t count, int32_t threads, Body body) {
     const int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(threads, count));
-    std::vector<std::thread> others;
-    for (int64_t i = 0; i + 1 < pieces; i++)
-        others.emplace_back(body, count * i / pieces, count * (i + 1) / pieces);
-    body(count * (pieces - 1) / pieces, count);
-    for (auto& other : others) other.join();
+#pragma omp parallel for num_threads(pieces) schedule(static, 1)
+    for (int64_t i = 0; i < pieces; i++) body(count * i / pieces, count * (i + 1) / pieces);
 }
 
 INLINE float bits_to_float(uint32_t bits) {

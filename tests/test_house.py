@@ -49,6 +49,17 @@ def test_nothing_below_imports_flows_or_prefect():
             assert not _imports(file) & {"flows", "prefect"}, file
 
 
+def test_triton_is_imported_by_the_gpu_kernels_alone():
+    importers = {
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        if "triton" in _imports(file)
+    }
+    ops = ("expert_sum", "monet_mix", "product_key_topk", "sr_update")
+    assert importers == {"kernels/triton_math.py", *(f"kernels/{op}/triton.py" for op in ops)}
+
+
 def test_importing_the_layers_below_flows_loads_no_prefect():
     code = (
         "import sys, artifacts, kernels, pipeline.corpus, pipeline.progress, stages.command, stages.__main__\n"

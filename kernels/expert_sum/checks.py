@@ -69,26 +69,29 @@ def _check_pairs(tokens: int, num_experts: int, expert_P: Tensor, start_T1: Tens
             "start_T1", f"{_shape(start_T1)}, {start_T1.dtype} for {tokens} tokens", f"({tokens + 1},) of torch.int64"
         )
     pairs = len(expert_P)
-    if int(start_T1[0]) != 0 or int(start_T1[-1]) != pairs or bool((start_T1.diff() < 0).any()):
-        got = f"starts from {int(start_T1[0])} to {int(start_T1[-1])} for {pairs} pairs"
-        _refuse("start_T1", got, f"starts that ascend from 0 to {pairs}")
     if expert_P.ndim != 1 or expert_P.dtype != torch.int64:
         _refuse("expert_P", f"{_shape(expert_P)}, {expert_P.dtype}", "(pairs,) of torch.int64")
     if gate_P.shape != expert_P.shape or not gate_P.is_floating_point():
         _refuse("gate_P", f"{_shape(gate_P)}, {gate_P.dtype}", f"({pairs},) of a float, one a pair")
-    if not pairs:
+    wrong = [(start_T1[0] != 0) | (start_T1[-1] != pairs) | (start_T1.diff() < 0).any()]
+    if pairs:
+        lowest, highest = torch.aminmax(expert_P)
+        wrong += [(lowest < 0) | (highest >= num_experts), ~torch.isfinite(gate_P).all()]
+    # One answer to wait for on a GPU; what is wrong is looked up only then.
+    starts_wrong, *others = torch.stack(wrong).tolist()
+    if starts_wrong:
+        got = f"starts from {int(start_T1[0])} to {int(start_T1[-1])} for {pairs} pairs"
+        _refuse("start_T1", got, f"starts that ascend from 0 to {pairs}")
+    if not any(others):
         return
-    lowest, highest = (int(end) for end in torch.aminmax(expert_P))
-    if lowest < 0 or highest >= num_experts:
-        wrong = lowest if lowest < 0 else highest
-        _refuse("expert_P", f"index {wrong}", f"0 to {num_experts - 1}, rows of the table")
-    if not bool(torch.isfinite(gate_P).all()):
-        where = int(torch.isfinite(gate_P).logical_not().nonzero()[0])
-        _refuse(
-            "gate_P",
-            f"{float(gate_P[where])} at pair {where}",
-            "finite gates; the model diverged, lower its learning rate",
-        )
+    if others[0]:
+        lowest, highest = (int(end) for end in torch.aminmax(expert_P))
+        index = lowest if lowest < 0 else highest
+        _refuse("expert_P", f"index {index}", f"0 to {num_experts - 1}, rows of the table")
+    pair = int(torch.isfinite(gate_P).logical_not().nonzero()[0])
+    _refuse(
+        "gate_P", f"{float(gate_P[pair])} at pair {pair}", "finite gates; the model diverged, lower its learning rate"
+    )
 
 
 def _shape(tensor: Tensor) -> str:

@@ -150,20 +150,50 @@ def _check(table: NibbleTable, gradients: RowGradients, stream: int, step: int) 
             _refuse(name, f"{tuple(tensor.shape)} of {tensor.dtype}", f"({length},) of torch.int64")
     if gradients.weight_P.shape != (pairs,):
         _refuse("weight_P", f"{tuple(gradients.weight_P.shape)}", f"({pairs},), one a pair")
-    start_R1 = gradients.start_R1
-    if int(start_R1[0]) != 0 or int(start_R1[-1]) != pairs or bool((start_R1.diff() < 0).any()):
-        _refuse("start_R1", f"starts from {int(start_R1[0])} to {int(start_R1[-1])}", f"ascending from 0 to {pairs}")
-    if bool((gradients.row_R.diff() <= 0).any()):
-        _refuse("row_R", "rows that do not ascend", "each touched row once, in order (`pairs_by_row` makes it so)")
-    for name, limit in (("row_R", num_rows), ("token_P", len(gradients.source_TD))):
-        tensor = getattr(gradients, name)
-        if len(tensor) and not 0 <= int(tensor.min()) <= int(tensor.max()) < limit:
-            _refuse(name, f"indices from {int(tensor.min())} to {int(tensor.max())}", f"0 to {limit - 1}")
-    for name in ("source_TD", "weight_P"):
-        if not bool(torch.isfinite(getattr(gradients, name)).all()):
-            _refuse(name, "a gradient that is not finite", "finite ones; lower the learning rate or skip the batch")
+    _check_values(gradients, num_rows)
     if not 0 <= stream < 2**63 or not 0 <= step < 2**32:
         _refuse("key", f"stream {stream}, step {step}", "a stream in [0, 2**63) and a step in [0, 2**32)")
+
+
+def _check_values(gradients: RowGradients, num_rows: int) -> None:
+    start_R1, row_R, token_P = gradients.start_R1, gradients.row_R, gradients.token_P
+    pairs, tokens = len(token_P), len(gradients.source_TD)
+    unfinished = "a gradient that is not finite", "finite ones; lower the learning rate or skip the batch"
+    wrong = [
+        (start_R1[0] != 0) | (start_R1[-1] != pairs) | (start_R1.diff() < 0).any(),
+        _outside(row_R, num_rows),
+        (row_R.diff() <= 0).any(),
+        _outside(token_P, tokens),
+        ~torch.isfinite(gradients.source_TD).all(),
+        ~torch.isfinite(gradients.weight_P).all(),
+    ]
+    # One answer to wait for on a GPU; what is wrong is looked up only then.
+    starts, rows, order, tokens_outside, sources, weights = torch.stack(wrong).tolist()
+    if starts:
+        got = f"starts from {int(start_R1[0])} to {int(start_R1[-1])}"
+        _refuse("start_R1", got, f"starts that ascend from 0 to {pairs}")
+    if rows:
+        _refuse("row_R", _range(row_R), f"0 to {num_rows - 1}")
+    if order:
+        _refuse("row_R", "rows that do not ascend", "each touched row once, in order (`pairs_by_row` makes it so)")
+    if tokens_outside:
+        _refuse("token_P", _range(token_P), f"0 to {tokens - 1}")
+    if sources:
+        _refuse("source_TD", *unfinished)
+    if weights:
+        _refuse("weight_P", *unfinished)
+
+
+def _range(index_X: Tensor) -> str:
+    return f"indices from {int(index_X.min())} to {int(index_X.max())}"
+
+
+def _outside(index_X: Tensor, limit: int) -> Tensor:
+    """Whether any index is no row of a table of so many; a tensor, so that a GPU need not be waited for."""
+    if not len(index_X):
+        return torch.zeros((), dtype=torch.bool, device=index_X.device)
+    lowest, highest = torch.aminmax(index_X)
+    return (lowest < 0) | (highest >= limit)
 
 
 def _refuse(argument: str, got: str, wanted: str) -> NoReturn:

@@ -222,10 +222,15 @@ ROUNDED_TOKENS = 1e-4
 """AVX-512 reads a token as 15 bits of its largest element where it multiplies integers."""
 
 
-@pytest.mark.parametrize("act", sorted(ACTIVATIONS))
-@pytest.mark.parametrize("width", [12, 64, 130, 300])
+@pytest.mark.parametrize(
+    ("width", "act", "small_table"),
+    [(12, "gelu", chunks.SMALL_TABLE), (64, "relu", 0), (130, "relu2", chunks.SMALL_TABLE), (300, "silu", 0)],
+)
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_tables_of_every_precision_agree_with_the_oracle_on_their_rows(cpu_path, precision, width, act):
+def test_tables_of_every_precision_agree_with_the_oracle_on_their_rows(
+    cpu_path, monkeypatch, precision, width, act, small_table
+):
+    monkeypatch.setattr(chunks, "SMALL_TABLE", small_table)
     (x, bias, gate), u, u_scale, v, v_scale, expert_P, start_T1 = quantized_problem(precision, width)
     y = expert_sum(x, u, bias, v, expert_P, start_T1, gate, act, (u_scale, v_scale))
     dy = torch.randn(y.shape, generator=torch.Generator().manual_seed(9))
@@ -289,10 +294,11 @@ def test_nothing_in_gives_nothing_out_at_every_precision(cpu_path, precision, ex
     assert dgate.shape == (0,)
 
 
-def test_many_chunks_are_as_one(monkeypatch):
+def test_many_chunks_are_as_one_and_as_the_whole_table(monkeypatch):
     results = []
-    for pairs in (2, 1024):
+    for pairs, small in ((2, 0), (1024, 0), (1024, 2**22)):
         monkeypatch.setattr(chunks, "PAIRS_A_CHUNK", pairs)
+        monkeypatch.setattr(chunks, "SMALL_TABLE", small)
         (x, _, gate), u, u_scale, *_, expert_P, start_T1 = quantized_problem("int4")
         results.append(
             (
@@ -300,8 +306,9 @@ def test_many_chunks_are_as_one(monkeypatch):
                 chunks.row_sums(u, u_scale, expert_P, start_T1, gate.detach(), D),
             )
         )
-    for few, many in zip(*results, strict=True):
-        assert torch.equal(few, many)
+    for many, one, whole in zip(*results, strict=True):
+        assert torch.equal(many, one)
+        assert torch.equal(many, whole)
 
 
 @pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf])
