@@ -192,9 +192,10 @@ AVX512_TARGET void sums_in_registers(const uint8_t* table, int64_t width, Pairs 
         __m512 sum[8];
         for (auto& s : sum) s = _mm512_setzero_ps();
         for (int64_t p = pairs.first; p < pairs.last; p++) {
-            // The next token's rows come while this one's are added; it has about as many.
-            const int64_t ahead = p + (pairs.last - pairs.first);
-            if (c == 0 && ahead < pairs.all) prefetch(table + pairs.expert[ahead] * bytes, bytes);
+            // The next token's rows, of which it has about as many, come while this one's are added: int4 rows at once,
+            // the longer ones of int8 block by block.
+            const int64_t ahead = p + (pairs.last - pairs.first), part = int4 ? bytes : std::min(block, bytes - c);
+            if (ahead < pairs.all && (!int4 || c == 0)) prefetch(table + pairs.expert[ahead] * bytes + c, part);
             const uint8_t* row = table + pairs.expert[p] * bytes + c;
             const __m512 w = _mm512_set1_ps(weight[p - pairs.first]);
             for (int j = 0; j < (int4 ? 4 : 8); j++) {

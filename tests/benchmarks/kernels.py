@@ -5,6 +5,7 @@ least of several repeats that take turns, so that other work on the machine dist
 the bytes of table rows read, beside what copying random rows of that size reaches on this machine.
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from kernels.backends import build_cpu_library, cpu_library
+from kernels import backends
 from kernels.expert_sum import expert_sum
 from kernels.monet_mix import monet_mix
 from kernels.packing import pack_int4
@@ -240,15 +241,15 @@ def tests_pass(op: str) -> bool:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--stock", action="store_true", help="measure what runs without the C++ kernels; print only")
+    stock = parser.parse_args().stock
     torch.set_num_threads(1)
     console = Console(width=160)
-    try:
-        build_cpu_library()
-        compiled = True
-    except RuntimeError as error:
-        console.print(f"{error}; stock torch ops are measured")
-        compiled = False
-    library = cpu_library()
+    compiled = not stock and built(console)
+    if stock:
+        backends.cpu_library = lambda: None
+    library = backends.cpu_library()
     console.print(
         f"torch {torch.__version__}, one thread; C++ kernels: {library.instruction_set if library else 'none'}"
     )
@@ -260,12 +261,25 @@ def main() -> None:
     }
     passing = [op for op in measured if tests_pass(op)]
     rows = [row for op in passing for row in measured[op]()]
-    show(rows, console)
+    numbers = show(rows, console)
+    if not stock:
+        OUT.write_text(json.dumps(numbers, indent=1) + "\n")
     if len(passing) < len(measured):
         raise SystemExit(1)
 
 
-def show(rows: list[Row], console: Console) -> None:
+def built(console: Console) -> bool:
+    """Whether there is a compiler, which torch.compile needs too; builds the C++ kernels with it."""
+    try:
+        backends.build_cpu_library()
+    except RuntimeError as error:
+        console.print(f"{error}; stock torch ops are measured")
+        return False
+    return True
+
+
+def show(rows: list[Row], console: Console) -> dict[str, float]:
+    """Prints the table, and returns the numbers of bench.json."""
     table = Table("op", "shape", "baseline", "ms", "ours, ms", "speed-up", "GB/s of rows", "gather GB/s", "peers, ms")
     numbers: dict[str, float] = {}
     for row in rows:
@@ -286,7 +300,7 @@ def show(rows: list[Row], console: Console) -> None:
     for name, value in numbers.items():
         if not name.endswith("_speedup"):
             console.print(f"{name}: {value:.2f}")
-    OUT.write_text(json.dumps(numbers, indent=1) + "\n")
+    return numbers
 
 
 if __name__ == "__main__":
