@@ -48,7 +48,7 @@ imports: $(VENV)/ready ## Who may import whom
 
 check: lint types imports ## Format, lint, types and imports
 
-native: $(VENV)/ready ## Build the C++ kernels, which CPU tensors use from then on (a few seconds; needs g++ or clang++)
+native: $(VENV)/ready ## Build the C++ kernels, which CPU tensors use from then on (20 seconds; needs g++ or clang++)
 	$(BIN)/python -m kernels.backends
 
 bench: $(VENV)/ready ## Build the C++ kernels and measure all against plain PyTorch, as ratios in one process

@@ -1,6 +1,6 @@
 """Compiled kernels: Triton's for CUDA tensors; for CPU tensors the C++ library, where it was built.
 
-`python -m kernels.backends` builds it, in a few seconds. Without it the CPU runs stock torch operators.
+`python -m kernels.backends` builds it, in some twenty seconds. Without it the CPU runs stock torch operators.
 """
 
 import ctypes
@@ -23,8 +23,7 @@ _FLAGS = (
     "-std=c++17",
     "-fPIC",
     "-shared",
-    "-pthread",
-    "-fopenmp-simd",
+    "-fopenmp",
     "-Wall",
     "-Wno-maybe-uninitialized",
     "-Wno-psabi",
@@ -71,7 +70,7 @@ def load_cpu_library(path: Path) -> CpuLibrary:
 
 
 def build_cpu_library(folder: Path = _FOLDER) -> Path:
-    """Compiles the C++ kernels, a few seconds, unless it was done. RuntimeError without a compiler, or if it fails."""
+    """Compiles the C++ kernels, some twenty seconds, unless it was done. RuntimeError without a compiler, or if it fails."""
     path = folder / _library_name()
     if path.exists():
         return path

@@ -61,6 +61,12 @@ def test_a_compiler_that_fails_is_quoted_and_leaves_nothing(monkeypatch, tmp_pat
     assert list((tmp_path / "library").iterdir()) == []
 
 
+def test_the_library_is_built_with_threads(best_library):
+    """A compiler that is not asked for OpenMP passes over its pragmas without a word."""
+    built = Path(best_library.functions._name).read_bytes()
+    assert b"GOMP_parallel" in built or b"__kmpc_fork_call" in built
+
+
 def test_a_pointer_is_never_to_a_copy():
     with pytest.raises(AssertionError):
         backends.pointer(torch.zeros(3, 4).T)
