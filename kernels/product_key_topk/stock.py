@@ -19,11 +19,11 @@ PIECE = 2**20
 
 
 @lru_cache(maxsize=64)
-def _hyperbola(k: int) -> tuple[Tensor, Tensor]:
+def hyperbola(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Ranks (i, j) that can be among the k best sums: (i + 1)(j + 1) <= k, since as many pairs beat it."""
     ranks = torch.arange(1, k + 1)
     i_C, j_C = torch.nonzero(ranks[:, None] * ranks[None, :] <= k, as_tuple=True)
-    return i_C, j_C
+    return i_C.to(device), j_C.to(device)
 
 
 def _best(score_THN: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -48,7 +48,7 @@ def _best(score_THN: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def topk(row_THN: Tensor, column_THM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(T, H, K) scores and int64 cells, row * M + column, of the k best sums, best first. Expects 1 <= k <= N, M."""
     (row_THK, row_index_THK), (column_THK, column_index_THK) = _best(row_THN, k), _best(column_THM, k)
-    i_C, j_C = (rank_C.to(row_THN.device) for rank_C in _hyperbola(k))
+    i_C, j_C = hyperbola(k, row_THN.device)
     best = (row_THK[..., i_C] + column_THK[..., j_C]).topk(k, dim=-1)
     row_key_THK = row_index_THK.gather(-1, i_C[best.indices])
     column_key_THK = column_index_THK.gather(-1, j_C[best.indices])

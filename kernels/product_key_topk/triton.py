@@ -7,13 +7,12 @@ order in the upper half of an int64, its place the lower half, counted down so t
 # T tokens, H heads, N rows, M columns, K pairs kept, P pairs that fire
 # In kernels: L is k padded to a power of two, C the candidates, R the rows of a block
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.product_key_topk.stock import hyperbola
 from kernels.triton_math import launch, power_of_two
 
 ROWS_A_PROGRAM = 32
@@ -29,7 +28,7 @@ def topk(row_THN: Tensor, column_THM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """
     num_tokens, num_heads, num_rows = row_THN.shape
     num_columns = column_THM.shape[2]
-    i_C, j_C = _hyperbola(k, row_THN.device)
+    i_C, j_C = (rank_C.int() for rank_C in hyperbola(k, row_THN.device))
     score_THK = torch.empty(num_tokens, num_heads, k, dtype=row_THN.dtype, device=row_THN.device)
     cell_THK = torch.empty(num_tokens, num_heads, k, dtype=torch.int64, device=row_THN.device)
     constants = topk_config(num_rows, num_columns, k)
@@ -89,14 +88,6 @@ def threshold(row_THN: Tensor, column_THM: Tensor, threshold_H: Tensor) -> tuple
     launch(_fire, programs, *scores, end_Q, *found, *sizes, **constants, FILL=True)
     token_P, head_P, row_P, column_P = found
     return token_P, head_P, row_P, column_P
-
-
-@lru_cache(maxsize=64)
-def _hyperbola(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(C) int32 ranks i and j that can be among the k best sums: (i + 1)(j + 1) <= k, since as many pairs beat it."""
-    rank_K = torch.arange(1, k + 1)
-    i_C, j_C = torch.nonzero(rank_K[:, None] * rank_K[None, :] <= k, as_tuple=True)
-    return i_C.int().to(device), j_C.int().to(device)
 
 
 def topk_config(num_rows: int, num_columns: int, k: int) -> dict[str, int]:
