@@ -70,7 +70,7 @@ def load_cpu_library(path: Path) -> CpuLibrary:
 
 
 def build_cpu_library(folder: Path = _FOLDER) -> Path:
-    """Compiles the C++ kernels, some twenty seconds, unless it was done. RuntimeError without a compiler, or if it fails."""
+    """Compiles the C++ kernels once, some twenty seconds. RuntimeError without a compiler, or if it fails."""
     path = folder / _library_name()
     if path.exists():
         return path
