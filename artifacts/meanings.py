@@ -3,6 +3,7 @@
 They are words of artifacts, so that a card can explain itself; pipeline/measures.py and the stages measure them.
 """
 
+import re
 from collections.abc import Mapping
 
 MODEL: Mapping[str, str] = {
@@ -38,10 +39,18 @@ MODEL: Mapping[str, str] = {
     "undistilled_loss_increase_nats": "loss_increase_nats after cutting down, before distilling",
     "undistilled_kl_to_teacher_nats": "kl_to_teacher_nats after cutting down, before distilling",
     "sqnr_db": "signal to quantization noise of u and v together, decibels",
+    "rows_below_smallest_scale": "rows of u and v whose scale float16 cannot hold exactly and was raised to 2^-14",
+    "firing_drift_mean": "1 - tokens an expert fires on in both models / in either, mean over experts that fire",
+    "firing_drift_gate_weighted": "the same weighted by the experts' summed gates in the parent",
+    "firing_drift_same_rate_null_mean": "expected drift of an unrelated set of that rate p: 1 - p / (2 - p)",
+    "experts_drifted_share": "share of the experts that fire in either model whose drift is above 0.1",
+    "gate_shift_mean": "|change of an expert's summed gate| over the parent's, mean weighted by the parent's",
     "loss_increase_from_int4_nats": "held-out loss minus that of the int4 model before fine-tuning, nats a token",
     "loss_increase_from_int4_standard_error_nats": "standard error of that paired difference over windows, nats",
     "flips_per_touched_weight": "share of the touched int4 weights that change in a step, last tenth of the steps",
     "scale_growths": "rows whose scale grew in a step, mean over the last tenth of the steps",
+    "rows_refused": "rows left as they were, their gradient or scale overflowing, over all steps",
+    "steps_skipped": "steps that moved nothing, their loss or a gradient not being finite",
     "loss_recovered_constant_magnitude": "control: loss_recovered with every firing's magnitude its expert's mean",
     "loss_recovered_permuted_firing": "control: loss_recovered with experts fired on the tokens of a permutation",
     "readable_energy_share": "share of the output energy in tiers T1 to T3",
@@ -89,6 +98,16 @@ REPORT: Mapping[str, str] = {
 """Of a report on a chain of models."""
 
 
+STUDY: Mapping[str, str] = {
+    r"loss_(\w+)_nats": "held-out loss of the arm {0}, nats a token, mean over seeds",
+    r"(\w+)_minus_(\w+)_half_width_nats": "half width of the 95 % interval of {0} minus {1}, nats a token",
+    r"(\w+)_minus_(\w+)_nats": "held-out loss of {0} minus that of {1}, paired by seed, nats a token",
+    r"table_rate_(\w+)": "peak step of u and v that {0} chose on a seed of its own",
+    r"num_seeds": "seeds behind each figure",
+}
+"""Of a study, by forms of names."""
+
+
 COMPARABLE = frozenset(
     (
         "held_out_loss_nats",
@@ -120,4 +139,14 @@ def meaning(name: str, kind: str) -> str:
     """What this metric of an artifact of this kind says, or nothing if its name must do."""
     if kind == "corpus" and name.startswith("text_bytes_"):
         return f"bytes of text of the domain {name.removeprefix('text_bytes_')}"
+    if kind == "report" and name not in REPORT:
+        return _of_a_study(name)
     return {"corpus": CORPUS, "report": REPORT}.get(kind, MODEL).get(name, "")
+
+
+def _of_a_study(name: str) -> str:
+    """Words for a figure of a study, whose names are made of those of its arms."""
+    for form, words in STUDY.items():
+        if found := re.fullmatch(form, name):
+            return words.format(*found.groups())
+    return ""

@@ -13,8 +13,13 @@ q = 16 w + a.
 
 # E rows, D values of a row, B = D / 2 bytes of a packed row
 
+from typing import Final
+
 import torch
 from torch import Tensor
+
+LAYOUT: Final = "half-split"
+"""The name of this drawing, which specs and checkpoints of int4 tables name: bytes drawn otherwise are not read."""
 
 
 def pack_int4(values_ED: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from artifacts import Artifact, ArtifactError
@@ -61,4 +61,11 @@ def load(artifact: Artifact) -> Persistent:
             f"{artifact.id} is of kind {artifact.kind!r}, which nothing here can open; "
             f"known kinds: {', '.join(known_kinds())}"
         )
-    return _CLASSES[artifact.kind].restore(artifact.kind, artifact.spec, artifact.tensors(), artifact.files())
+    try:
+        return _CLASSES[artifact.kind].restore(artifact.kind, artifact.spec, artifact.tensors(), artifact.files())
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['input']!r}, {e['msg']}" for e in error.errors())
+        raise ArtifactError(
+            f"{artifact.id} has a spec that this version does not read ({wrong}); make it again, or use the version "
+            f"that made it, commit {artifact.lineage.commit}"
+        ) from None

@@ -37,12 +37,20 @@ class Record:
         self._stride = math.ceil(steps / MOST_POINTS)
         self._intervals: list[Sums] = []
         self._last_tenth: Sums = {}
+        self._whole: Sums = {}
+        self.skipped_steps = 0
+
+    def skip(self, step: int) -> None:
+        """A step that moved nothing: it has no numbers, and is counted."""
+        self.add(step, {})
+        self.skipped_steps += 1
 
     def add(self, step: int, numbers: Mapping[str, float]) -> None:
         """Steps come in their order, from 0."""
         if step % self._stride == 0:
             self._intervals.append({})
         _add(self._intervals[-1], numbers)
+        _add(self._whole, numbers)
         if step >= 0.9 * self._steps:
             _add(self._last_tenth, numbers)
 
@@ -57,11 +65,21 @@ class Record:
         """The mean of each number over the last tenth of the steps."""
         return _means(self._last_tenth)
 
+    def totals(self) -> dict[str, float]:
+        """The sum of each number over all steps."""
+        return {name: total for name, (total, _) in self._whole.items()}
+
     def state_dict(self) -> dict[str, Any]:
-        return {"intervals": self._intervals, "last_tenth": self._last_tenth}
+        return {
+            "intervals": self._intervals,
+            "last_tenth": self._last_tenth,
+            "whole": self._whole,
+            "skipped_steps": self.skipped_steps,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._intervals, self._last_tenth = state["intervals"], state["last_tenth"]
+        self._whole, self.skipped_steps = state["whole"], state["skipped_steps"]
 
 
 def to_csv(curve: Curve) -> bytes:

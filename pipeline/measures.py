@@ -200,9 +200,9 @@ def firing_mismatches(router: nn.Module, routing: PeerRouting) -> int:
     token_P, _, r_P, c_P = product_keys.product_key_threshold(
         routing.log_gate1_NHI, routing.log_gate2_NHJ, router.threshold_H
     )
-    cells = router.spec.num_keys**2
+    cells = router.spec.num_cells
     by_rule = torch.bincount(
-        token_P * cells + r_P * router.spec.num_keys + c_P, minlength=len(routing.start_N1) * cells
+        token_P * cells + r_P * router.spec.num_columns + c_P, minlength=len(routing.start_N1) * cells
     )
     retrieved_P = tokens_of_pairs(routing.start_N1)
     found = torch.bincount(retrieved_P * cells + routing.cell_P, minlength=len(routing.start_N1) * cells)
@@ -225,6 +225,13 @@ def measure_tables(model: LanguageModel) -> dict[str, float]:
         "expert_bytes": (table_bytes + bias_bytes) / experts.spec.num_experts,
         "table_bytes_per_parameter": (table_bytes + bias_bytes) / entries,
     }
+
+
+def measure_training_tables(model: LanguageModel) -> dict[str, float]:
+    """The same while they train: beside what is stored, AdamW holds two float32 moments of every expert's bias."""
+    sizes = measure_tables(model)
+    moments = 8 / (2 * model.shape.d_model)
+    return {**sizes, "table_bytes_per_parameter": sizes["table_bytes_per_parameter"] + moments}
 
 
 def measure_size(model: nn.Module) -> dict[str, float]:

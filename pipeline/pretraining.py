@@ -13,7 +13,7 @@ from pipeline.models.transformer import Trace, TransformerShape, TransformerSpec
 from pipeline.plots import Panel, training_curve
 from pipeline.run import current_run
 from pipeline.stage import Output
-from pipeline.training import Batch, Losses, Rate, TrainingConfig, fit
+from pipeline.training import Batch, Losses, Rate, Tables, TrainingConfig, fit
 
 FREQUENCY_SAMPLE_TOKENS = 1_000_000
 
@@ -27,8 +27,11 @@ def pretrain(
     measured: MeasureConfig,
     auxiliary: Callable[[Trace], Losses] | None = None,
     rates: Callable[[LanguageModel], list[Rate]] = lambda model: [],
+    tables: Callable[[LanguageModel], Tables | None] = lambda model: None,
 ) -> Output[LanguageModel]:
-    """The trained model. `auxiliary` adds losses on the trace, `rates` sets learning rates apart."""
+    """The trained model. `auxiliary` adds losses on the trace, `rates` sets learning rates apart, and `tables` starts
+    what no torch optimizer holds and says how it moves.
+    """
     spec = ModelSpec(
         transformer=TransformerSpec(**shape.model_dump(), vocab_size=corpus.spec.vocab_size), experts=experts
     )
@@ -45,12 +48,17 @@ def pretrain(
         return language + more, {**numbers, **more_numbers}
 
     model.train()
-    fitted = fit(model, split=corpus.train, config=training, loss=loss, rates=rates(model), what=f"train {model.kind}")
+    fitted = fit(
+        model, split=corpus.train, config=training, loss=loss, rates=rates(model), tables=tables(model),
+        what=f"train {model.kind}",
+    )  # fmt: skip
     metrics = {
         **measure(model, corpus, measured, training.context_length),
         **measure_routing(model, corpus, measured, training.context_length),
         **measure_size(model),
         **fitted.losses,
+        **{name: fitted.totals[name] for name in ("rows_refused",) if name in fitted.totals},
+        "steps_skipped": float(fitted.skipped_steps),
         "train_tokens": float(training.train_tokens),
         "tokens_per_second": fitted.tokens_per_second,
     }

@@ -8,12 +8,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from artifacts import ArtifactError
+from kernels.packing import LAYOUT
 from pipeline.corpus import Split, random_windows
 from pipeline.curve import Curve, Record
 from pipeline.run import Progress, current_run
@@ -21,6 +23,9 @@ from pipeline.sealed import load_sealed, save_sealed
 
 Batch = tuple[Tensor, Tensor]
 Losses = tuple[Tensor, Mapping[str, float]]
+
+MOST_SKIPPED = 10
+"""Steps in a row that may give a loss or a gradient that is not finite: one bad batch is no end, a lost model is."""
 
 
 class TrainingConfig(BaseModel):
@@ -64,12 +69,32 @@ class Rate:
     """Of the config's learning rate."""
 
 
+class Tables(Protocol):
+    """What no torch optimizer holds: tables that move by a rule of their own (pipeline/table_training.py)."""
+
+    def finite(self) -> bool:
+        """Whether the gradients that the last backward pass left are."""
+        ...
+
+    def step(self, step: int, rate_share: float) -> Mapping[str, float]:
+        """Moves against those gradients and forgets them; returns numbers to report."""
+        ...
+
+    def skip(self) -> None:
+        """Forgets those gradients."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Fitted:
     """What a loop did: the last tenth's mean losses, the way there, and how long it took."""
 
     losses: dict[str, float]
     curve: Curve
+    totals: Mapping[str, float]
+    """The sum of each number over all steps."""
+    skipped_steps: int
+    """Steps whose loss or gradient was not finite; they moved nothing."""
     seconds: float
     tokens_per_second: float
 
@@ -81,14 +106,14 @@ def fit(
     config: TrainingConfig,
     loss: Callable[[Batch, int], Losses],
     rates: Iterable[Rate] = (),
-    after_backward: Callable[[int, float], Mapping[str, float]] | None = None,
+    tables: Tables | None = None,
     what: str = "train",
 ) -> Fitted:
     """Trains `model` in place on random windows of `split`, in the mode (train or eval) that it is in.
 
     `loss(batch, step)` returns the loss and numbers to report. Parameters that need no gradient are left alone; those
-    in `rates` learn at their own multiple. `after_backward(step, rate_share)` updates what no optimizer holds.
-    RuntimeError if the loss stops being finite.
+    in `rates` learn at their own multiple; `tables` move by a rule of their own. A step whose loss or gradient is not
+    finite moves nothing and is counted. RuntimeError after MOST_SKIPPED of them in a row.
     """
     run = current_run()
     optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
@@ -100,6 +125,7 @@ def fit(
     record = Record(steps=config.steps, tokens_a_step=tokens_a_step)
     first, spent = checkpoint.restore(model, optimizer, generator, record)
     start = last_saved = last_told = time.monotonic()
+    skipped_in_a_row = 0
     for step in range(first, config.steps):
         share = config.rate_share(step)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
@@ -110,13 +136,23 @@ def fit(
         total, numbers = loss((inputs.to(run.device), targets.to(run.device)), step)
         optimizer.zero_grad(set_to_none=True)
         total.backward()
-        if not math.isfinite(total.item()):
-            raise RuntimeError(f"{what}: the loss is {total.item()} at step {step}; lower the learning rate")
-        torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
-        optimizer.step()
-        if after_backward is not None:
-            numbers = {**numbers, **after_backward(step, share)}
-        record.add(step, numbers)
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
+        if bool(torch.isfinite(total) & torch.isfinite(norm)) and (tables is None or tables.finite()):
+            skipped_in_a_row = 0
+            optimizer.step()
+            if tables is not None:
+                numbers = {**numbers, **tables.step(step, share)}
+            record.add(step, numbers)
+        else:
+            skipped_in_a_row += 1
+            if skipped_in_a_row == MOST_SKIPPED:
+                raise RuntimeError(
+                    f"{what}: the loss ({total.item():.4g}) or its gradient is not finite at step {step} and at the "
+                    f"{MOST_SKIPPED - 1} before it; lower the learning rate"
+                )
+            if tables is not None:
+                tables.skip()
+            record.skip(step)
         now = time.monotonic()
         if now - last_told > 0.5 or step + 1 == config.steps:
             speed = (step + 1 - first) * tokens_a_step / (now - start)
@@ -131,6 +167,8 @@ def fit(
     return Fitted(
         losses=record.last_tenth(),
         curve=record.curve(),
+        totals=record.totals(),
+        skipped_steps=record.skipped_steps,
         seconds=seconds,
         tokens_per_second=config.train_tokens / seconds,
     )
@@ -171,6 +209,7 @@ class _Checkpoint:
         if self.path is None:
             return
         state = {
+            "nibble_layout": LAYOUT,
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
             "generator": generator.get_state(),
@@ -188,6 +227,11 @@ class _Checkpoint:
         if self.path is None or not self.path.exists():
             return 0, 0.0
         saved = load_sealed(self.path)
+        if (layout := saved.get("nibble_layout")) != LAYOUT:
+            raise ArtifactError(
+                f"the checkpoint {self.path} has int4 tables of layout {layout}; this version reads layout {LAYOUT}: "
+                "use --force to begin anew, or go on with the version that saved it"
+            )
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from pipeline.corpus import Corpus, random_windows
 from pipeline.measures import MeasureConfig, measure_against, measure_size
 from pipeline.models import Int4Model, LanguageModel
+from pipeline.models.peer import PeerSpec
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.plots import symbol_tiers
 from pipeline.run import current_run
@@ -79,6 +80,9 @@ def distill_symbols(
     """PEER int4 -> symbols: formulas and logic in tables, replacing every expert of the model."""
     if config.coordinates[-1] > int4.shape.d_model:
         raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
+    assert isinstance(int4.spec.experts, PeerSpec)
+    if (groups := int4.spec.experts.scale_groups) > 1:
+        raise ValueError(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
     began = time.monotonic()
     fit = record(int4, _sample(corpus, config, "fit", config.sample_tokens), places=config.places, what="record")
     check = record(int4, _sample(corpus, config, "check", config.check_tokens), places=config.places, what="record")

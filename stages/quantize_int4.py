@@ -1,20 +1,22 @@
-"""PEER -> PEER int4: tables u and v alone, two values a byte, each row at its best clip."""
+"""PEER -> PEER int4: tables u and v alone, two values a byte, each group of a row at its best clip."""
 
 from typing import Annotated
 
 from pydantic import Field
 
 from pipeline.corpus import Corpus
+from pipeline.distillation import ShortDistillation, distilled
+from pipeline.drift import drift_csv, drift_metrics, measure_firings
 from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_tables
 from pipeline.models import LanguageModel, PeerModel
-from pipeline.models.quantization import sqnr_db, to_int4
+from pipeline.models.quantization import rows_below_smallest_scale, sqnr_db, to_int4
 from pipeline.models.quantization_error import table_errors
 from pipeline.plots import quantization_error
 from pipeline.stage import Output, StageConfig, stage
 
 
 class QuantizeInt4Config(StageConfig):
-    """How rows are scaled and how the result is measured."""
+    """How rows are scaled, what follows, and how the result is measured."""
 
     clips: int = Field(
         default=21,
@@ -22,24 +24,38 @@ class QuantizeInt4Config(StageConfig):
         le=1000,
         description="Scales tried a row, from the absmax down to half of it; 1 is plain absmax.",
     )
+    scale_groups: int = Field(
+        default=1,
+        ge=1,
+        le=2**10,
+        description="Scales a row, a divisor of half the width. More than 1 is for inference on a CPU: finetune-int4 "
+        "refuses it.",
+    )
+    distillation: ShortDistillation = Field(
+        default=ShortDistillation(), description="What it learns from the float PEER; nothing by default."
+    )
     context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a window of the measurement.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="quantize-int4", version=2)
+@stage(name="quantize-int4", version=3)
 def quantize_int4(
     config: QuantizeInt4Config, *, corpus: Annotated[Corpus, "corpus"], peer: PeerModel
 ) -> Output[LanguageModel]:
     """PEER -> PEER int4: rows of u and v at half a byte a weight, measured against the float PEER."""
-    model = to_int4(peer, clips=config.clips)
+    rounded = to_int4(peer, clips=config.clips, groups=config.scale_groups)
+    model = distilled(rounded, peer, config.distillation, corpus=corpus, context_length=config.context_length)
+    firings = measure_firings(model, peer, corpus, config.measure, config.context_length)
     metrics = {
         **measure_against(model, peer, corpus, config.measure, config.context_length),
         **measure_routing(model, corpus, config.measure, config.context_length),
         **measure_tables(model),
+        **drift_metrics(firings),
         "sqnr_db": sqnr_db(model, peer),
+        "rows_below_smallest_scale": float(rows_below_smallest_scale(model, peer)),
     }
     title = (
         f"PEER in int4: {metrics['sqnr_db']:.1f} dB, held-out loss {metrics['loss_increase_nats']:+.4f} nats a token"
     )
-    files = {"plot.png": quantization_error(title, table_errors(model, peer))}
+    files = {"plot.png": quantization_error(title, table_errors(model, peer)), "drift.csv": drift_csv(firings)}
     return Output(value=model, metrics=metrics, files=files)

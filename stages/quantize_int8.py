@@ -5,35 +5,44 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus import Corpus
+from pipeline.distillation import ShortDistillation, distilled
+from pipeline.drift import drift_csv, drift_metrics, measure_firings
 from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_tables
 from pipeline.models import LanguageModel, PeerModel
-from pipeline.models.quantization import sqnr_db, to_int8
+from pipeline.models.quantization import rows_below_smallest_scale, sqnr_db, to_int8
 from pipeline.models.quantization_error import table_errors
 from pipeline.plots import quantization_error
 from pipeline.stage import Output, StageConfig, stage
 
 
 class QuantizeInt8Config(StageConfig):
-    """How int8 is measured; the scheme itself has no knob."""
+    """What follows the rounding, which itself has no knob, and how the result is measured."""
 
+    distillation: ShortDistillation = Field(
+        default=ShortDistillation(), description="What it learns from the float PEER; nothing by default."
+    )
     context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a window of the measurement.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="quantize-int8", version=2)
+@stage(name="quantize-int8", version=3)
 def quantize_int8(
     config: QuantizeInt8Config, *, corpus: Annotated[Corpus, "corpus"], peer: PeerModel
 ) -> Output[LanguageModel]:
     """PEER -> PEER int8: rows of u and v at one byte a weight, measured against the float PEER."""
-    model = to_int8(peer)
+    rounded = to_int8(peer)
+    model = distilled(rounded, peer, config.distillation, corpus=corpus, context_length=config.context_length)
+    firings = measure_firings(model, peer, corpus, config.measure, config.context_length)
     metrics = {
         **measure_against(model, peer, corpus, config.measure, config.context_length),
         **measure_routing(model, corpus, config.measure, config.context_length),
         **measure_tables(model),
+        **drift_metrics(firings),
         "sqnr_db": sqnr_db(model, peer),
+        "rows_below_smallest_scale": float(rows_below_smallest_scale(model, peer)),
     }
     title = (
         f"PEER in int8: {metrics['sqnr_db']:.1f} dB, held-out loss {metrics['loss_increase_nats']:+.4f} nats a token"
     )
-    files = {"plot.png": quantization_error(title, table_errors(model, peer))}
+    files = {"plot.png": quantization_error(title, table_errors(model, peer)), "drift.csv": drift_csv(firings)}
     return Output(value=model, metrics=metrics, files=files)

@@ -1,17 +1,18 @@
-"""Corpus -> PEER from random weights: the arm beside a PEER that was distilled."""
+"""Corpus -> PEER from random weights, float or in int4: the arm beside a PEER that was distilled."""
 
 from dataclasses import replace
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig, measure_tables
+from pipeline.measures import MeasureConfig, measure_tables, measure_training_tables
 from pipeline.models import LanguageModel
 from pipeline.models.peer import PeerExperts, PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.pretraining import pretrain
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.table_training import Int4Tables, draw_tables
 from pipeline.training import Rate, TrainingConfig
 
 
@@ -24,18 +25,38 @@ class TrainPeerConfig(StageConfig):
     peer: PeerSpec = Field(default=PeerSpec(), description="Shape of router and experts.")
     training: TrainingConfig = Field(default=TrainingConfig(), description="How it trains.")
     table_rate: float = Field(
-        default=1.0, gt=0, le=100, description="Learning rate of u and v, as a multiple of the others'."
+        default=1.0,
+        gt=0,
+        le=100,
+        description="Rate of u and v, as a multiple of the learning rate. Of int4 tables it is the peak step: a "
+        "weight's change under a gradient of unit row norm.",
     )
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
+    @field_validator("peer")
+    @classmethod
+    def _trains(cls, peer: PeerSpec) -> PeerSpec:
+        if peer.precision not in ("float", "int4"):
+            raise ValueError(
+                f"tables of precision {peer.precision} are not trained from random weights; use float or int4"
+            )
+        return PeerSpec.model_validate({**peer.model_dump(), "accumulator": peer.precision == "int4"})
 
-@stage(name="train-peer", version=2)
+
+@stage(name="train-peer", version=3)
 def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[LanguageModel]:
     """Corpus -> PEER: single-neuron experts behind product keys, trained on next tokens."""
+    in_int4 = config.peer.precision == "int4"
 
     def rates(model: LanguageModel) -> list[Rate]:
         layers = [block.moe for block in model.blocks() if isinstance(block.moe, PeerExperts)]
         return [Rate(parameters=[p for e in layers for p in (e.u, e.v)], multiplier=config.table_rate)]
+
+    def tables(model: LanguageModel) -> Int4Tables | None:
+        if not in_int4:
+            return None
+        draw_tables(model)
+        return Int4Tables(model, peak_rate=config.training.learning_rate * config.table_rate)
 
     output = pretrain(
         corpus=corpus,
@@ -44,5 +65,7 @@ def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) 
         training=config.training,
         measured=config.measure,
         rates=rates,
+        tables=tables,
     )
-    return replace(output, metrics={**output.metrics, **measure_tables(output.value)})
+    sizes = (measure_training_tables if in_int4 else measure_tables)(output.value)
+    return replace(output, metrics={**output.metrics, **sizes})

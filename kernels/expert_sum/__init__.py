@@ -117,7 +117,7 @@ def expert_sum(
     start_T1: Tensor,
     gate_P: Tensor,
     act: str,
-    scales: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    scales: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> Tensor:
     """(T, D): for every token the sum over its pairs of gate * act(u_e . x + b_e) * v_e (PEER eq. 2).
 

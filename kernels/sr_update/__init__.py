@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.backends import cuda_kernels
+from kernels.expert_sum.bags import bag_sum
 from kernels.sr_update import native, stock
 
 
@@ -52,6 +53,14 @@ class UpdateCounts:
     """Values of w that changed."""
     growths: int
     """Rows whose scale grew because too many values met the end of the range."""
+    refused: int
+    """Rows left as they were: their gradient overflows float32, or their scale would leave float16."""
+
+
+def row_gradients(gradients: RowGradients) -> Tensor:
+    """(R, D) float32: the gradients of the touched rows, summed out of their pairs."""
+    source_TD, weight_P = gradients.source_TD.float(), gradients.weight_P.float()
+    return bag_sum(source_TD, gradients.token_P, gradients.start_R1, weight_P)
 
 
 def pairs_by_row(row_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,9 +78,9 @@ def sr_update(
     """Moves the touched rows one step against their gradients, rounding stochastically.
 
     `learning_rate` is in units of the weights for a gradient of unit row norm (root mean square). `key` is the stream
-    and the step of kernels/philox.py: the same key, table and gradients give the same bits. ValueError for a gradient
-    that is not finite, before any row has changed, and for rows whose gradient overflows float32 or whose scale
-    overflows float16, which alone stay as they were.
+    and the step of kernels/philox.py: the same key, table and gradients give the same bits. Rows whose gradient
+    overflows float32, or whose scale would leave float16, stay as they were and are counted. ValueError for a gradient
+    that is not finite, before any row has changed.
     """
     stream, step = key
     _check(table, gradients, stream, step)
@@ -81,12 +90,7 @@ def sr_update(
         gradients.weight_P.float().contiguous(), learning_rate, stream, step,
     )  # fmt: skip
     flips, growths, refused = (int(count) for count in counts)
-    if refused:
-        raise ValueError(
-            f"sr_update left {refused} rows as they were: their gradient overflows float32, or their scale leaves the "
-            "range of float16; lower the learning rate"
-        )
-    return UpdateCounts(rows=len(gradients.row_R), flips=flips, growths=growths)
+    return UpdateCounts(rows=len(gradients.row_R), flips=flips, growths=growths, refused=refused)
 
 
 @torch.library.custom_op(

@@ -8,7 +8,7 @@ from torch import Tensor
 from kernels.expert_sum.bags import bag_sum
 from kernels.packing import latent, split_latent
 from kernels.philox import row_uniforms
-from kernels.sr_update.reference import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
+from kernels.sr_update.row_rule import NIBBLES, normalised, step_on
 
 VALUES_A_PIECE = 2**17
 """Half a megabyte of float32: a piece's dozen passes stay in a core's second cache."""
@@ -54,27 +54,10 @@ def _update_rows(
     uniform_RD: Tensor,
     learning_rate: float,
 ) -> Tensor:
-    mean_square_R = gradient_RD.square().mean(1)
-    old_R = moment_E[row_R]
-    moment_R = torch.where(old_R == 0, mean_square_R, MOMENT_DECAY * old_R + (1 - MOMENT_DECAY) * mean_square_R)
-    root_R1 = moment_R.sqrt()[:, None]
-    normal_RD = torch.where(root_R1 > 0, gradient_RD / root_R1, 0.0).clamp_(-CLIP, CLIP)
-
+    normal_RD, moment_R = normalised(gradient_RD, moment_E[row_R])
     old_weight_RB = weight_EB[row_R]
-    scale_R = scale_E[row_R]
-    # Divided once, as the C++ and Triton kernels do: a number over a tensor is its product with a rounded reciprocal.
-    step_R1 = (torch.full_like(moment_R, learning_rate * 16) / scale_R.float())[:, None]
-    moved_RD = latent(old_weight_RB, accumulator_EB[row_R]) - normal_RD.mul_(step_R1)
-
-    grows_R = (moved_RD.abs() > -LOWEST).sum(1) > gradient_RD.shape[1] / 64
-    new_scale_R = torch.where(grows_R, (scale_R.float() * GROWTH).half(), scale_R)
-    # The ratio of the rounded scales, so that growth itself changes no weight beyond stochastic rounding.
-    moved_RD *= (scale_R.float() / new_scale_R.float())[:, None]
-
-    # floor(moved + uniform), without the sum: float32 would round it, and move values that have no gradient.
-    whole_RD = torch.floor(moved_RD)
-    carry_RD = uniform_RD >= 1 - (moved_RD - whole_RD)
-    q_RD = (whole_RD + carry_RD).clamp_(LOWEST, HIGHEST).to(torch.int8)
+    latent_RD = latent(old_weight_RB, accumulator_EB[row_R])
+    q_RD, new_scale_R, grows_R = step_on(NIBBLES, latent_RD, scale_E[row_R], normal_RD, uniform_RD, learning_rate)
     weight_RB, accumulator_RB = split_latent(q_RD)
 
     takes_R = torch.isfinite(moment_R) & torch.isfinite(new_scale_R)

@@ -137,7 +137,7 @@ def keep_experts(peer: LanguageModel, kept: list[Tensor]) -> LanguageModel:
         for name in ("u", "bias", "v"):
             state[prefix + name] = state[prefix + name][index_K]
         cell_K = block.moe.index.cell_of_experts()[index_K]
-        count_C = torch.bincount(cell_K, minlength=spec.num_keys**2)
+        count_C = torch.bincount(cell_K, minlength=spec.num_cells)
         state[prefix + "index.cell_start_C1"] = starts(count_C).to(torch.int32)
     smaller.load_state_dict(state)
     return smaller

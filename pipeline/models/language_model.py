@@ -8,6 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from artifacts import ArtifactError
 from pipeline.codec import artifact_kinds
 from pipeline.models.dense import DenseMLP, DenseSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
@@ -61,6 +62,17 @@ class LayersOf:
                 return SymbolExperts(self.spec, d_model, layer)
 
 
+def _check_tensors(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
+    """ArtifactError unless the tensors are those of the model by name, shape and dtype."""
+    for name in sorted(wanted.keys() | got.keys()):
+        ours, theirs = (f"{tuple(t[name].shape)} of {t[name].dtype}" if name in t else "none" for t in (wanted, got))
+        if ours != theirs:
+            raise ArtifactError(
+                f"tensor {name!r} is {theirs}, where this version wants {ours}; make the artifact again, or use the "
+                "version that made it"
+            )
+
+
 @artifact_kinds("dense", "monet", "peer", "peer-int8", "peer-int4", "symbols")
 class LanguageModel(Transformer):
     """A transformer that knows its spec, so that it can be written and read back."""
@@ -86,6 +98,7 @@ class LanguageModel(Transformer):
     @classmethod
     def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
         model = cls(ModelSpec.model_validate(spec))
+        _check_tensors(model.state_dict(), tensors)
         model.load_state_dict(tensors)
         for block in model.blocks():
             if isinstance(block.moe, SymbolExperts):

@@ -61,15 +61,16 @@ class MonetSpec(BaseModel):
         return axis_deviations(self.active_sub_experts, self.num_sub_experts)
 
 
-def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float) -> Tensor:
+def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margin: float = 0.0) -> Tensor:
     """(N, H, I) logits, those below the axis threshold at minus infinity; the best one of a head always passes.
 
     In float32 whatever the model's dtype, or higher if it is. `norm` is a batch norm of the
-    heads: one mean and variance each, over tokens and sub-experts.
+    heads: one mean and variance each, over tokens and sub-experts. Those within `margin`, in their deviations, of the
+    best pass like it.
     """
     logits_NHI = logits_NHI if logits_NHI.dtype == torch.float64 else logits_NHI.float()
     normal_NHI = norm(logits_NHI)
-    limit_NH1 = normal_NHI.amax(-1, keepdim=True).clamp(max=deviations)
+    limit_NH1 = (normal_NHI.amax(-1, keepdim=True) - margin).clamp(max=deviations)
     return logits_NHI.masked_fill(normal_NHI < limit_NH1, -torch.inf)
 
 

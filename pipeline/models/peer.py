@@ -1,10 +1,10 @@
 """PEER: single-neuron experts reached by product keys (arXiv 2407.04153), gated by softmax or by a jump threshold.
 
-A cell (r, c) of the n * n key grid may hold any number of experts; they lie in order of their cells, so that one
-int32 row of starts is the whole index. PEER as published has one expert a cell.
+A cell (r, c) of the key grid, I rows of J columns, may hold any number of experts; they lie in order of their cells,
+so that one int32 row of starts is the whole index. PEER as published has one expert a cell.
 """
 
-# N tokens, D model width, H heads, I and J the n sub-keys of an axis, Q width of a sub-key, E experts,
+# N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, Q width of a sub-key, E experts,
 # P pairs (a token and a cell, or a token and an expert), in order of their tokens
 
 from dataclasses import dataclass
@@ -18,6 +18,7 @@ from kernels.activations import activation
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
 from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.packing import LAYOUT
 from kernels.product_key_topk import product_key_threshold, product_key_topk
 from pipeline.models.monet import axis_deviations, passing_logits
 
@@ -31,20 +32,32 @@ class PeerSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: Literal["peer"] = "peer"
-    precision: Literal["float", "int8", "int4"] = Field(
-        default="float", description="How the tables u and v are stored."
+    precision: Literal["float", "float32", "bfloat16", "int8", "int4"] = Field(
+        default="float",
+        description="How the tables u and v are stored: as float32 parameters for torch's optimizers (float), or as "
+        "rows of the other precisions.",
     )
     accumulator: bool = Field(
         default=False, description="Whether int4 tables carry their second, accumulating nibble plane."
     )
-    num_keys: int = Field(default=64, ge=2, le=2**15, description="n, sub-keys an axis; n * n cells.")
+    num_keys: int = Field(default=64, ge=2, le=2**15, description="n, sub-keys of the rows; n * n * aspect cells.")
+    aspect: int = Field(
+        default=1, ge=1, le=64, description="Columns of the key grid a row: it is n rows of n * aspect columns."
+    )
+    nibble_layout: Literal["half-split"] = LAYOUT
+    scale_groups: int = Field(
+        default=1,
+        ge=1,
+        le=2**10,
+        description="Scales a row of an int4 table, a divisor of d_model / 2; more than 1 is for inference alone.",
+    )
     num_experts: int = Field(default=4096, ge=1, le=2**30, description="Experts a block, each one neuron in one cell.")
     num_heads: int = Field(default=4, ge=1, le=64, description="H, retrieval heads.")
     sub_keys: Literal["identity", "shared", "per-head"] = Field(
         default="per-head",
         description="Sub-keys: none (the query is the scores), shared by the heads, or a set for each.",
     )
-    d_key: int = Field(default=32, ge=1, le=2**15, description="Width of a sub-key; with identity keys it is num_keys.")
+    d_key: int = Field(default=32, ge=1, le=2**15, description="Width of a sub-key; with identity keys num_keys.")
     query_norm: bool = Field(default=True, description="Whether the query passes a batch norm.")
     gate: Literal["softmax", "jumprelu"] = Field(
         default="softmax",
@@ -54,7 +67,17 @@ class PeerSpec(BaseModel):
         default=8, ge=1, description="Pairs a head keeps (softmax) or fires on average (jumprelu)."
     )
     active_keys: int = Field(
-        default=4, ge=1, description="Sub-keys a head and axis that pass on average; only the jumprelu gate uses it."
+        default=4,
+        ge=1,
+        description="Sub-keys of a head's rows that pass on average, and as large a share of its columns; only the "
+        "jumprelu gate uses it.",
+    )
+    tie_margin: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.1,
+        description="Deviations by which a sub-key may miss its head's best and pass like it: in a pool that has "
+        "grown, the best has twins that differ by rounding.",
     )
     activation: Literal["relu2", "gelu", "silu", "relu"] = Field(default="gelu", description="Activation of an expert.")
     axis_bias: bool = Field(default=False, description="Whether each sub-key adds an output bias of its own (Monet's).")
@@ -72,9 +95,36 @@ class PeerSpec(BaseModel):
             raise ValueError(f"active_keys={self.active_keys} must be below num_keys={self.num_keys}")
         if self.accumulator and self.precision != "int4":
             raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
+        if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
+            what = "int4 tables that train" if self.accumulator else f"tables of precision {self.precision}"
+            raise ValueError(f"{what} have one scale a row, not scale_groups={self.scale_groups}; use 1")
         if self.axis_bias and self.gate != "jumprelu":
             raise ValueError("axis_bias needs the jumprelu gate: the biases are weighted by its gates of one axis")
         return self
+
+    def doubled_grid(self) -> tuple[int, "PeerSpec"]:
+        """The axis that doubles next, rows (0) where there is an even number of columns a row, and the spec with it.
+
+        Twice the experts, in the same proportion of cells. ValueError where that is out of bounds.
+        """
+        axis = 0 if self.aspect % 2 == 0 else 1
+        update = {"num_experts": 2 * self.num_experts}
+        if axis == 1:
+            update["aspect"] = 2 * self.aspect
+        else:
+            update |= {"num_keys": 2 * self.num_keys, "aspect": self.aspect // 2, "active_keys": 2 * self.active_keys}
+            if self.sub_keys == "identity":
+                update["d_key"] = 2 * self.d_key
+        return axis, PeerSpec.model_validate({**self.model_dump(), **update})
+
+    @property
+    def num_columns(self) -> int:
+        """Sub-keys of the columns."""
+        return self.num_keys * self.aspect
+
+    @property
+    def num_cells(self) -> int:
+        return self.num_keys * self.num_columns
 
     @property
     def kind(self) -> str:
@@ -106,13 +156,15 @@ class PeerRouter(nn.Module):
     def __init__(self, spec: PeerSpec, d_model: int) -> None:
         super().__init__()
         self.spec = spec
-        width = 2 * spec.num_heads * spec.d_key
-        self.query = nn.Linear(d_model, width, bias=False)
+        column_width = spec.num_columns if spec.sub_keys == "identity" else spec.d_key
+        self.widths = spec.num_heads * spec.d_key, spec.num_heads * column_width
+        self.query = nn.Linear(d_model, sum(self.widths), bias=False)
         nn.init.normal_(self.query.weight, std=d_model**-0.5)
-        self.query_norm = nn.BatchNorm1d(width, affine=False) if spec.query_norm else nn.Identity()
+        self.query_norm = nn.BatchNorm1d(sum(self.widths), affine=False) if spec.query_norm else nn.Identity()
         if spec.sub_keys != "identity":
             heads = spec.num_heads if spec.sub_keys == "per-head" else 1
-            self.keys = nn.Parameter(torch.randn(2, heads, spec.num_keys, spec.d_key) * spec.d_key**-0.5)
+            self.row_keys = nn.Parameter(torch.randn(heads, spec.num_keys, spec.d_key) * spec.d_key**-0.5)
+            self.column_keys = nn.Parameter(torch.randn(heads, spec.num_columns, spec.d_key) * spec.d_key**-0.5)
         if spec.gate == "jumprelu":
             self.deviations = axis_deviations(spec.active_keys, spec.num_keys)
             self.norm1 = nn.BatchNorm1d(spec.num_heads, affine=False)
@@ -121,20 +173,24 @@ class PeerRouter(nn.Module):
             self.register_buffer("threshold_H", torch.full((spec.num_heads,), -torch.inf))
 
     def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H, n) raw scores of the sub-keys of each axis."""
-        query = self.query_norm(self.query(x_ND)).unflatten(-1, (2, self.spec.num_heads, self.spec.d_key))
+        """(N, H, I) and (N, H, J) raw scores of the sub-keys of the rows and of the columns."""
+        heads = self.spec.num_heads
+        row_NHQ, column_NHQ = (
+            query.unflatten(-1, (heads, -1)) for query in self.query_norm(self.query(x_ND)).split(self.widths, dim=-1)
+        )
         if self.spec.sub_keys == "identity":
-            return query[:, 0], query[:, 1]
-        keys = self.keys.expand(2, self.spec.num_heads, -1, -1)
-        row_NHI, column_NHJ = torch.einsum("nahq,ahiq->anhi", query, keys).unbind(0)
-        return row_NHI, column_NHJ
+            return row_NHQ, column_NHQ
+        return (
+            torch.einsum("nhq,hiq->nhi", row_NHQ, self.row_keys.expand(heads, -1, -1)),
+            torch.einsum("nhq,hjq->nhj", column_NHQ, self.column_keys.expand(heads, -1, -1)),
+        )
 
     def log_gates(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, H, n) log gates of each axis, minus infinity for sub-keys that do not pass. Only with jumprelu."""
+        """(N, H, I) and (N, H, J) log gates, minus infinity for sub-keys that do not pass. Only with jumprelu."""
         row_NHI, column_NHJ = self.scores(x_ND)
         return (
-            torch.log_softmax(passing_logits(row_NHI, self.norm1, self.deviations), dim=-1),
-            torch.log_softmax(passing_logits(column_NHJ, self.norm2, self.deviations), dim=-1),
+            torch.log_softmax(passing_logits(row_NHI, self.norm1, self.deviations, self.spec.tie_margin), dim=-1),
+            torch.log_softmax(passing_logits(column_NHJ, self.norm2, self.deviations, self.spec.tie_margin), dim=-1),
         )
 
     def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> PeerRouting:
@@ -156,7 +212,7 @@ class PeerRouter(nn.Module):
             self.threshold_H += THRESHOLD_GAIN * (fired_H - self.spec.pairs_per_head)
         gate_P = torch.exp(row_NHI[token_P, head_P, r_P] + column_NHJ[token_P, head_P, c_P]).to(x_ND.dtype)
         start_N1 = starts(torch.bincount(token_P, minlength=len(x_ND)))
-        return PeerRouting(r_P * self.spec.num_keys + c_P, start_N1, gate_P, row_NHI, column_NHJ)
+        return PeerRouting(r_P * self.spec.num_columns + c_P, start_N1, gate_P, row_NHI, column_NHJ)
 
 
 def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) -> Tensor:
@@ -182,8 +238,7 @@ class CellIndex(nn.Module):
 
     def __init__(self, spec: PeerSpec) -> None:
         super().__init__()
-        cells = spec.num_keys**2
-        start = torch.arange(cells + 1, dtype=torch.float64) * spec.num_experts / cells
+        start = torch.arange(spec.num_cells + 1, dtype=torch.float64) * spec.num_experts / spec.num_cells
         self.register_buffer("cell_start_C1", start.round().to(torch.int32))
 
     def forward(self, routing: PeerRouting) -> tuple[Tensor, Tensor, Tensor]:
@@ -196,7 +251,7 @@ class CellIndex(nn.Module):
         return first_P[pair_Q] + rank_Q, ends_P1[routing.start_N1], routing.gate_P[pair_Q]
 
     def cell_of_experts(self) -> Tensor:
-        """(E) the cell, row * n + column, that holds each expert."""
+        """(E) the cell, row * J + column, that holds each expert."""
         count_C = self.cell_start_C1.diff().long()
         return torch.repeat_interleave(torch.arange(len(count_C), device=count_C.device), count_C)
 
@@ -207,7 +262,7 @@ class AxisBias(nn.Module):
     def __init__(self, spec: PeerSpec, d_model: int) -> None:
         super().__init__()
         self.row = nn.Parameter(torch.zeros(spec.num_keys, d_model))
-        self.column = nn.Parameter(torch.zeros(spec.num_keys, d_model))
+        self.column = nn.Parameter(torch.zeros(spec.num_columns, d_model))
 
     def forward(self, routing: PeerRouting) -> Tensor:
         if routing.log_gate1_NHI is None or routing.log_gate2_NHJ is None:

@@ -49,7 +49,8 @@ def table_errors(model: LanguageModel, peer: LanguageModel) -> dict[str, TableEr
 
 def _rows(table: nn.Module) -> Tensor:
     assert isinstance(table, Int8Table | Int4Table)
-    return table.rows(torch.arange(len(table.scale_E), device=table.scale_E.device))
+    stored = table.stored
+    return table.rows(torch.arange(len(stored), device=stored.device))
 
 
 def _at_absmax(rows_ED: Tensor) -> Tensor:

@@ -130,7 +130,8 @@ def _exact_bits(experts: QuantizedExperts, d_model: int) -> Tensor:
 
 def _row_bits(experts: QuantizedExperts, d_model: int, users_E: Tensor) -> Tensor:
     spec = experts.spec
-    return row_share_bits(experts.index.cell_of_experts(), spec.num_keys, spec.num_heads, d_model, users_E).float()
+    grid = spec.num_keys, spec.num_columns
+    return row_share_bits(experts.index.cell_of_experts(), grid, spec.num_heads, d_model, users_E).float()
 
 
 def _options(

@@ -250,7 +250,7 @@ def _router(model: LanguageModel, layer: int) -> PeerRouter:
 
 def _comparisons(router: PeerRouter, experts: SymbolExperts, expert: int, digits: int | None) -> Boolean:
     cell = int(experts.index.cell_of_experts()[expert])
-    row, column = divmod(cell, router.spec.num_keys)
+    row, column = divmod(cell, router.spec.num_columns)
     if router.spec.gate == "softmax":
         # No threshold: the pair must be among the best of its head, a relation to all other scores.
         return sympy.Or(

@@ -63,15 +63,17 @@ def _at(options: Options, price: float) -> Tensor:
     return (options.bits_EO.double() + price * options.error_EO.double()).argmin(1)
 
 
-def row_share_bits(cell_E: Tensor, num_keys: int, num_heads: int, d_model: int, users_E: Tensor) -> Tensor:
+def row_share_bits(cell_E: Tensor, grid: tuple[int, int], num_heads: int, d_model: int, users_E: Tensor) -> Tensor:
     """(E) bits of the dense score rows that an exact comparison names, shared by the experts that use them.
 
-    Expert (r, c) needs row r and column c of every head: 2 H rows of D coefficients, each shared by the experts in
-    `users_E` (bool) that name it too, and one threshold a head, shared by all of them.
+    `grid` has so many rows and columns. Expert (r, c) needs row r and column c of every head: 2 H rows of D
+    coefficients, each shared by the experts in `users_E` (bool) that name it too, and one threshold a head, shared by
+    all of them.
     """
     row_bits = num_heads * d_model * COEFFICIENT_BITS
-    row_E, column_E = cell_E // num_keys, cell_E % num_keys
+    num_rows, num_columns = grid
+    row_E, column_E = cell_E // num_columns, cell_E % num_columns
     users = users_E.double()
-    per_row = torch.zeros(num_keys, dtype=torch.float64).index_add(0, row_E, users).clamp(min=1)
-    per_column = torch.zeros(num_keys, dtype=torch.float64).index_add(0, column_E, users).clamp(min=1)
+    per_row = torch.zeros(num_rows, dtype=torch.float64).index_add(0, row_E, users).clamp(min=1)
+    per_column = torch.zeros(num_columns, dtype=torch.float64).index_add(0, column_E, users).clamp(min=1)
     return row_bits / per_row[row_E] + row_bits / per_column[column_E]

@@ -98,5 +98,16 @@ def test_tensors_that_do_not_fit_the_spec_are_refused(store):
     tensors = model.to_tensors()
     del tensors["lm_head.weight"]
     id = published(store, "dense", model.spec.model_dump(mode="json"), tensors)
-    with pytest.raises(RuntimeError, match=r"lm_head\.weight"):
+    with pytest.raises(ArtifactError, match=r"'lm_head\.weight' is none, where this version wants \(23, 12\) of"):
+        codec.load(store.open(id))
+
+
+def test_int4_tables_of_another_layout_are_refused(store):
+    model = tiny_model(EVERY_KIND["int4"])
+    spec = model.spec.model_dump(mode="json")
+    spec["experts"]["nibble_layout"] = "interleaved"
+    id = published(store, "peer-int4", spec, model.to_tensors())
+    with pytest.raises(
+        ArtifactError, match=r"does not read \(experts.peer.nibble_layout: 'interleaved', Input should be"
+    ):
         codec.load(store.open(id))

@@ -58,6 +58,23 @@ def test_a_record_that_goes_on_from_its_state_ends_as_one_that_did_not_stop(kill
     whole = recorded(300, numbers)
     assert to_csv(second.curve()) == to_csv(whole.curve())
     assert second.last_tenth() == whole.last_tenth()
+    assert second.totals() == pytest.approx(whole.totals())
+
+
+def test_totals_are_sums_over_all_steps():
+    totals = recorded(900, lambda step: {"refused": 2.0} if step % 3 else {"nats": float(step)}).totals()
+    assert totals == {"refused": 1200.0, "nats": sum(range(0, 900, 3))}
+
+
+def test_a_skipped_step_has_no_numbers_and_is_counted_also_after_a_resumption():
+    first, second = Record(steps=10, tokens_a_step=7), Record(steps=10, tokens_a_step=7)
+    for step in range(4):
+        first.skip(step) if step == 2 else first.add(step, {"nats": 1.0})
+    second.load_state_dict(first.state_dict())
+    for step in range(4, 10):
+        second.skip(step) if step == 7 else second.add(step, {"nats": 1.0})
+    assert second.skipped_steps == 2
+    assert [point.step for point in second.curve() if not point.numbers] == [3, 8]
 
 
 def test_the_csv_has_a_line_a_point_every_bit_of_each_number_and_blanks_for_what_was_not_reported():

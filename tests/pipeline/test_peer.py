@@ -51,8 +51,8 @@ def test_softmax_peer_is_the_best_of_all_cells(keys):
                 row_I, column_J = row_query_HQ[h], column_query_HQ[h]
             else:
                 own = 0 if keys == "shared" else h
-                row_I = router.keys[0, own] @ row_query_HQ[h]
-                column_J = router.keys[1, own] @ column_query_HQ[h]
+                row_I = router.row_keys[own] @ row_query_HQ[h]
+                column_J = router.column_keys[own] @ column_query_HQ[h]
             score = {(r, c): row_I[r] + column_J[c] for r in range(n) for c in range(n)}
             best = sorted(score, key=lambda cell: -score[cell].item())[:K]
             gates = torch.softmax(torch.stack([score[cell] for cell in best]), 0)

@@ -71,7 +71,7 @@ def test_an_expert_that_never_fires_is_dropped_even_without_a_budget():
 def test_experts_that_share_score_rows_pay_for_each_row_once_between_them():
     num_keys, num_heads, d_model = 5, 3, 14
     cell_E = torch.tensor([0, 0, 7, 12, 12, 12, 24, 3])
-    share_E = row_share_bits(cell_E, num_keys, num_heads, d_model, torch.ones(8, dtype=torch.bool))
+    share_E = row_share_bits(cell_E, (num_keys, num_keys), num_heads, d_model, torch.ones(8, dtype=torch.bool))
     rows, columns = len(set((cell_E // 5).tolist())), len(set((cell_E % 5).tolist()))
     assert float(share_E.sum()) == pytest.approx((rows + columns) * num_heads * d_model * COEFFICIENT_BITS)
     assert float(share_E[0]) == float(share_E[1]) < float(share_E[2])
@@ -80,7 +80,7 @@ def test_experts_that_share_score_rows_pay_for_each_row_once_between_them():
 def test_score_rows_are_shared_by_their_users_alone():
     cell_E = torch.tensor([0, 0, 0, 6])
     users_E = torch.tensor([True, False, False, True])
-    share_E = row_share_bits(cell_E, 5, 1, 10, users_E)
+    share_E = row_share_bits(cell_E, (5, 5), 1, 10, users_E)
     assert float(share_E[users_E].sum()) == pytest.approx(4 * 10 * COEFFICIENT_BITS)
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 from torch import nn
 
+from artifacts import ArtifactError
 from pipeline import curve
 from pipeline.curve import to_csv
 from pipeline.losses import next_token
 from pipeline.run import Run, running
+from pipeline.sealed import load_sealed, save_sealed
 from pipeline.training import Rate, TrainingConfig, fit
 
 CONFIG = TrainingConfig(steps=20, batch_size=3, context_length=7, learning_rate=0.02, warmup_steps=4)
@@ -136,17 +138,76 @@ def test_the_checkpoint_interval_is_no_part_of_the_recipe():
     assert "checkpoint_seconds" not in CONFIG.model_dump()
 
 
-@pytest.mark.parametrize("wrong", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_ends_the_run(corpus, wrong):
-    model = Bigrams().train()
-    loss = cross_entropy(model)
+def spoilt_at(steps, wrong, loss):
+    """The same loss, but for these steps, where it and its gradient are `wrong`."""
 
     def spoilt(batch, step):
         total, numbers = loss(batch, step)
-        return total * (wrong if step == 3 else 1), numbers
+        return total * (wrong if step in steps else 1), numbers
 
-    with pytest.raises(RuntimeError, match=f"train: the loss is {wrong} at step 3; lower the learning rate"):
+    return spoilt
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_step_whose_loss_is_not_finite_moves_nothing_and_is_counted(corpus, wrong):
+    model, states = Bigrams().train(), {}
+    loss = cross_entropy(model)
+
+    def watched(batch, step):
+        states[step] = model.table.weight.detach().clone()
+        return loss(batch, step)
+
+    fitted = trained(corpus, model, loss=spoilt_at({3, 7}, wrong, watched))
+    assert fitted.skipped_steps == 2
+    assert [step for step in range(19) if torch.equal(states[step], states[step + 1])] == [3, 7]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert [point.numbers.keys() == {"train_loss_nats"} for point in fitted.curve] == [
+        step not in (3, 7) for step in range(20)
+    ]
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing_though_the_loss_is(corpus):
+    model = Bigrams().train()
+    loss = cross_entropy(model)
+
+    def steep(batch, step):
+        total, numbers = loss(batch, step)
+        return (total + (model.out.bias * 0).sqrt().sum() if step == 5 else total), numbers  # d sqrt(0) is infinite
+
+    fitted = trained(corpus, model, loss=steep)
+    assert fitted.skipped_steps == 1
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_steps_skipped_before_a_death_are_counted_after_it(corpus, tmp_path):
+    config = CONFIG.model_copy(update={"checkpoint_seconds": 1e-9})
+    model = Bigrams().train()
+    spoilt = spoilt_at({3}, math.nan, cross_entropy(model))
+    with pytest.raises(Killed):
+        trained(corpus, model, config=config, checkpoints=tmp_path, loss=killed_at(9, spoilt))
+    assert trained(corpus, model, config=config, checkpoints=tmp_path).skipped_steps == 1
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+def test_a_loss_that_stays_not_finite_ends_the_run(corpus, wrong):
+    model = Bigrams().train()
+    spoilt = spoilt_at(range(3, 20), wrong, cross_entropy(model))
+    message = rf"train: the loss \({wrong}\) or its gradient is not finite at step 12 and at the 9 before it; lower"
+    with pytest.raises(RuntimeError, match=message):
         trained(corpus, model, loss=spoilt)
+
+
+def test_a_checkpoint_of_another_layout_of_int4_tables_is_refused(corpus, tmp_path):
+    config = CONFIG.model_copy(update={"checkpoint_seconds": 1e-9})
+    model = Bigrams().train()
+    with pytest.raises(Killed):
+        trained(corpus, model, config=config, checkpoints=tmp_path, loss=killed_at(9, cross_entropy(model)))
+    path = tmp_path / "train.pt"
+    save_sealed({**load_sealed(path), "nibble_layout": "interleaved"}, path)
+    with pytest.raises(
+        ArtifactError, match="int4 tables of layout interleaved; this version reads layout half-split: use --force"
+    ):
+        trained(corpus, model, config=config, checkpoints=tmp_path)
 
 
 class Loose(nn.Module):
@@ -195,17 +256,52 @@ def test_a_model_in_evaluation_is_trained_in_evaluation(corpus):
     assert torch.equal(model.norm.running_mean, statistics)
 
 
-def test_what_no_optimizer_holds_is_updated_after_every_step_at_the_same_share(corpus):
-    model, told = Bigrams().train(), []
+class Told:
+    """Tables that hear of every step; the gradients that they hold are not finite at the steps of `wrong`."""
 
-    def after(step, share):
-        told.append((step, share))
+    def __init__(self, wrong=()):
+        self.wrong, self.moved, self.skipped = wrong, [], 0
+
+    def finite(self):
+        return len(self.moved) + self.skipped not in self.wrong
+
+    def step(self, step, rate_share):
+        self.moved.append((step, rate_share))
         return {"flips": 2.0}
 
-    fitted = trained(corpus, model, after_backward=after)
-    assert told == [(step, CONFIG.rate_share(step)) for step in range(CONFIG.steps)]
+    def skip(self):
+        self.skipped += 1
+
+
+def test_what_no_optimizer_holds_moves_after_every_step_at_the_same_share(corpus):
+    model, tables = Bigrams().train(), Told()
+    fitted = trained(corpus, model, tables=tables)
+    assert tables.moved == [(step, CONFIG.rate_share(step)) for step in range(CONFIG.steps)]
+    assert tables.skipped == 0
     assert fitted.losses["flips"] == 2.0
+    assert fitted.totals["flips"] == 2.0 * CONFIG.steps
     assert all(point.numbers.keys() == {"train_loss_nats", "flips"} for point in fitted.curve)
+
+
+def test_nothing_moves_where_the_tables_gradients_are_not_finite(corpus):
+    model, tables, states = Bigrams().train(), Told(wrong=(4,)), []
+    loss = cross_entropy(model)
+
+    def watched(batch, step):
+        states.append(model.out.weight.detach().clone())
+        return loss(batch, step)
+
+    fitted = trained(corpus, model, tables=tables, loss=watched)
+    assert [step for step, _ in tables.moved] == [step for step in range(CONFIG.steps) if step != 4]
+    assert (tables.skipped, fitted.skipped_steps) == (1, 1)
+    assert torch.equal(states[4], states[5])
+    assert not torch.equal(states[5], states[6])
+
+
+def test_tables_forget_the_gradients_of_a_step_whose_loss_is_not_finite(corpus):
+    model, tables = Bigrams().train(), Told()
+    trained(corpus, model, tables=tables, loss=spoilt_at({2}, math.nan, cross_entropy(model)))
+    assert (tables.skipped, len(tables.moved)) == (1, CONFIG.steps - 1)
 
 
 def test_progress_ends_with_the_last_step(corpus):

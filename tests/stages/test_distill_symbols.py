@@ -248,6 +248,13 @@ def test_any_ladder_of_coordinates_will_do(corpus, int4, coordinates):
     assert output.value.spec.experts.coordinates == max(coordinates)
 
 
+def test_int4_tables_of_grouped_scales_are_refused(corpus, int4):
+    experts = int4.spec.experts.model_copy(update={"scale_groups": 2})
+    grouped = LanguageModel(int4.spec.model_copy(update={"experts": experts}))
+    with pytest.raises(ValueError, match="one scale a row, not scale_groups=2; quantize with 1"):
+        distill_symbols.fn(config(), corpus=corpus, int4=grouped)
+
+
 def test_the_stage_leaves_the_model_it_reads_as_it_was(corpus, int4):
     before = {name: tensor.clone() for name, tensor in int4.state_dict().items()}
     modules = [block.moe for block in int4.blocks()]

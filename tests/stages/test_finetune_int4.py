@@ -1,16 +1,18 @@
 """finetune-int4: nibbles that accumulate in nibbles win back what quantization lost."""
 
+import itertools
 import math
 
 import pytest
 import torch
 
 from kernels.packing import unpack_int4
-from kernels.sr_update import RowGradients
 from pipeline.losses import logit_kl
 from pipeline.measures import MeasureConfig
-from pipeline.models.quantization import requantized, to_int4
-from stages.finetune_int4 import FinetuneInt4Config, finetune_int4, update_tables
+from pipeline.models.quantization import to_int4
+from pipeline.run import Run, running
+from pipeline.table_training import Int4Tables
+from stages.finetune_int4 import FinetuneInt4Config, finetune_int4
 from tests.pictures import assert_training_files
 
 METRICS = {
@@ -18,7 +20,8 @@ METRICS = {
     "loss_increase_nats", "loss_increase_standard_error_nats", "kl_to_teacher_nats", "loss_without_experts_nats",
     "loss_recovered", "effective_experts", "effective_experts_least", "active_experts_per_token", "firing_mismatches",
     "num_experts", "expert_bytes", "table_bytes_per_parameter", "num_parameters", "peak_memory_bytes",
-    "train_kl_to_teacher_nats", "flips_per_touched_weight", "scale_growths", "loss_increase_from_int4_nats",
+    "train_kl_to_teacher_nats", "flips_per_touched_weight", "scale_growths", "rows_refused", "steps_skipped",
+    "loss_increase_from_int4_nats",
     "loss_increase_from_int4_standard_error_nats", "train_tokens", "tokens_per_second",
 }  # fmt: skip
 
@@ -55,7 +58,7 @@ def test_metrics_are_there_and_finite(tuned):
 
 
 def test_the_curve_is_of_the_divergence_and_of_the_tables(tuned):
-    names = ["train_kl_to_teacher_nats", "flips_per_touched_weight", "scale_growths"]
+    names = ["train_kl_to_teacher_nats", "flips_per_touched_weight", "scale_growths", "rows_refused"]
     assert_training_files(tuned.files, steps=40, tokens=40 * 6 * 23, names=names)
 
 
@@ -113,7 +116,7 @@ def test_learning_the_next_token_lowers_the_loss_on_it(run_in, config, corpus, i
     assert "train_loss_nats" in output.metrics
     assert "train_kl_to_teacher_nats" not in output.metrics
     assert output.metrics["loss_increase_from_int4_nats"] < 0
-    names = ["train_loss_nats", "flips_per_touched_weight", "scale_growths"]
+    names = ["train_loss_nats", "flips_per_touched_weight", "scale_growths", "rows_refused"]
     assert_training_files(output.files, steps=40, tokens=40 * 6 * 23, names=names)
 
 
@@ -123,24 +126,73 @@ def test_training_bytes_count_the_moments_of_the_biases(tuned):
     assert tuned.metrics["table_bytes_per_parameter"] == pytest.approx((stored + 8) / 40)
 
 
-def test_tables_draw_other_numbers_in_every_block_table_and_step(int4):
-    """The same gradients and rows everywhere: only the key of the draw differs."""
+def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(config, corpus, int4, peer, training, tmp_path):
+    long = config.model_copy(update={"training": training(12, checkpoint_seconds=1e-9)})
 
-    def changed(step):
-        model = requantized(int4, {"accumulator": True})
-        for block in model.blocks():
-            for table in (block.moe.u, block.moe.v):
-                table.weight_EB.zero_()
-                table.scale_E.fill_(0.25)
-            gradients = RowGradients(
-                torch.ones(1, 20), torch.arange(9), torch.arange(10), torch.zeros(9, dtype=torch.int64), torch.ones(9)
-            )
-            block.moe.gradients = (gradients, gradients)
-        counts = update_tables(model, 0.25 / 16 * 0.5, step)
-        assert [c.rows for c in counts] == [9] * 4
-        assert all(block.moe.gradients is None for block in model.blocks())
-        return [t.accumulator_EB.clone() for b in model.blocks() for t in (b.moe.u, b.moe.v)]
+    class Killed(Exception):
+        pass
 
-    draws = [*changed(0), *changed(1)]
-    assert all(not torch.equal(a, b) for i, a in enumerate(draws) for b in draws[:i])
-    assert all(torch.equal(a, b) for a, b in zip(changed(0), draws[:4], strict=True))
+    def die_at_step_7(progress):
+        if progress.what == "fine-tune" and progress.step == 7:
+            raise Killed
+
+    def run(**options):
+        with running(Run(seed=5, **options)):
+            return finetune_int4.fn(long, corpus=corpus, int4=int4, peer=peer.value)
+
+    whole = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.time.monotonic", itertools.count().__next__)  # every step is told
+        with pytest.raises(Killed):
+            run(checkpoints=tmp_path, report=die_at_step_7)
+    assert (tmp_path / "fine-tune.pt").is_file()
+    resumed = run(checkpoints=tmp_path)
+    for name, tensor in whole.value.state_dict().items():
+        assert torch.equal(resumed.value.state_dict()[name], tensor), name
+    assert resumed.files == whole.files
+
+
+def test_routers_and_all_else_learn_where_that_is_asked_for(run_in, config, corpus, int4, peer, training):
+    def moved(part):
+        short = config.model_copy(update={"trained": part, "training": training(3)})
+        after = run_in(finetune_int4, short, corpus=corpus, int4=int4, peer=peer.value).value.state_dict()
+        names = {n for n, t in int4.state_dict().items() if not torch.equal(after[n], t)}
+        return any(".router." in n for n in names), any(".self_attn." in n for n in names)
+
+    assert [moved(part) for part in ("experts", "routers", "all")] == [(False, False), (True, False), (True, True)]
+
+
+def test_a_non_finite_gradient_leaves_the_tables_and_is_counted(
+    run_in, config, corpus, int4, peer, training, monkeypatch
+):
+    """Of five steps one is spoilt: the same tables come out as of a run whose batches lack it."""
+    finite = Int4Tables.finite
+    calls = itertools.count()
+
+    def spoilt(tables):
+        if next(calls) == 2:
+            layer = tables.model.blocks()[0].moe
+            layer.gradients[0].weight_P[0] = math.nan
+        before = [t.clone() for t in tables.model.state_dict().values()]
+        verdict = finite(tables)
+        assert all(torch.equal(a, b) for a, b in zip(before, tables.model.state_dict().values(), strict=True))
+        return verdict
+
+    monkeypatch.setattr(Int4Tables, "finite", spoilt)
+    short = config.model_copy(update={"training": training(5)})
+    output = run_in(finetune_int4, short, corpus=corpus, int4=int4, peer=peer.value)
+    assert output.metrics["steps_skipped"] == 1
+    assert all(math.isfinite(value) for value in output.metrics.values())
+
+
+def test_int4_tables_of_grouped_scales_are_refused(run_in, config, corpus, peer):
+    grouped = to_int4(peer.value, clips=1, groups=2)
+    with pytest.raises(ValueError, match="int4 tables that train have one scale a row, not scale_groups=2"):
+        run_in(finetune_int4, config, corpus=corpus, int4=grouped, peer=peer.value)
+
+
+def test_an_int4_model_can_be_the_teacher_of_another(run_in, config, corpus, int4, training):
+    """As after growing, where no float model of the larger pool exists."""
+    short = config.model_copy(update={"training": training(3)})
+    output = run_in(finetune_int4, short, corpus=corpus, int4=int4, peer=int4)
+    assert output.metrics["loss_increase_nats"] == output.metrics["loss_increase_from_int4_nats"]

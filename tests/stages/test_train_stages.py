@@ -1,17 +1,22 @@
 """The training stages learn a text that repeats, and say what they made."""
 
+import itertools
 import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
 from pipeline.corpus import Corpus, CorpusSpec, make_split
 from pipeline.corpus_tokenizer import ByteTokenizer
 from pipeline.measures import MeasureConfig
+from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
 from pipeline.models.peer import PeerSpec
 from pipeline.pretraining import loss_without_context
+from pipeline.run import Run, running
+from pipeline.table_training import draw_tables
 from stages.train_dense import TrainDenseConfig, train_dense
 from stages.train_monet import TrainMonetConfig, train_monet
 from stages.train_peer import TrainPeerConfig, train_peer
@@ -27,6 +32,7 @@ MEASURED = {
     "train_loss_nats",
     "train_tokens",
     "tokens_per_second",
+    "steps_skipped",
 }
 ROUTED = {"effective_experts", "effective_experts_least"}
 PEER = PeerSpec(num_keys=6, num_experts=50, num_heads=2, d_key=5, pairs_per_head=3, active_keys=2)
@@ -98,6 +104,75 @@ def test_train_peer_learns_and_tells_the_size_of_its_tables(run_in, corpus, mone
     assert_training_files(output.files, steps=30, tokens=30 * 6 * 23, names=["train_loss_nats"])
     assert output.metrics["num_experts"] == 50
     assert output.metrics["expert_bytes"] == 2 * 20 * 4 + 4
+
+
+@pytest.fixture(scope="module")
+def in_int4(monet_config, training):
+    return TrainPeerConfig(
+        transformer=monet_config.transformer,
+        peer=PEER.model_copy(update={"precision": "int4"}),
+        training=training(60, learning_rate=0.02),
+        measure=monet_config.measure,
+    )
+
+
+def test_train_peer_in_int4_learns_with_tables_of_nibbles_alone(run_in, corpus, in_int4):
+    output = run_in(train_peer, in_int4, corpus=corpus)
+    assert output.value.kind == "peer-int4"
+    names = {"active_experts_per_token", "num_experts", "expert_bytes", "table_bytes_per_parameter", "rows_refused"}
+    names |= {"flips_per_touched_weight", "scale_growths"}
+    assert_metrics(output, MEASURED | ROUTED | names)
+    assert_learned(output)
+    # Two planes, scale and moment a row; the bias and AdamW's two moments of it.
+    assert output.metrics["table_bytes_per_parameter"] == pytest.approx((2 * (20 + 2 + 4) + 4 + 8) / 40)
+    assert not any(name.endswith((".moe.u", ".moe.v")) for name, _ in output.value.named_parameters())
+
+
+def test_in_int4_the_touched_rows_move_and_the_others_stay_where_they_were_drawn(run_in, corpus, in_int4, training):
+    short = in_int4.model_copy(update={"training": training(2)})
+    model = run_in(train_peer, short, corpus=corpus).value
+    start = LanguageModel(model.spec)
+    with running(Run(seed=0)):
+        draw_tables(start)
+    touched = 0
+    for ours, theirs in zip(model.blocks(), start.blocks(), strict=True):
+        for table, drawn in ((ours.moe.u, theirs.moe.u), (ours.moe.v, theirs.moe.v)):
+            moved_E = (table.weight_EB != drawn.weight_EB).any(1) | (table.accumulator_EB != drawn.accumulator_EB).any(
+                1
+            )
+            assert torch.equal(moved_E, table.moment_E > 0)
+            touched += int(moved_E.sum())
+    assert 0 < touched <= 4 * 50
+
+
+def test_training_in_int4_that_is_killed_ends_with_the_bits_of_one_that_was_not(corpus, in_int4, training, tmp_path):
+    config = in_int4.model_copy(update={"training": training(9, checkpoint_seconds=1e-9)})
+
+    class Killed(Exception):
+        pass
+
+    def die_at_step_6(progress):
+        if progress.step == 6:
+            raise Killed
+
+    def run(**options):
+        with running(Run(seed=4, **options)):
+            return train_peer.fn(config, corpus=corpus)
+
+    whole = run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipeline.training.time.monotonic", itertools.count().__next__)  # every step is told
+        with pytest.raises(Killed):
+            run(checkpoints=tmp_path, report=die_at_step_6)
+    resumed = run(checkpoints=tmp_path)
+    for name, tensor in whole.value.state_dict().items():
+        assert torch.equal(resumed.value.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize("precision", ["int8", "bfloat16", "float32"])
+def test_tables_of_other_precisions_are_not_trained_from_random_weights(precision):
+    with pytest.raises(ValidationError, match=f"tables of precision {precision} are not trained .* use float or int4"):
+        TrainPeerConfig(peer=PEER.model_copy(update={"precision": precision}))
 
 
 def test_a_table_rate_moves_the_tables_alone_faster(run_in, corpus, monet_config, training):
