@@ -2,6 +2,7 @@
 
     text -> prepare-corpus -+-> train-dense ---------------------------------------------+
                             +-> train-peer   (the arm that is not distilled)             |
+                            +-> study-int4-ablation, study-precision   (beside a run)    |
                             +-> train-monet ---------------------------------------------+
                                      |                                                   |
                                      v                                                   |
@@ -13,6 +14,7 @@
                                      |        |                                          |
                                      |        v                                          |
                                      +-> finetune-int4 ----------------------------------+
+                                              +-> grow-int4   (beside a run)             |
                                               |                                          |
                                               v                                          |
                                          distill-symbols --------------------------------+

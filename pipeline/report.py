@@ -16,10 +16,15 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="What the report calls it.")
-    id: str = Field(description="The artifact that was measured.")
+    id: str = Field(description="The artifact that was measured; nothing for a trial within a study.")
     kind: str = Field(description="Its kind.")
     seconds: float = Field(description="Time its stage took, in seconds.")
     metrics: dict[str, float] = Field(description="Its figures, by the names in pipeline/measures.py.")
+
+
+def trial_row(name: str, seed: int, numbers: Mapping[str, float]) -> Row:
+    """A trial of a study, which is no artifact of its own."""
+    return Row(name=f"{name}, seed {seed}", id="", kind="trial", seconds=numbers["seconds"], metrics=dict(numbers))
 
 
 class ReportSpec(BaseModel):

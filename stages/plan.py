@@ -1,6 +1,7 @@
 """A whole run: which stages, in which order, with which settings. Presets are functions that return a Plan."""
 
 import difflib
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts import ArtifactId, Store
+from pipeline.arms import ArmConfig
 from pipeline.measures import MeasureConfig
 from pipeline.models.dense import DenseSpec
 from pipeline.models.monet import MonetSpec
@@ -18,10 +20,13 @@ from pipeline.training import TrainingConfig
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4
+from stages.grow_int4 import GrowInt4Config, grow_int4
 from stages.prepare_corpus import PrepareCorpusConfig, prepare_corpus
 from stages.quantize_int4 import QuantizeInt4Config, quantize_int4
 from stages.quantize_int8 import QuantizeInt8Config, quantize_int8
 from stages.report import ReportConfig, report
+from stages.study_int4_ablation import StudyInt4AblationConfig, study_int4_ablation
+from stages.study_precision import StudyPrecisionConfig, study_precision
 from stages.train_dense import TrainDenseConfig, train_dense
 from stages.train_monet import TrainMonetConfig, train_monet
 from stages.train_peer import TrainPeerConfig, train_peer
@@ -53,6 +58,7 @@ CHAIN: tuple[Step, ...] = (
     Step(quantize_int8, {"corpus": "prepare-corpus", "peer": "distill-peer"}),
     Step(quantize_int4, {"corpus": "prepare-corpus", "peer": "distill-peer"}),
     Step(finetune_int4, {"corpus": "prepare-corpus", "int4": "quantize-int4", "peer": "distill-peer"}),
+    Step(grow_int4, {"corpus": "prepare-corpus", "int4": "finetune-int4"}),
     Step(distill_symbols, {"corpus": "prepare-corpus", "int4": "finetune-int4"}),
     Step(
         report,
@@ -66,8 +72,12 @@ CHAIN: tuple[Step, ...] = (
             "symbols": "distill-symbols",
         },
     ),
+    Step(study_int4_ablation, {"corpus": "prepare-corpus"}),
+    Step(study_precision, {"corpus": "prepare-corpus"}),
 )
 NAMES: tuple[str, ...] = tuple(step.name for step in CHAIN)
+BESIDE = frozenset(("train-peer", "grow-int4", "study-int4-ablation", "study-precision"))
+"""Stages that a run leaves out unless its plan names them."""
 
 
 def step_of(name: str) -> Step:
@@ -139,7 +149,7 @@ class Plan(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     chain: tuple[str, ...] = Field(
-        default=tuple(name for name in NAMES if name != "train-peer"),
+        default=tuple(name for name in NAMES if name not in BESIDE),
         description="Stages of a run; each needs those that make its inputs.",
     )
     prepare_corpus: PrepareCorpusConfig = Field(
@@ -155,8 +165,15 @@ class Plan(BaseModel):
     quantize_int8: QuantizeInt8Config = Field(default=QuantizeInt8Config(), description="Its tables in int8.")
     quantize_int4: QuantizeInt4Config = Field(default=QuantizeInt4Config(), description="Its tables in int4.")
     finetune_int4: FinetuneInt4Config = Field(default=FinetuneInt4Config(), description="Training in int4.")
+    grow_int4: GrowInt4Config = Field(default=GrowInt4Config(), description="More experts, the same function.")
     distill_symbols: DistillSymbolsConfig = Field(default=DistillSymbolsConfig(), description="Formulas and logic.")
     report: ReportConfig = Field(default=ReportConfig(), description="The table and the picture at the end.")
+    study_int4_ablation: StudyInt4AblationConfig = Field(
+        default=StudyInt4AblationConfig(), description="What each part of int4 training buys."
+    )
+    study_precision: StudyPrecisionConfig = Field(
+        default=StudyPrecisionConfig(), description="What a byte of expert table buys at each precision."
+    )
 
     @model_validator(mode="after")
     def _chain_is_whole(self) -> "Plan":
@@ -268,6 +285,19 @@ def _plan(
     def shorter(config: TrainingConfig, steps: int) -> TrainingConfig:
         return config.model_copy(update={"steps": steps, "batch_size": training.batch_size, "context_length": length})
 
+    def studied(arm: ArmConfig, factor: int) -> ArmConfig:
+        """Two blocks of this width with so many times the plan's experts a block."""
+        pool = {"num_keys": peer.num_keys * math.isqrt(factor), "num_experts": peer.num_experts * factor}
+        return arm.model_copy(
+            update={
+                "transformer": shape.model_copy(update={"num_layers": 2}),
+                "peer": PeerSpec.model_validate({**peer.model_dump(), **pool}),
+                "training": arm.training.model_copy(
+                    update={"batch_size": training.batch_size, "context_length": length}
+                ),
+            }
+        )
+
     distill, finetune = base.distill_peer, base.finetune_int4
     return Plan(
         prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size),
@@ -280,7 +310,10 @@ def _plan(
         quantize_int8=QuantizeInt8Config(context_length=length),
         quantize_int4=QuantizeInt4Config(context_length=length),
         finetune_int4=FinetuneInt4Config(training=shorter(finetune.training, finetune.training.steps)),
+        grow_int4=GrowInt4Config(context_length=length),
         distill_symbols=DistillSymbolsConfig(context_length=length),
+        study_int4_ablation=StudyInt4AblationConfig(arm=studied(base.study_int4_ablation.arm, 4)),
+        study_precision=StudyPrecisionConfig(arm=studied(base.study_precision.arm, 1)),
     )
 
 

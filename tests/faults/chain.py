@@ -24,9 +24,12 @@ from tests.faults.sweep import Known, Scenario, Strike, lend
 from tests.shapes import SMALL, flags
 
 STEPS = 4
+STAGES = tuple(step for step in CHAIN if not step.name.startswith("study-"))
+"""Studies train in processes of their own, which no fault reaches; tests/pipeline/test_trials.py has what they keep."""
+
 _PRETRAINED = ("train-dense", "train-monet", "train-peer")
 TRAINED = (*_PRETRAINED, "distill-peer", "finetune-int4")
-_MEASURED = (*TRAINED, "quantize-int8", "quantize-int4", "distill-symbols")
+_MEASURED = (*TRAINED, "quantize-int8", "quantize-int4", "grow-int4", "distill-symbols")
 _SHAPES: dict[str, object] = {
     **SMALL,
     **{
@@ -56,7 +59,7 @@ class Library:
     made: Mapping[str, ArtifactId]
 
     @classmethod
-    def made_in(cls, folder: Path, names: Sequence[str] = tuple(step.name for step in CHAIN)) -> "Library":
+    def made_in(cls, folder: Path, names: Sequence[str] = tuple(step.name for step in STAGES)) -> "Library":
         """Runs these stages, in this process, so that its children find torch warmed up."""
         text = folder / "text.txt"
         text.write_text("\n".join(f"{i % 97}. {_SENTENCES[i * i % 3]} {_SENTENCES[i % 3]}" for i in range(500)))
@@ -101,7 +104,7 @@ class Library:
 
 def scenarios(library: Library) -> Iterator[Scenario]:
     """One for each stage. Of the training stages, the first meets all faults and the others kills."""
-    for step in CHAIN:
+    for step in STAGES:
         is_first = step.name == TRAINED[0]
         yield library.scenario(
             step.name,

@@ -1,0 +1,68 @@
+"""`python -m pipeline.compare_arms STUDY A B`: the difference of two arms of a study, paired by seed.
+
+Without A and B it lists the arms. Reads a report that a study made; nothing is trained.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from artifacts import ArtifactError, Store
+from pipeline import codec
+from pipeline.report import Report
+from pipeline.trials import paired
+
+
+def losses_by_seed(report: Report) -> dict[str, dict[int, float]]:
+    """Held-out loss, nats a token, of every arm and seed."""
+    found: dict[str, dict[int, float]] = {}
+    for row in report.spec.rows:
+        name, comma, seed = row.name.rpartition(", seed ")
+        if comma and row.kind == "trial":
+            found.setdefault(name, {})[int(seed)] = row.metrics["held_out_loss_nats"]
+    return found
+
+
+def difference(arms: Mapping[str, Mapping[int, float]], arm: str, baseline: str) -> str:
+    """One sentence. ValueError for arms that the study has not, or that share fewer than two seeds."""
+    for name in (arm, baseline):
+        if name not in arms:
+            raise ValueError(f"the study has no arm {name!r}; it has {', '.join(arms)}")
+    seeds = sorted(arms[arm].keys() & arms[baseline].keys())
+    if len(seeds) < 2:
+        raise ValueError(f"{arm} and {baseline} share {len(seeds)} seeds; an interval takes two at least")
+    found = paired([arms[arm][seed] for seed in seeds], [arms[baseline][seed] for seed in seeds])
+    return f"{arm} minus {baseline}: {found} nats a token (95 %, paired over {len(seeds)} seeds)"
+
+
+def _list(arms: Mapping[str, Mapping[int, float]]) -> str:
+    def mean(losses: Mapping[int, float]) -> str:
+        return f"{statistics.fmean(losses.values()):.4f} nats a token over {len(losses)} seeds"
+
+    return "\n".join(f"{name}: {mean(losses)}" for name, losses in arms.items())
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m pipeline.compare_arms", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("study", metavar="STUDY", help="id of a study's report, or its beginning")
+    parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")
+    parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
+    values = parser.parse_args(arguments)
+    report = codec.load(Store(values.store).open(values.study, kind="report"))
+    assert isinstance(report, Report)
+    arms = losses_by_seed(report)
+    if len(values.arms) not in (0, 2) or not arms:
+        got = f"{len(values.arms)} arms" if arms else "a report without trials"
+        raise ValueError(f"got {got}, wanted the id of a study and none or two of its arms")
+    print(difference(arms, *values.arms) if values.arms else _list(arms))  # noqa: T201 - this is the command's output
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except (ArtifactError, ValueError) as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        sys.exit(2)

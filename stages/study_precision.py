@@ -1,0 +1,197 @@
+"""Corpus -> report: what a byte of expert table buys at float32, bfloat16, int8 and int4, over pools and seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from pipeline.arms import Arm, ArmConfig, train_arm
+from pipeline.capacity import INFERENCE, TRAINING, Storage, expert_bytes
+from pipeline.corpus import Corpus
+from pipeline.models.peer import PeerSpec
+from pipeline.plots import Measurement, lines_by_size
+from pipeline.report import Report, ReportSpec, trial_row
+from pipeline.run import current_run
+from pipeline.stage import Output, StageConfig, stage
+from pipeline.trials import Interval, Trial, interval, paired, run_trials
+
+FORMATS = (
+    Arm(name="fp32", says="float32, row rule", format="float32"),
+    Arm(name="bf16", says="bfloat16, row rule with stochastic rounding", format="bfloat16"),
+    Arm(name="int8", says="int8, row rule with stochastic rounding", format="int8"),
+    Arm(name="int4", says="int4 with an int4 accumulator, row rule", format="int4", accumulator=True),
+)
+NARROWER = {"bf16": "fp32", "int8": "bf16", "int4": "int8"}
+"""Each format and the one of twice its bytes for inference: half as many experts take as much memory."""
+
+
+Rate = Annotated[float, Field(gt=0, le=1)]
+
+
+class StudyPrecisionConfig(StageConfig):
+    """The smallest pool and its training, the larger pools, the rates tried, and how many seeds."""
+
+    arm: ArmConfig = Field(
+        default=ArmConfig(peer=PeerSpec(num_keys=64, num_experts=4096)),
+        description="Model of the smallest pool, and the training of all.",
+    )
+    doublings: int = Field(default=3, ge=1, le=10, description="Times the pool doubles: 3 gives N, 2N, 4N and 8N.")
+    table_rates: tuple[Rate, ...] = Field(
+        default=(3e-3, 1e-2, 2e-2),
+        min_length=1,
+        description="Peak steps of u and v that each format may choose from, by a trial of the smallest pool with a "
+        "seed of its own.",
+    )
+    num_seeds: int = Field(default=3, ge=2, le=100, description="Seeds, counted up from the run's.")
+
+    @field_validator("table_rates")
+    @classmethod
+    def _differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(rates)) < len(rates):
+            raise ValueError(f"table_rates has one twice: {rates}")
+        return rates
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One format at one pool."""
+
+    format: str
+    factor: int
+    """Times the smallest pool."""
+    losses: Sequence[float]
+    inference_bytes: float
+    """Of all tables and biases."""
+    training_bytes: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.format}_{self.factor}n"
+
+
+@stage(name="study-precision", version=1)
+def study_precision(config: StudyPrecisionConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[Report]:
+    """Corpus -> report: loss against bytes, for training and for inference, at four number formats."""
+    first = current_run().seed
+    seeds = range(first, first + config.num_seeds)
+    factors = [2**k for k in range(config.doublings + 1)]
+    pools = {factor: _pool(config.arm, factor) for factor in factors}
+    tuning = [
+        _trial(f"{arm.name}_1n rate {rate:g}", arm, pools[1], seeds.stop, rate, corpus)
+        for arm in FORMATS
+        for rate in config.table_rates
+    ]
+    tuned = run_trials(tuning, "choose rates")
+    rates = _best_rates(tuned, config)
+    trials = [
+        _trial(f"{arm.name}_{factor}n", arm, pools[factor], seed, rates[arm.name], corpus)
+        for factor in reversed(factors)  # the longest first, so that no core is left waiting for one at the end
+        for seed in seeds
+        for arm in FORMATS
+    ]
+    numbers = run_trials(trials, "train the pools")
+    cells = {}
+    for factor in factors:
+        for arm, stored, trained in zip(FORMATS, INFERENCE, TRAINING[-len(FORMATS) :], strict=True):
+            name = f"{arm.name}_{factor}n"
+            cells[name] = Cell(
+                format=arm.name,
+                factor=factor,
+                losses=[n["held_out_loss_nats"] for t, n in zip(trials, numbers, strict=True) if t.name == name],
+                inference_bytes=_bytes(stored, factor, config.arm),
+                training_bytes=_bytes(trained, factor, config.arm),
+            )
+    rows = [trial_row(t.name, t.seed, n) for t, n in zip([*tuning, *trials], [*tuned, *numbers], strict=True)]
+    equal = _at_equal_bytes(cells)
+    files = {"report.md": _page(cells, equal, rates).encode(), "plot.png": _picture(cells)}
+    metrics = {
+        **{f"loss_{name}_nats": interval(cell.losses).mean for name, cell in cells.items()},
+        **{f"table_rate_{name}": rate for name, rate in rates.items()},
+        **{f"{name}_nats": difference.mean for name, difference in equal.items()},
+        **{f"{name}_half_width_nats": difference.half_width for name, difference in equal.items()},
+        "num_seeds": float(config.num_seeds),
+    }
+    return Output(value=Report(ReportSpec(rows=tuple(rows)), files), metrics=metrics)
+
+
+def _trial(name: str, arm: Arm, pool: ArmConfig, seed: int, rate: float, corpus: Corpus) -> Trial:
+    return Trial(name=name, seed=seed, compute=train_arm, arguments=(arm, pool, corpus, rate))
+
+
+def _best_rates(tuned: Sequence[Mapping[str, float]], config: StudyPrecisionConfig) -> dict[str, float]:
+    """Each format's rate of least loss, of trials in order of formats."""
+    tried = len(config.table_rates)
+    best = {}
+    for place, arm in enumerate(FORMATS):
+        losses = [numbers["held_out_loss_nats"] for numbers in tuned[place * tried : (place + 1) * tried]]
+        best[arm.name] = config.table_rates[losses.index(min(losses))]
+    return best
+
+
+def _pool(config: ArmConfig, factor: int) -> ArmConfig:
+    """The same model with a key grid of so many times the cells: rows or columns are doubled, in turn."""
+    peer = config.peer
+    while factor > 1:
+        _, peer = peer.doubled_grid()
+        factor //= 2
+    return config.model_copy(update={"peer": peer})
+
+
+def _bytes(storage: Storage, factor: int, config: ArmConfig) -> float:
+    """Of all tables and biases of the model with so many times the smallest pool."""
+    experts = factor * config.peer.num_experts * config.transformer.num_layers
+    return float(experts * expert_bytes(storage, config.transformer.d_model))
+
+
+def _at_equal_bytes(cells: Mapping[str, Cell]) -> dict[str, Interval]:
+    """Each format against the one of twice its bytes with half as many experts, paired by seed; and at equal pools."""
+    found = {}
+    for cell in cells.values():
+        wider = NARROWER.get(cell.format)
+        if wider is None:
+            continue
+        for factor in (cell.factor // 2, cell.factor):
+            if other := cells.get(f"{wider}_{factor}n"):
+                found[f"{cell.name}_minus_{other.name}"] = paired(cell.losses, other.losses)
+    return found
+
+
+def _page(cells: Mapping[str, Cell], equal: Mapping[str, Interval], rates: Mapping[str, float]) -> str:
+    lines = [
+        "| format | pool | MB, inference | MB, training | held-out loss, nats |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for cell in cells.values():
+        loss = interval(cell.losses)
+        lines.append(
+            f"| {cell.format} | {cell.factor}N | {cell.inference_bytes / 1e6:.2f} | {cell.training_bytes / 1e6:.2f} "
+            f"| {loss.mean:.4f} |"
+        )
+    says = "\n".join(f"- {arm.name}: {arm.says}, peak step {rates[arm.name]:g}" for arm in FORMATS)
+    pairs = ["| difference | nats |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in equal.items())]
+    return (
+        "# What a byte buys\n\n" + "\n".join(lines) + f"\n\n{says}\n\n"
+        "All are trained on the same number of tokens, of one seed on the same batches. At equal pools their weights "
+        "start alike. Differences are paired by seed, with 95 % intervals of Student's t.\n\n"
+        + "\n".join(pairs)
+        + "\n\n![loss against bytes](plot.png)\n"
+    )
+
+
+def _picture(cells: Mapping[str, Cell]) -> bytes:
+    formats = {arm.name: [cell for cell in cells.values() if cell.format == arm.name] for arm in FORMATS}
+    panels = {
+        "bytes of tables, training": {
+            name: [_point(cell, cell.training_bytes) for cell in some] for name, some in formats.items()
+        },
+        "bytes of tables, inference": {
+            name: [_point(cell, cell.inference_bytes) for cell in some] for name, some in formats.items()
+        },
+    }
+    return lines_by_size("Held-out loss against the bytes of the expert tables", panels, "nats a token")
+
+
+def _point(cell: Cell, size: float) -> Measurement:
+    loss = interval(cell.losses)
+    return Measurement(x=size, y=loss.mean, half_width=loss.half_width)

@@ -1,0 +1,250 @@
+"""study-precision: four formats over pools that double, half the bytes from one to the next, the same report twice."""
+
+import itertools
+import math
+import re
+
+import pytest
+
+from pipeline.arms import ArmConfig
+from pipeline.capacity import INFERENCE, expert_bytes
+from pipeline.measures import MeasureConfig
+from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.peer import PeerSpec
+from pipeline.models.transformer import TransformerShape, TransformerSpec
+from pipeline.run import Run, running
+from pipeline.trials import paired
+from stages import study_precision as study
+from stages.study_precision import StudyPrecisionConfig, study_precision
+from tests.pictures import assert_picture
+
+FORMATS = ("fp32", "bf16", "int8", "int4")
+PRECISION = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
+RATES = (1e-3, 2e-2)
+SEED, WIDTH, LAYERS, EXPERTS = 4, 12, 2, 40
+
+SHAPE = TransformerShape(d_model=WIDTH, num_layers=LAYERS, num_heads=3, num_kv_heads=1)
+PEER = PeerSpec(num_keys=5, num_experts=EXPERTS, num_heads=2, d_key=6, pairs_per_head=3, active_keys=2)
+
+
+@pytest.fixture(scope="module")
+def config(training):
+    arm = ArmConfig(
+        transformer=SHAPE, peer=PEER, training=training(4, warmup_steps=1), measure=MeasureConfig(tokens=300)
+    )
+    return StudyPrecisionConfig(arm=arm, doublings=1, table_rates=RATES, num_seeds=2)
+
+
+@pytest.fixture(scope="module")
+def output(run_in, config, corpus):
+    """As it runs, in another process; in one, since each takes seconds to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.cpu_count", lambda: 1)
+        return run_in(study_precision, config, seed=SEED, corpus=corpus)
+
+
+def in_this_process(trials, what):
+    """What `run_trials` does in others."""
+    numbers = []
+    for trial in trials:
+        with running(Run(seed=trial.seed)):
+            numbers.append(dict(trial.compute(*trial.arguments)))
+    return numbers
+
+
+@pytest.fixture(scope="module")
+def again(run_in, config, corpus):
+    """The same once more, elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study, "run_trials", in_this_process)
+        return run_in(study_precision, config, seed=SEED, corpus=corpus)
+
+
+@pytest.fixture
+def planned(run_in, config, corpus, monkeypatch):
+    """planned(loss, **changes): the output of a study whose trials only have this loss, and those trials by what."""
+
+    def planned(loss, **changes):
+        told = {}
+
+        def plan(trials, what):
+            told[what] = trials
+            return [{"held_out_loss_nats": loss(trial), "seconds": 1.0} for trial in trials]
+
+        monkeypatch.setattr(study, "run_trials", plan)
+        return run_in(study_precision, config.model_copy(update=changes), seed=SEED, corpus=corpus), told
+
+    return planned
+
+
+def losses(output, cell):
+    """Of one format and pool, seed by seed."""
+    rows = {row.name: row.metrics["held_out_loss_nats"] for row in output.value.spec.rows}
+    return [rows[f"{cell}, seed {seed}"] for seed in (SEED, SEED + 1)]
+
+
+def table(output):
+    """(format, pool) to (MB for inference, MB for training, loss), as the page shows them."""
+    page = output.value.files["report.md"].decode()
+    found = re.findall(r"^\| (\w+) \| (\d+)N \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    return {(name, int(factor)): tuple(map(float, numbers)) for name, factor, *numbers in found}
+
+
+def test_every_loss_rate_and_difference_is_there_and_finite(output):
+    cells = [f"{name}_{factor}n" for factor in (1, 2) for name in FORMATS]
+    wanted = {f"loss_{cell}_nats" for cell in cells} | {f"table_rate_{name}" for name in FORMATS} | {"num_seeds"}
+    differences = [
+        "bf16_1n_minus_fp32_1n", "int8_1n_minus_bf16_1n", "int4_1n_minus_int8_1n",
+        "bf16_2n_minus_fp32_2n", "int8_2n_minus_bf16_2n", "int4_2n_minus_int8_2n",
+        "bf16_2n_minus_fp32_1n", "int8_2n_minus_bf16_1n", "int4_2n_minus_int8_1n",
+    ]  # fmt: skip
+    wanted |= {f"{name}{half}_nats" for name in differences for half in ("", "_half_width")}
+    assert set(output.metrics) == wanted
+    assert all(math.isfinite(value) for value in output.metrics.values())
+    for name in differences:
+        ours, theirs = name.split("_minus_")
+        found = paired(losses(output, ours), losses(output, theirs))
+        assert output.metrics[f"{name}_nats"] == pytest.approx(found.mean)
+        assert output.metrics[f"{name}_half_width_nats"] == pytest.approx(found.half_width)
+    for cell in cells:
+        assert output.metrics[f"loss_{cell}_nats"] == pytest.approx(sum(losses(output, cell)) / 2)
+
+
+def test_every_trial_has_a_row_of_its_pool(output):
+    rows = output.value.spec.rows
+    assert len(rows) == 4 * len(RATES) + 4 * 2 * 2
+    for row in rows:
+        name, factor = re.match(r"(\w+)_(\d)n\b", row.name).groups()
+        assert row.metrics["num_experts"] == int(factor) * EXPERTS
+        assert all(math.isfinite(value) for value in row.metrics.values())
+        if f"seed {SEED + 2}" not in row.name:
+            assert row.metrics["table_rate"] == output.metrics[f"table_rate_{name}"]
+    tried = [row.metrics["table_rate"] for row in rows if row.name.endswith(f"seed {SEED + 2}")]
+    assert tried == list(RATES) * 4
+
+
+def test_a_format_takes_the_rate_of_least_loss_with_a_seed_that_is_not_compared(planned):
+    """Of int4 and fp32 the first rate, of the others the second."""
+
+    def loss(trial):
+        arm, _, _, rate = trial.arguments
+        return 3.0 + (rate if arm.name in ("int4", "fp32") else -rate)
+
+    output, told = planned(loss)
+    chosen = {name: output.metrics[f"table_rate_{name}"] for name in FORMATS}
+    assert chosen == {"fp32": RATES[0], "bf16": RATES[1], "int8": RATES[1], "int4": RATES[0]}
+    tuning, trained = told.values()
+    assert all(trial.arguments[3] == chosen[trial.arguments[0].name] for trial in trained)
+    assert {trial.seed for trial in trained} == {SEED, SEED + 1}
+    assert {trial.seed for trial in tuning} == {SEED + 2}
+    assert {trial.arguments[1] for trial in tuning} == {trained[-1].arguments[1]}  # the smallest pool
+
+
+def test_every_trial_of_the_study_is_remembered_apart(planned):
+    """A study that is killed finds each by its file's name: one rate's numbers must not stand for another's."""
+    _, told = planned(lambda trial: 3.0)
+    files = [trial.file_name for trials in told.values() for trial in trials]
+    assert len(files) == 4 * len(RATES) + 16
+    assert len(set(files)) == len(files)
+
+
+def test_a_pool_of_so_many_times_the_experts_has_so_many_times_the_cells(planned):
+    _, told = planned(lambda trial: 3.0, doublings=3)
+    grids = {}
+    for trial in told["train the pools"]:
+        peer = trial.arguments[1].peer
+        grids[trial.name.partition("_")[2]] = (peer.num_keys, peer.num_columns, peer.num_experts)
+    assert grids == {"1n": (5, 5, 40), "2n": (5, 10, 80), "4n": (10, 10, 160), "8n": (10, 20, 320)}
+    grid = {"num_keys", "aspect", "num_experts", "active_keys"}
+    pools = [trial.arguments[1] for trial in told["train the pools"]]
+    same = [pool.model_dump(exclude={"peer": grid}) for pool in pools]
+    assert all(settings == same[0] for settings in same)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"aspect": 2}, {"aspect": 3}, {"sub_keys": "identity", "d_key": 5}, {"sub_keys": "shared"}], ids=str
+)
+def test_pools_double_whatever_the_shape_of_the_smallest(planned, config, changes):
+    arm = config.arm.model_copy(update={"peer": PeerSpec(**(PEER.model_dump() | changes))})
+    _, told = planned(lambda trial: 3.0, arm=arm, doublings=3)
+    for trial in told["train the pools"]:
+        peer, factor = trial.arguments[1].peer, int(re.search(r"_(\d)n", trial.name)[1])
+        assert peer.num_experts == factor * EXPERTS
+        assert peer.num_cells == factor * arm.peer.num_cells
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_bytes_for_inference_are_those_that_a_model_stores(name):
+    spec = PEER.model_copy(update={"precision": PRECISION[name]})
+    model = LanguageModel(ModelSpec(transformer=TransformerSpec(**SHAPE.model_dump(), vocab_size=256), experts=spec))
+    stored = sum(b.moe.u.state_bytes() + b.moe.v.state_bytes() + 4 * len(b.moe.bias) for b in model.blocks())
+    assert LAYERS * EXPERTS * expert_bytes(INFERENCE[FORMATS.index(name)], WIDTH) == stored
+
+
+def test_from_format_to_format_the_bytes_of_twice_the_pool_are_the_same_but_for_scales_and_biases(planned):
+    """A format of half the bits and twice the experts holds as much; beside it a bias more, and scales, an expert."""
+    wide = TransformerShape(d_model=1020, num_layers=3, num_heads=3, num_kv_heads=1)
+    arm = ArmConfig(transformer=wide, peer=PEER.model_copy(update={"num_experts": 20_000}))
+    output, _ = planned(lambda trial: 3.0, arm=arm, doublings=3)
+    shown = table(output)
+    assert len(shown) == 16
+    for (name, factor), (inference, training, _) in shown.items():
+        experts = 3 * 20_000 * factor  # in three blocks
+        assert inference == pytest.approx(experts * expert_bytes(INFERENCE[FORMATS.index(name)], 1020) / 1e6, abs=0.005)
+        assert training > inference
+    for wider, narrower in itertools.pairwise(FORMATS):
+        for factor in (1, 2, 4):
+            before, after = shown[wider, factor][0], shown[narrower, 2 * factor][0]
+            assert 1 <= after / before < 1.01  # scales and biases are 8 of 1,028 bytes at most
+        for factor in (1, 2, 4, 8):
+            assert shown[narrower, factor][0] / shown[wider, factor][0] == pytest.approx(0.5, abs=0.005)
+    for name in FORMATS:
+        for factor in (1, 2, 4):
+            assert shown[name, 2 * factor][1] == pytest.approx(2 * shown[name, factor][1], abs=0.01)
+    training = [shown[name, 1][1] for name in FORMATS]
+    assert training[2] < training[1] < training[0]
+    assert training[3] == pytest.approx(training[2], rel=0.01)  # w and a are two nibbles, as large as an int8
+
+
+def test_every_format_at_every_pool_has_a_row_in_the_page(output):
+    shown = table(output)
+    assert list(shown) == [(name, factor) for factor in (1, 2) for name in FORMATS]
+    for (name, factor), (*_, loss) in shown.items():
+        assert loss == pytest.approx(output.metrics[f"loss_{name}_{factor}n_nats"], abs=5e-5)
+    page = output.value.files["report.md"].decode()
+    mean, half = (output.metrics[f"int4_2n_minus_int8_1n{part}_nats"] for part in ("", "_half_width"))
+    assert f"| int4_2n_minus_int8_1n | {mean:+.4f} ± {half:.4f} |" in page
+    for name in FORMATS:
+        assert re.search(rf"^- {name}: .*peak step {output.metrics[f'table_rate_{name}']:g}$", page, re.MULTILINE)
+
+
+def test_it_has_a_picture_of_its_own(output):
+    assert output.value.to_files().keys() == {"report.md", "plot.png"}
+    assert_picture(output.value.files["plot.png"])
+
+
+def test_the_same_seed_gives_the_same_report_in_another_process(output, again):
+    assert again.value.files == output.value.files
+    assert again.metrics == output.metrics
+
+
+def test_formats_of_one_seed_start_alike(output, config, corpus):
+    """At a rate at which nothing moves, the losses of a pool differ by rounding, far less than between seeds."""
+    crawl = config.arm.training.model_copy(update={"learning_rate": 1e-30})
+    arm_config = config.arm.model_copy(update={"training": crawl})
+    found = {}
+    for arm in study.FORMATS:
+        for seed in (0, 1):
+            with running(Run(seed=seed)):
+                numbers = study.train_arm(arm, arm_config, corpus, 1e-30)
+            found[arm.name, seed] = numbers["held_out_loss_nats"]
+    apart = abs(found["fp32", 0] - found["fp32", 1])
+    shares = {name: abs(found[name, 0] - found["fp32", 0]) / apart for name in FORMATS[1:]}
+    assert max(shares.values()) < 0.1
+    assert shares["bf16"] < 0.01
+
+
+@pytest.mark.parametrize("wrong", [{"num_seeds": 1}, {"doublings": 0}, {"table_rates": ()}], ids=str)
+def test_a_study_without_anything_to_compare_is_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        StudyPrecisionConfig(**wrong)
