@@ -32,7 +32,8 @@ def doubled(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
     """
     spec = model.spec.experts
     if not isinstance(spec, PeerSpec) or spec.precision != "int4" or spec.scale_groups > 1:
-        raise ValueError(f"only int4 tables with one scale a row grow; this is a {model.kind!r}, {spec}")
+        groups = f" with scale_groups={spec.scale_groups}" if isinstance(spec, PeerSpec) else ""
+        raise ValueError(f"only int4 tables with one scale a row grow; this is a {model.kind!r}{groups}")
     if spec.gate == "softmax" and 2 * spec.pairs_per_head > (1 if spec.aspect % 2 else 2) * spec.num_keys:
         raise ValueError(
             f"a head would keep {2 * spec.pairs_per_head} pairs of {spec.num_keys} rows; grow a pool of more keys, or "

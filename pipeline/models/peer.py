@@ -97,7 +97,7 @@ class PeerSpec(BaseModel):
             raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
         if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
             what = "int4 tables that train" if self.accumulator else f"tables of precision {self.precision}"
-            raise ValueError(f"{what} have one scale a row, not scale_groups={self.scale_groups}; use 1")
+            raise ValueError(f"{what} have one scale a row, not scale_groups={self.scale_groups}; quantize with 1")
         if self.axis_bias and self.gate != "jumprelu":
             raise ValueError("axis_bias needs the jumprelu gate: the biases are weighted by its gates of one axis")
         return self
