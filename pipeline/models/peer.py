@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from kernels.cells import experts_of_cells, starts
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
 from kernels.expert_sum.reference import tokens_of_pairs
@@ -226,11 +227,6 @@ def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) ->
     return torch.stack(limits).detach()
 
 
-def starts(count_X: Tensor) -> Tensor:
-    """(X + 1) starts of consecutive runs of these lengths."""
-    return torch.cat([count_X.new_zeros(1), count_X.cumsum(0)])
-
-
 class CellIndex(nn.Module):
     """Experts in order of their cells, found by where each cell's experts start."""
 
@@ -243,12 +239,7 @@ class CellIndex(nn.Module):
 
     def forward(self, routing: PeerRouting) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of a token and a cell to those of a token and an expert: (expert_P, start_N1, gate_P)."""
-        first_P = self.cell_start_C1[routing.cell_P].long()
-        count_P = self.cell_start_C1[routing.cell_P + 1].long() - first_P
-        pair_Q = torch.repeat_interleave(torch.arange(len(count_P), device=count_P.device), count_P)
-        ends_P1 = starts(count_P)
-        rank_Q = torch.arange(len(pair_Q), device=pair_Q.device) - ends_P1[pair_Q]
-        return first_P[pair_Q] + rank_Q, ends_P1[routing.start_N1], routing.gate_P[pair_Q]
+        return experts_of_cells(self.cell_start_C1, routing.cell_P, routing.start_N1, routing.gate_P)
 
     def cell_of_experts(self) -> Tensor:
         """(E) the cell, row * J + column, that holds each expert."""

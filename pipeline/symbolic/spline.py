@@ -7,10 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.symbol_table.functions import KNOTS, evaluate_splines
 from pipeline.symbolic._pykan import spline_basis
 from pipeline.symbolic.functions import CATALOGUE
-
-KNOTS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,20 +43,8 @@ def _basis(z_ES: Tensor, low_E: Tensor, high_E: Tensor) -> Tensor:
 
 
 def evaluate_pairs(splines: Splines, row_P: Tensor, z_P: Tensor) -> Tensor:
-    """(P): spline `row_P` at `z_P`, constant outside its range. Uniform cubic B-splines by their four local weights."""
-    low_P, high_P = splines.low_E[row_P], splines.high_E[row_P]
-    position_P = ((z_P - low_P) / (high_P - low_P)).clamp(0.0, 1.0) * (KNOTS - 1)
-    cell_P = position_P.floor().clamp(max=KNOTS - 2)
-    t_P = position_P - cell_P
-    weights = (
-        (1 - t_P) ** 3 / 6,
-        (3 * t_P**3 - 6 * t_P**2 + 4) / 6,
-        (-3 * t_P**3 + 3 * t_P**2 + 3 * t_P + 1) / 6,
-        t_P**3 / 6,
-    )
-    first_P = cell_P.long()
-    terms = [weight * splines.coefficient_EK[row_P, first_P + i] for i, weight in enumerate(weights)]
-    return torch.stack(terms).sum(0)
+    """(P): spline `row_P` at `z_P`, constant outside its range."""
+    return evaluate_splines(splines.low_E, splines.high_E, splines.coefficient_EK, row_P, z_P)
 
 
 @dataclass(frozen=True, slots=True)

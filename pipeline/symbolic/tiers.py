@@ -7,26 +7,11 @@ price over all experts is the shortest total description for the error it leaves
 # E experts, O options an expert
 
 from dataclasses import dataclass
-from enum import IntEnum
 
 import torch
 from torch import Tensor
 
-
-class Tier(IntEnum):
-    """How an expert is written down, from exact to dropped. T1 to T3 are what a person can read."""
-
-    T0 = 0
-    """Exact: dense u, exact firing."""
-    T1 = 1
-    """Function of few coordinates, exact firing."""
-    T2 = 2
-    """Logic over token literals decides the firing, a function of few coordinates the magnitude."""
-    T3 = 3
-    """Logic alone, constant magnitude."""
-    T4 = 4
-    """Dropped."""
-
+from kernels.symbol_table.tables import Tier
 
 READABLE = (Tier.T1, Tier.T2, Tier.T3)
 

@@ -1,0 +1,23 @@
+"""Experts in order of their cells: from the cells that tokens reach to the experts that lie in them."""
+
+# C cells, P pairs of a token and a cell, Q pairs of a token and an expert, N tokens; both in order of their tokens
+
+import torch
+from torch import Tensor
+
+
+def starts(count_X: Tensor) -> Tensor:
+    """(X + 1) starts of consecutive runs of these lengths."""
+    return torch.cat([count_X.new_zeros(1), count_X.cumsum(0)])
+
+
+def experts_of_cells(
+    cell_start_C1: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q) experts, (N + 1) where each token's begin, (Q) gates; cell c holds cell_start_C1[c] to [c + 1]."""
+    first_P = cell_start_C1[cell_P].long()
+    count_P = cell_start_C1[cell_P + 1].long() - first_P
+    pair_Q = torch.repeat_interleave(torch.arange(len(count_P), device=count_P.device), count_P)
+    ends_P1 = starts(count_P)
+    rank_Q = torch.arange(len(pair_Q), device=pair_Q.device) - ends_P1[pair_Q]
+    return first_P[pair_Q] + rank_Q, ends_P1[start_N1], gate_P[pair_Q]

@@ -1,0 +1,281 @@
+"""symbol_table against its oracle: every tier, function code and gate, tokens without experts, and tables that lie."""
+
+import pytest
+import torch
+
+from kernels import backends
+from kernels.packing import pack_int4
+from kernels.symbol_table import reference, symbol_table
+from kernels.symbol_table.checks import check_tables
+from kernels.symbol_table.functions import FUNCTIONS, KNOTS, SPLINE_CODE, evaluate_splines
+from kernels.symbol_table.tables import SymbolTables, Tier
+from pipeline.symbolic.logic import GATE_OUTPUT_G4
+from tests.tolerances import assert_close
+
+# N tokens, D model width, C cells, E experts, K coordinates, L literals, V vocabulary, W splines, O places, P pairs
+D, C, K, L, V, W, O = 14, 11, 3, 5, 13, 4, 3
+CODES = (*range(len(FUNCTIONS)), SPLINE_CODE)
+TIERS = tuple(Tier)
+EXPERTS_OF_CELLS = [7, 0, 9, 3, 12, 0, 8, 5, 10, 6, 5]
+E = sum(EXPERTS_OF_CELLS)
+CELLS_OF_TOKENS = [[3, 3, 0], [], [8, 1, 10, 5], [2], [], [4, 4, 4, 7], [6, 9], []]
+
+
+def tables(seed=0, *, tiers=TIERS, codes=CODES) -> SymbolTables:
+    """Random tables in which experts take all of these tiers, codes and all gates in turn."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    def below(limit, *shape):
+        return torch.randint(limit, shape, generator=generator)
+
+    number_E = torch.arange(E)
+    low_W = -1 - torch.rand(W, generator=generator)
+    made = SymbolTables(
+        cell_start_C1=torch.tensor([0, *torch.tensor(EXPERTS_OF_CELLS).cumsum(0).tolist()], dtype=torch.int32),
+        tier_E=torch.tensor(tiers)[below(len(tiers), E)].to(torch.uint8),
+        code_E=torch.tensor(codes)[number_E % len(codes)].to(torch.uint8),
+        scale_E=normal(E),
+        offset_E=normal(E),
+        index_EK=below(D, E, K).to(torch.int16),
+        coefficient_EK=normal(E, K),
+        intercept_E=normal(E),
+        dense_row_E=below(E // 2, E).to(torch.int32),
+        dense_u_FD=normal(E // 2, D) / 3,
+        gate_E=(number_E % 16).to(torch.uint8),
+        literal_a_E=below(L, E).to(torch.int32),
+        literal_b_E=below(L, E).to(torch.int32),
+        member_LV=torch.rand(L, V, generator=generator) < 0.5,
+        literal_offset_L=(torch.arange(L) % O).to(torch.uint8),
+        spline_row_E=below(W, E).to(torch.int32),
+        spline_low_W=low_W,
+        spline_high_W=low_W + 2 * torch.rand(W, generator=generator) + 0.5,
+        spline_coefficient_WK=normal(W, KNOTS + 2),
+        v_EB=pack_int4((below(16, E, D) - 8).to(torch.int8)),
+        v_scale_E=(0.02 + 0.1 * torch.rand(E, generator=generator)).half(),
+    )
+    check_tables(made, places=O)
+    return made
+
+
+def tokens(cells_of_tokens=CELLS_OF_TOKENS, seed=1):
+    """(x_ND, cell_P, start_N1, gate_P, context_ON)"""
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.tensor([0, *map(len, cells_of_tokens)])
+    pairs, count = int(counts.sum()), len(cells_of_tokens)
+    return (
+        torch.randn(count, D, generator=generator),
+        torch.tensor([cell for cells in cells_of_tokens for cell in cells], dtype=torch.int64),
+        counts.cumsum(0),
+        torch.rand(pairs, generator=generator),
+        torch.randint(-1, V, (O, count), generator=generator),
+    )
+
+
+def agree(made, given, limit=5e-6):
+    wanted = reference.symbol_table(*given, made)
+    assert_close(symbol_table(*given, made).double(), wanted, limit)
+    return wanted
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_all_tiers_functions_and_gates_together_are_the_oracle(cpu_path, seed):
+    assert agree(tables(seed), tokens(seed=seed + 10)).norm() > 1
+
+
+@pytest.mark.parametrize("tier", TIERS, ids=[tier.name for tier in TIERS])
+def test_each_tier_alone_is_the_oracle(cpu_path, tier):
+    wanted_ND = agree(tables(tiers=(tier,)), tokens())
+    silent_N = wanted_ND.norm(dim=1) == 0
+    if tier <= Tier.T1:
+        assert silent_N.tolist() == [not cells for cells in CELLS_OF_TOKENS]
+    else:
+        assert bool(silent_N.all()) == (tier == Tier.T4)
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_each_function_is_the_oracle_far_out_too(cpu_path, code):
+    x, *others = tokens()
+    made = tables(tiers=(Tier.T0, Tier.T1), codes=(code,))
+    agree(made, (x, *others))
+    # z is twenty times as large, and with it its rounding, which a steep function passes on.
+    agree(made, (20 * x, *others), 3e-5)
+
+
+@pytest.mark.parametrize("kind", range(16))
+def test_each_gate_fires_where_its_table_of_truth_says(cpu_path, kind):
+    made, given = tables(tiers=(Tier.T3,)), tokens()
+    made.gate_E[:] = kind
+    agree(made, given)
+    context_ON = given[4]
+    value_LN = torch.stack(
+        [made.member_LV[i][context_ON[i % O].clamp(min=0)] & (context_ON[i % O] >= 0) for i in range(L)]
+    )
+    a, b = int(made.literal_a_E[5]), int(made.literal_b_E[5])
+    made.tier_E[:] = Tier.T4
+    made.tier_E[5], made.code_E[5], made.scale_E[5], made.offset_E[5] = Tier.T3, 0, 2.0, 0.0
+    fires_N = symbol_table(*given, made).norm(dim=1) > 0
+    assert torch.equal(fires_N, GATE_OUTPUT_G4[kind][2 * value_LN[a].long() + value_LN[b].long()])
+
+
+@pytest.mark.parametrize("cells_of_tokens", [[[]], [[], []], [[4]], [[1], [5]], []], ids=str)
+def test_few_tokens_or_none_and_cells_without_experts(cpu_path, cells_of_tokens):
+    given = tokens(cells_of_tokens)
+    for tiers in (TIERS, (Tier.T1,)):
+        y_ND = symbol_table(*given, tables(tiers=tiers))
+        assert_close(y_ND.double(), reference.symbol_table(*given, tables(tiers=tiers)), 5e-6)
+
+
+def test_more_tokens_than_are_taken_at_once_on_two_threads(cpu_path):
+    generator = torch.Generator().manual_seed(3)
+    cells = [
+        torch.randint(C, (int(n),), generator=generator).tolist() for n in torch.randint(3, (601,), generator=generator)
+    ]
+    made, given, threads = tables(), tokens(cells), torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        got_ND = symbol_table(*given, made)
+        torch.set_num_threads(1)
+        assert torch.equal(got_ND, symbol_table(*given, made))
+    finally:
+        torch.set_num_threads(threads)
+    some = slice(250, 262)
+    x, cell, start, gate, context = given
+    first, last = int(start[some.start]), int(start[some.stop])
+    part = (
+        x[some],
+        cell[first:last],
+        start[some.start : some.stop + 1] - first,
+        gate[first:last],
+        context[:, some].contiguous(),
+    )
+    assert_close(got_ND[some].double(), reference.symbol_table(*part, made), 5e-6)
+
+
+def test_tables_without_dense_rows_literals_and_splines_will_do(cpu_path):
+    made = tables(tiers=(Tier.T1, Tier.T4), codes=(0, 1))._replace(
+        dense_u_FD=torch.zeros(0, D), member_LV=torch.zeros(0, V, dtype=torch.bool),
+        literal_offset_L=torch.zeros(0, dtype=torch.uint8), spline_low_W=torch.zeros(0), spline_high_W=torch.zeros(0),
+        spline_coefficient_WK=torch.zeros(0, KNOTS + 2), dense_row_E=torch.zeros(E, dtype=torch.int32),
+        literal_a_E=torch.zeros(E, dtype=torch.int32), literal_b_E=torch.zeros(E, dtype=torch.int32),
+        spline_row_E=torch.zeros(E, dtype=torch.int32),
+    )  # fmt: skip
+    check_tables(made, places=O)
+    agree(made, tokens())
+
+
+def test_a_state_that_is_not_a_number_stays_so_and_reads_nothing_else(cpu_path):
+    x, *others = tokens([[4], [4]])
+    made = tables(tiers=(Tier.T1,), codes=(1,))
+    x[0] = torch.nan
+    y_ND = symbol_table(x, *others, made)
+    assert bool(y_ND[0].isnan().all())
+    assert bool(y_ND[1].isfinite().all())
+    if cpu_path != "stock":
+        y_ND = symbol_table(x, *others, tables(tiers=(Tier.T1,), codes=(SPLINE_CODE,)))
+        assert bool(y_ND[0].isnan().all())
+
+
+def test_splines_go_through_the_knots_of_the_recursion():
+    made = tables()
+    row_P = torch.arange(W).repeat_interleave(50)
+    z_P = torch.cat(
+        [torch.linspace(float(low) - 0.5, float(high) + 0.5, 50) for low, high in zip(*made[16:18], strict=True)]
+    )
+    found_P = evaluate_splines(*made[16:19], row_P, z_P)
+    wanted = [reference.spline(int(row), float(z), made) for row, z in zip(row_P, z_P, strict=True)]
+    assert_close(found_P.double(), torch.tensor(wanted, dtype=torch.float64), 2e-6)
+
+
+def test_it_has_no_gradients_and_says_so(cpu_path):
+    x, *others = tokens()
+    y_ND = symbol_table(x.requires_grad_(), *others, tables())
+    with pytest.raises(RuntimeError, match="symbol_table"):
+        y_ND.sum().backward()
+
+
+def test_the_operator_is_one_that_torch_knows():
+    given, made = tokens(), list(tables())
+    torch.library.opcheck(torch.ops.legible.symbol_table.default, (*given, made), test_utils="test_schema")
+    torch.library.opcheck(torch.ops.legible.symbol_table.default, (*given, made), test_utils="test_faketensor")
+
+
+LIES = [
+    ("tier_E", 5, "tier_E"), ("code_E", 12, "code_E"), ("index_EK", D, "index_EK"), ("index_EK", -1, "index_EK"),
+    ("dense_row_E", E // 2, "dense_row_E"), ("dense_row_E", -1, "dense_row_E"), ("literal_a_E", L, "literal_a_E"),
+    ("literal_b_E", -2, "literal_b_E"), ("literal_offset_L", O, "literal_offset_L"),
+    ("spline_row_E", W, "spline_row_E"),
+    ("cell_start_C1", E + 1, "cell_start_C1"), ("cell_start_C1", -1, "cell_start_C1"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value", "named"), LIES)
+def test_tables_that_point_outside_themselves_are_refused_by_the_check_and_by_every_instruction_set(
+    cpu_path, name, value, named
+):
+    tiers = {"dense_row_E": (Tier.T0,), "literal_a_E": (Tier.T2,), "literal_b_E": (Tier.T3,)}.get(
+        name, (Tier.T1, Tier.T2)
+    )
+    codes = (SPLINE_CODE,) if name == "spline_row_E" else CODES
+    made = tables(tiers=tiers, codes=codes)
+    getattr(made, name)[:] = value
+    with pytest.raises(ValueError, match=named):
+        check_tables(made, places=O)
+    if cpu_path != "stock":
+        with pytest.raises(ValueError, match=f"symbol_table got {named} with {value} at "):
+            symbol_table(*tokens(), made)
+
+
+@pytest.mark.parametrize("name", ["scale_E", "coefficient_EK", "dense_u_FD", "spline_coefficient_WK", "v_scale_E"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_numbers_that_are_not_finite_are_refused(name, value):
+    made = tables()
+    getattr(made, name).view(-1)[-1] = value
+    with pytest.raises(ValueError, match=name):
+        check_tables(made, places=O)
+
+
+WRONG_TOKENS = [
+    (1, 2, C, "cell_P with 11 at 2"), (1, 0, -1, "cell_P with -1 at 0"), (2, 0, 1, "start_N1 with 1 at 0"),
+    (2, -1, 99, "start_N1 with 99 at 8"), (2, 3, 9, "start_N1 with 9 at 3"),
+    (3, 4, float("nan"), "gate_P with a value that is not finite at 4"), (4, 5, V, "context_ON with 13 at 5"),
+    (4, 0, -2, "context_ON with -2 at 0"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("argument", "at", "value", "message"), WRONG_TOKENS)
+def test_pairs_and_contexts_out_of_range_are_named_with_their_place(cpu_path, argument, at, value, message):
+    given = tokens()
+    given[argument].view(-1)[at] = value
+    with pytest.raises(ValueError, match=message):
+        symbol_table(*given, tables(tiers=(Tier.T1, Tier.T3)))
+
+
+WRONG_SHAPES = [
+    (lambda g, t: ((g[0].double(), *g[1:]), t), "x_ND"),
+    (lambda g, t: ((g[0][:, :13], *g[1:]), t), "x_ND"),
+    (lambda g, t: ((g[0], g[1].int(), *g[2:]), t), "cell_P"),
+    (lambda g, t: ((*g[:2], g[2][:-1], *g[3:]), t), "start_N1"),
+    (lambda g, t: ((*g[:3], g[3][:-1], g[4]), t), "gate_P"),
+    (lambda g, t: ((*g[:4], g[4][:, :-1]), t), "context_ON"),
+    (lambda g, t: (g, t._replace(code_E=t.code_E[:-1])), "code_E"),
+    (lambda g, t: (g, t._replace(index_EK=t.index_EK.int())), "index_EK"),
+    (lambda g, t: (g, t._replace(dense_u_FD=t.dense_u_FD[:, :-1])), "dense_u_FD"),
+    (lambda g, t: (g, t._replace(member_LV=t.member_LV.T.contiguous().T)), "member_LV"),
+    (lambda g, t: (g, t._replace(v_EB=t.v_EB[:-1])), "v_EB"),
+    (lambda g, t: (g, t._replace(v_scale_E=t.v_scale_E.float())), "v_scale_E"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), WRONG_SHAPES, ids=[named for _, named in WRONG_SHAPES])
+def test_shapes_and_dtypes_that_do_not_fit_are_named(cpu_path, change, named):
+    given, made = change(tokens(), tables())
+    with pytest.raises(ValueError, match=f"symbol_table got {named} with"):
+        symbol_table(*given, made)
+
+
+def test_without_the_library_stock_ops_run(monkeypatch):
+    monkeypatch.setattr(backends, "cpu_library", lambda: None)
+    agree(tables(), tokens())
