@@ -1,6 +1,7 @@
 """What each expert of a PEER model did on a sample: on which tokens it fired, with what gate, on what input."""
 
-# N tokens, D model width, E experts, P pairs (an expert and a token it fired on), in order of experts
+# N tokens, D model width, E experts (or other things that happen on tokens), P pairs (an expert and a token it fired
+# on), in order of experts, O token positions looked back
 
 from dataclasses import dataclass
 
@@ -12,6 +13,32 @@ from pipeline.models.peer import starts
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.run import steps
 from pipeline.symbolic.logic import context_of
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Events:
+    """On which tokens each of E things happens: an expert fires, a score is high."""
+
+    token_P: Tensor
+    start_E1: Tensor
+    """Where each one's pairs start."""
+    context_ON: Tensor
+
+    @property
+    def count_E(self) -> Tensor:
+        return self.start_E1.diff()
+
+    @property
+    def expert_P(self) -> Tensor:
+        return torch.repeat_interleave(torch.arange(len(self.start_E1) - 1), self.count_E)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.context_ON.shape[1]
+
+    @property
+    def rate_E(self) -> Tensor:
+        return self.count_E / self.num_tokens
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +62,11 @@ class LayerRecord:
     @property
     def expert_P(self) -> Tensor:
         return torch.repeat_interleave(torch.arange(len(self.start_E1) - 1), self.count_E)
+
+    @property
+    def events(self) -> Events:
+        """The firings alone."""
+        return Events(token_P=self.token_P, start_E1=self.start_E1, context_ON=self.context_ON)
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activation
-from kernels.expert_sum.bags import bag_sum
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.run import steps
 from pipeline.symbolic.formulas import Formulas
@@ -17,10 +16,8 @@ from pipeline.symbolic.functions import apply_codes
 from pipeline.symbolic.logic import GATE_OUTPUT_G4, BestGates, Literals, best_gates
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.tiers import COEFFICIENT_BITS, GATE_BITS
+from pipeline.symbolic.token_logic import TokenStatements, best_statements, candidates, with_own_sets
 
-CANDIDATES = 16
-LARGEST_SET = 12
-"""Tokens that a literal of an expert's own may name."""
 WORTH_SEARCHING_F1 = 0.6
 """Of the best single literal: below it no gate of two came near the R2 bound (tiny Shakespeare model, 2026-11)."""
 EXPERTS_A_PIECE = 64
@@ -38,6 +35,8 @@ class Statements:
     b_E: Tensor
     f1_E: Tensor
     """Of the statement against firing, on the checking sample."""
+    token_logic: TokenStatements
+    """The best statement of every expert, worth a tier or not."""
     rate_E: Tensor
     """Share of tokens on which the expert fires: the F1 of a random statement of the same rate."""
     constant_E: Tensor
@@ -61,14 +60,11 @@ def fit_statements(
 ) -> Statements:
     """Searches on `fit`, judges on `check`. `formulas` gives the magnitude of the second kind of statement."""
     num_experts = experts.spec.num_experts
-    vocabulary = shared.member_LV.shape[1]
-    own = [_own_sets(fit, fit.context_ON[back], vocabulary, num_experts) for back in (0, 1)]
-    offsets = [torch.full((num_experts,), back, dtype=torch.uint8) for back in (0, 1)]
-    literals = Literals(torch.cat([shared.member_LV, *own]), torch.cat([shared.offset_L, *offsets]))
+    literals = with_own_sets(fit.events, shared)
     num_shared = len(shared.offset_L)
 
     fit_x_DN, check_x_DN = fit.x_ND.T.contiguous(), check.x_ND.T.contiguous()
-    candidate_EC, single_f1_E = _candidates(fit, shared, literals, num_shared)
+    candidate_EC, single_f1_E = candidates(fit.events, shared, literals)
     searched_Q = torch.nonzero(single_f1_E >= WORTH_SEARCHING_F1)[:, 0]
     result = {
         name: torch.zeros(num_experts) for name in ("f1", "constant", "constant_error", "scale", "function_error")
@@ -99,6 +95,7 @@ def fit_statements(
         a_E=a_E,
         b_E=b_E,
         f1_E=result["f1"],
+        token_logic=best_statements(fit.events, check.events, literals, candidate_EC),
         rate_E=check.count_E / len(check.x_ND),
         constant_E=result["constant"],
         constant_error_E=result["constant_error"],
@@ -106,50 +103,6 @@ def fit_statements(
         function_error_E=result["function_error"],
         bits_E=GATE_BITS + literal_bits_L[a_E] + literal_bits_L[b_E],
     )
-
-
-def _own_sets(record: LayerRecord, token_N: Tensor, vocabulary: int, num_experts: int) -> Tensor:
-    """(E, V) bool: the set of at most LARGEST_SET tokens whose presence has the best F1 with the expert's firing.
-
-    Values of one token exclude each other, so taking them by precision and cutting at the best prefix is exact.
-    """
-    token_P = token_N[record.token_P]
-    known_P = token_P >= 0
-    pair_P = record.expert_P[known_P] * vocabulary + token_P[known_P]
-    fires_EV = torch.bincount(pair_P, minlength=num_experts * vocabulary).view(num_experts, vocabulary).float()
-    all_V = torch.bincount(token_N[token_N >= 0], minlength=vocabulary).float()
-    precision_EV = fires_EV / all_V.clamp(min=1)
-    # A token seen once or twice says little: shrink its precision towards 0.
-    rank = (precision_EV * all_V / (all_V + 2)).topk(min(LARGEST_SET, vocabulary), dim=1).indices
-    hits_EK = fires_EV.gather(1, rank).cumsum(1)
-    true_EK = all_V[rank].cumsum(1)
-    f1_EK = 2 * hits_EK / (true_EK + record.count_E[:, None]).clamp(min=1)
-    length_E = f1_EK.argmax(1)
-    kept = torch.arange(rank.shape[1]) <= length_E[:, None]
-    return torch.zeros(num_experts, vocabulary, dtype=torch.bool).scatter(1, rank, kept)
-
-
-def _candidates(record: LayerRecord, shared: Literals, literals: Literals, num_shared: int) -> tuple[Tensor, Tensor]:
-    """(E, C) literals with the best F1 for each expert, its own two sets always among them; (E) the best F1."""
-    num_experts = len(record.count_E)
-    value_NL = shared.values(record.context_ON).T.float().contiguous()
-    ones_P = torch.ones(len(record.token_P))
-    hits_EL = bag_sum(value_NL, record.token_P, record.start_E1, ones_P)
-    f1_EL = 2 * hits_EL / (value_NL.sum(0) + record.count_E[:, None]).clamp(min=1)
-    best = f1_EL.topk(min(CANDIDATES - 2, num_shared), dim=1)
-    own_E2 = num_shared + torch.stack([torch.arange(num_experts), num_experts + torch.arange(num_experts)], dim=1)
-    own_f1 = []
-    for back in (0, 1):
-        member_EV = literals.member_LV[own_E2[:, back]]
-        token_P = record.context_ON[back][record.token_P]
-        hit_P = member_EV[record.expert_P, token_P.clamp(min=0)] & (token_P >= 0)
-        hits_E = torch.bincount(record.expert_P[hit_P], minlength=num_experts)
-        token_N = record.context_ON[back]
-        all_V = torch.bincount(token_N[token_N >= 0], minlength=member_EV.shape[1]).float()
-        true_E = member_EV.float() @ all_V
-        own_f1.append(2 * hits_E / (true_E + record.count_E).clamp(min=1))
-    strongest_E = torch.stack([best.values[:, 0], *own_f1]).amax(0)
-    return torch.cat([own_E2, best.indices], dim=1), strongest_E
 
 
 def _dense(experts: QuantizedExperts, record: LayerRecord, expert_Q: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,8 +16,8 @@ from pipeline.symbolic.logic import (
     gate,
     gate_symbol,
 )
-from pipeline.symbolic.recording import LayerRecord
-from pipeline.symbolic.statements import _own_sets
+from pipeline.symbolic.recording import Events
+from pipeline.symbolic.token_logic import own_sets
 
 # N tokens, L literals, V vocabulary, E experts, C candidates
 
@@ -125,15 +125,12 @@ def test_an_experts_own_set_of_tokens_is_that_of_brute_force(back):
     token_N = context_ON[back]
     fires_EN = torch.rand(experts, len(token_N), generator=generator) < chance_EV[:, token_N.clamp(min=0)]
     expert_P, token_P = torch.nonzero(fires_EN, as_tuple=True)
-    record = LayerRecord(
-        x_ND=torch.zeros(len(token_N), 2),
+    events = Events(
         token_P=token_P,
-        gate_P=torch.ones(len(token_P)),
-        pre_P=torch.ones(len(token_P)),
         start_E1=torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(expert_P).cumsum(0)]),
         context_ON=context_ON,
     )
-    found_EV = _own_sets(record, token_N, vocabulary, experts)
+    found_EV = own_sets(events, back, vocabulary)
 
     def f1(members, fires_N):
         true_N = torch.isin(token_N, torch.tensor(members))
