@@ -1,0 +1,223 @@
+"""Names for all scores of a router and all coordinates of a block at once, from a recorded sample.
+
+A score is high where an expert of its row or column may fire by its head; a coordinate, in its upper tail. The
+statement that says so best is searched on one sample and judged on another; a permutation of the tokens is the control.
+"""
+
+# N tokens, E quantities (scores or coordinates), D model width, H heads, I sub-keys of the rows, J of the columns,
+# P pairs (a quantity and a token where it is high), V vocabulary, L literals, K contexts shown
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.models.peer import PeerRouter, starts
+from pipeline.symbolic.logic import Literals
+from pipeline.symbolic.names import Name, TopToken, gate_words, place
+from pipeline.symbolic.recording import Events, LayerRecord
+from pipeline.symbolic.token_logic import TokenStatements, best_statements, candidates, token_counts, with_own_sets
+
+TAIL = 0.05
+"""Share of the fitting sample's tokens on which a coordinate is called high."""
+TOP_TOKENS = 5
+CONTEXTS = 3
+CONTEXT_TOKENS = 8
+"""Of a context, the last one being that on which the quantity is high."""
+TOKENS_A_PIECE = 4096
+SEEN_ENOUGH = 2
+"""Tokens by which precisions are shrunk towards 0, as in a set of an event's own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Words:
+    """What statements are made of."""
+
+    literals: Literals
+    literal_names: Sequence[str]
+    """As `build_literals` gives them."""
+    vocabulary: Sequence[str]
+    decode: Callable[[list[int]], str]
+
+    def token(self, token: int) -> str:
+        """A token's text in quotes, or its number where it is no text by itself."""
+        text = self.vocabulary[token]
+        return f"token {token}" if "\ufffd" in text else repr(text)
+
+    def literal(self, literals: Literals, literal: int, weight_V: Tensor) -> str:
+        """A literal in words: a class as such, a set of tokens by its tokens, those of most weight first."""
+        back = int(literals.offset_L[literal])
+        if literal < len(self.literal_names) and not self.literal_names[literal].startswith("token["):
+            return f"{place(back)} {self.literal_names[literal].removesuffix(f'[{-back}]')}"
+        tokens = torch.nonzero(literals.member_LV[literal])[:, 0].tolist()
+        if len(tokens) == 1:
+            return f"{place(back)}={self.token(tokens[0])}"
+        tokens.sort(key=lambda token: -float(weight_V[token]))
+        return f"{place(back)} in {{{', '.join(map(self.token, tokens))}}}"
+
+    def statement(self, literals: Literals, statements: TokenStatements, event: int, weight_2V: Tensor) -> str:
+        """An event's statement; `weight_2V` orders the tokens of sets, current and previous ones."""
+        a, b = (
+            self.literal(literals, literal, weight_2V[min(1, int(literals.offset_L[literal]))])
+            for literal in (int(statements.a_E[event]), int(statements.b_E[event]))
+        )
+        return gate_words(int(statements.gate_E[event]), a, b)
+
+
+@dataclass(frozen=True, slots=True)
+class High:
+    """Where quantities are high, and the tokens on which each is highest."""
+
+    events: Events
+    highest_EK: Tensor
+
+
+@torch.no_grad()
+def high_scores(router: PeerRouter, record: LayerRecord) -> High:
+    """Of all 2 H n scores, heads of the rows first. `record` is of the block that has the router.
+
+    With the jumprelu gate a score is high above its head's threshold, as no log gate of the other axis is above 0;
+    with softmax, among as many best of its head as pairs are kept. Without it no pair with the score can fire.
+    """
+    pairs, best_values, best_tokens = [], [], []
+    for first in range(0, len(record.x_ND), TOKENS_A_PIECE):
+        x_ND = record.x_ND[first : first + TOKENS_A_PIECE]
+        raw_NHI, raw_NHJ = router.scores(x_ND)
+        if router.spec.gate == "jumprelu":
+            # Where the threshold is minus infinity, what passes is still finite and above it.
+            high = [gate_NHX > router.threshold_H[:, None] for gate_NHX in router.log_gates(x_ND)]
+        else:
+            kept = router.spec.pairs_per_head
+            high = [s >= s.topk(min(kept, s.shape[-1]), dim=-1).values[..., -1:] for s in (raw_NHI, raw_NHJ)]
+        event_P, token_P = torch.nonzero(torch.cat([part.flatten(1) for part in high], dim=1).T, as_tuple=True)
+        pairs.append((event_P, token_P + first))
+        raw_NE = torch.cat([raw_NHI.flatten(1), raw_NHJ.flatten(1)], dim=1)
+        best = raw_NE.topk(min(CONTEXTS, len(raw_NE)), dim=0)
+        best_values.append(best.values)
+        best_tokens.append(best.indices + first)
+    event_P, token_P = (torch.cat(column) for column in zip(*pairs, strict=True))
+    value_KE, token_KE = torch.cat(best_values), torch.cat(best_tokens)
+    highest_KE = token_KE.gather(0, value_KE.topk(min(CONTEXTS, len(value_KE)), dim=0).indices)
+    return High(_events(event_P, token_P, value_KE.shape[1], record), highest_KE.T)
+
+
+def high_coordinates(record: LayerRecord, limit_D: Tensor) -> High:
+    """Of all coordinates of a block's normalised state: those above their limits."""
+    event_P, token_P = torch.nonzero((record.x_ND > limit_D).T, as_tuple=True)
+    highest_KD = record.x_ND.topk(min(CONTEXTS, len(record.x_ND)), dim=0).indices
+    return High(_events(event_P, token_P, len(limit_D), record), highest_KD.T)
+
+
+def upper_tail(record: LayerRecord) -> Tensor:
+    """(D) the limits above which TAIL of the tokens lie; never below 0, so that high is positive."""
+    rank = max(1, round(TAIL * len(record.x_ND)))
+    return record.x_ND.topk(min(rank + 1, len(record.x_ND)), dim=0).values[-1].clamp(min=0)
+
+
+def _events(event_P: Tensor, token_P: Tensor, count: int, record: LayerRecord) -> Events:
+    order = torch.argsort(event_P, stable=True)
+    return Events(
+        token_P=token_P[order],
+        start_E1=starts(torch.bincount(event_P, minlength=count)),
+        context_ON=record.context_ON,
+    )
+
+
+def name_scores(
+    router: PeerRouter, block: int, fit: LayerRecord, check: LayerRecord, words: Words, generator: torch.Generator
+) -> list[Name]:
+    """A name for each score of the router that `block` has, the block's own records given."""
+    spec = router.spec
+    keys = [
+        (axis, head, key)
+        for axis, count in (("A", spec.num_keys), ("B", spec.num_columns))
+        for head in range(spec.num_heads)
+        for key in range(count)
+    ]
+    return _named("score", block, keys, high_scores(router, fit), high_scores(router, check).events, words, generator)
+
+
+def name_coordinates(
+    block: int, fit: LayerRecord, check: LayerRecord, words: Words, generator: torch.Generator
+) -> list[Name]:
+    """A name for each coordinate of the state that the block's experts read."""
+    limit_D = upper_tail(fit)
+    keys = [("x", None, index) for index in range(len(limit_D))]
+    high = high_coordinates(fit, limit_D)
+    return _named("coordinate", block, keys, high, high_coordinates(check, limit_D).events, words, generator)
+
+
+def search(fit: Events, check: Events, shared: Literals) -> tuple[Literals, TokenStatements]:
+    """The best statement for every event, and the literals that it names."""
+    literals = with_own_sets(fit, shared)
+    return literals, best_statements(fit, check, literals, candidates(fit, shared, literals)[0])
+
+
+def permuted(events: Events, generator: torch.Generator) -> Events:
+    """The same events on the tokens of one random permutation: what happens together still does."""
+    order_N = torch.randperm(events.num_tokens, generator=generator)
+    return Events(token_P=order_N[events.token_P], start_E1=events.start_E1, context_ON=events.context_ON)
+
+
+def _named(
+    kind: str,
+    block: int,
+    keys: Sequence[tuple[str, int | None, int]],
+    fit: High,
+    check: Events,
+    words: Words,
+    generator: torch.Generator,
+) -> list[Name]:
+    literals, found = search(fit.events, check, words.literals)
+    _, control = search(permuted(fit.events, generator), permuted(check, generator), words.literals)
+    vocabulary = len(words.vocabulary)
+    counts_2EV = torch.stack([token_counts(fit.events, back, vocabulary) for back in (0, 1)])
+    top_tokens = _top_tokens(fit.events, counts_2EV[0], words)
+    rates = check.rate_E.tolist()
+    return [
+        Name.model_validate(
+            {
+                "kind": kind,
+                "block": block,
+                "axis": axis,
+                "head": head,
+                "index": index,
+                "statement": words.statement(literals, found, event, counts_2EV[:, event]),
+                "f1": float(found.f1_E[event]),
+                "null_f1": rates[event],
+                "permuted_f1": float(control.f1_E[event]),
+                "rate": rates[event],
+                "top_tokens": top_tokens[event],
+                "contexts": tuple(
+                    words.decode(context_before(fit.events.context_ON, token, CONTEXT_TOKENS))
+                    for token in fit.highest_EK[event].tolist()
+                ),
+            }
+        )
+        for event, (axis, head, index) in enumerate(keys)
+    ]
+
+
+def _top_tokens(events: Events, count_EV: Tensor, words: Words) -> list[tuple[TopToken, ...]]:
+    """The current tokens with the largest lift; rare ones are shrunk, as chance lifts them most."""
+    all_V = torch.bincount(events.context_ON[0], minlength=count_EV.shape[1]).float()
+    precision_EV = count_EV / all_V.clamp(min=1)
+    top = (count_EV / (all_V + SEEN_ENOUGH)).topk(min(TOP_TOKENS, count_EV.shape[1]), dim=1).indices
+    counts, lifts = count_EV.gather(1, top), precision_EV.gather(1, top) / events.rate_E[:, None].clamp(min=1e-12)
+    return [
+        tuple(
+            TopToken(text=words.vocabulary[int(token)], count=int(count), lift=round(lift, 3))
+            for token, count, lift in zip(tokens, of_tokens, of_lifts, strict=True)
+            if count > 0
+        )
+        for tokens, of_tokens, of_lifts in zip(top.tolist(), counts.tolist(), lifts.tolist(), strict=True)
+    ]
+
+
+def context_before(context_ON: Tensor, token: int, length: int) -> list[int]:
+    """The tokens up to and with this one of the sample, at most `length` and none of another sequence."""
+    first = token
+    while token - first + 1 < length and int(context_ON[1, first]) >= 0:
+        first -= 1
+    return context_ON[0, first : token + 1].tolist()
