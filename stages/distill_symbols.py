@@ -13,15 +13,20 @@ from torch import Tensor
 from pipeline.corpus import Corpus, random_windows
 from pipeline.measures import MeasureConfig, measure_against, measure_size
 from pipeline.models import Int4Model, LanguageModel
-from pipeline.models.peer import PeerSpec
+from pipeline.models.peer import PeerRouter, PeerSpec
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.plots import symbol_tiers
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.symbolic import names as names_file
+from pipeline.symbolic import page as symbols_page
 from pipeline.symbolic.assembly import BlockSymbols, distil_block, symbol_model
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.logic import build_literals
+from pipeline.symbolic.names import Name, Names
+from pipeline.symbolic.naming import Words, name_coordinates, name_scores
 from pipeline.symbolic.recording import LayerRecord, record
+from pipeline.symbolic.showcase import showcases
 from pipeline.symbolic.tiers import READABLE, Tier
 
 _TIER_WORDS = {
@@ -73,7 +78,7 @@ class DistillSymbolsConfig(StageConfig):
         return sizes
 
 
-@stage(name="distill-symbols", version=2)
+@stage(name="distill-symbols", version=3)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
@@ -102,17 +107,28 @@ def distill_symbols(
     model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
     seconds = time.monotonic() - began
     num_experts = sum(len(block.tier_E) for block in blocks)
+    began = time.monotonic()
+    words = Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
+    quantities = _names(int4, fit, check, words)
+    naming_seconds = time.monotonic() - began
     metrics = {
         **measure_against(model, int4, corpus, config.measure, config.context_length),
         **_controls(int4, check, corpus, config),
         **_tier_metrics(blocks),
+        **_name_metrics(quantities),
+        "naming_seconds": naming_seconds,
         **measure_size(model),
         "experts_per_second": num_experts / seconds / torch.get_num_threads(),
         "distillation_seconds": seconds,
         "train_tokens": float(config.sample_tokens + config.check_tokens),
     }
     names_by_block = [block.literal_names for block in blocks]
-    files = {"literals.json": json.dumps(names_by_block).encode(), "plot.png": _picture(metrics)}
+    files = {
+        "literals.json": json.dumps(names_by_block).encode(),
+        names_file.FILE: quantities.model_dump_json().encode(),
+        symbols_page.FILE: symbols_page.page(metrics, showcases(model, blocks, check, quantities, words)).encode(),
+        "plot.png": _picture(metrics),
+    }
     return Output(value=model, metrics=metrics, files=files)
 
 
@@ -124,6 +140,26 @@ def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: 
         random_windows(corpus.train, batch=batch, length=length, generator=generator)[0]
         for _ in range(max(1, tokens // (batch * length)))
     ]
+
+
+def _names(int4: LanguageModel, fit: list[LayerRecord], check: list[LayerRecord], words: Words) -> Names:
+    """A name for every score of every router and every coordinate of every block."""
+    generator = current_run().generator("permuted names")
+    found: list[Name] = []
+    for layer, block in enumerate(int4.blocks()):
+        records = fit[layer], check[layer]
+        if isinstance(block.router, PeerRouter):
+            found += name_scores(block.router, layer, *records, words, generator)
+        found += name_coordinates(layer, *records, words, generator)
+    return Names(names=tuple(found))
+
+
+def _name_metrics(names: Names) -> dict[str, float]:
+    return {
+        f"{kind}_name_f1_{suffix}": names.mean(kind, figure)
+        for kind in ("score", "coordinate")
+        for suffix, figure in (("mean", "f1"), ("same_rate_null_mean", "null_f1"), ("permuted_mean", "permuted_f1"))
+    }
 
 
 def _controls(
@@ -154,6 +190,7 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
     f1_E = torch.cat([block.f1_E for block in blocks])
     rate_E = torch.cat([block.rate_E for block in blocks])
     r2 = [1 - float(block.error_E.sum() / block.variance_E.sum()) for block in blocks]
+    token_f1_E = torch.cat([block.statements.token_logic.f1_E for block in blocks])
     live_E = (tier_E != Tier.T4) & (rate_E > 0)
     sparse_E = (tier_E == Tier.T1) | (tier_E == Tier.T2)
     coordinates_E = torch.cat([block.coordinates_E for block in blocks])
@@ -168,6 +205,8 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
         "firing_f1_mean": float(f1_E[live_E].mean()) if bool(live_E.any()) else math.nan,
         "firing_f1_mean_dropped_as_zero": float((f1_E * live_E)[rate_E > 0].mean()),
         "firing_f1_same_rate_null_mean": float(rate_E[live_E].mean()),
+        "token_logic_f1_mean": float(token_f1_E[rate_E > 0].mean()),
+        "token_logic_f1_same_rate_null_mean": float(rate_E[rate_E > 0].mean()),
         "r2_energy_weighted": sum(r2) / len(r2),
         "description_bits_per_expert": float(torch.cat([block.bits_E for block in blocks]).mean()),
         "description_bits_per_expert_exact": float(torch.cat([block.exact_bits_E for block in blocks]).mean()),

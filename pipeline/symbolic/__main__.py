@@ -12,20 +12,25 @@ import sympy
 import torch
 from torch import Tensor
 
-from artifacts import ArtifactError, Store
+from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
+from pipeline.symbolic.names import FILE as NAMES_FILE
+from pipeline.symbolic.names import Names, symbol
 from pipeline.symbolic.reading import (
     Firings,
     Reading,
+    coordinates_by_size,
     firings,
     latex,
     output_energies,
     read_expert,
+    router_block,
+    score_keys,
     symbol_experts,
 )
-from pipeline.symbolic.tiers import Tier
+from pipeline.symbolic.tiers import TIER_WORDS, Tier
 
 SAMPLE_TOKENS = 2048
 CONTEXT_LENGTH = 64
@@ -36,13 +41,8 @@ LARGEST = 10
 TERMS = 16
 """Coordinates of a formula that are shown; a dense one has more."""
 
-MEANINGS = {
-    Tier.T0: "exact, dense u",
-    Tier.T1: "formula, exact firing",
-    Tier.T2: "logic and formula",
-    Tier.T3: "logic, constant magnitude",
-    Tier.T4: "dropped",
-}
+NAMED = 8
+"""Coordinates, or scores of a router, whose names are shown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,6 +53,8 @@ class _Opened:
     names: list[list[str]]
     """Of the literals, block by block."""
     vocabulary: list[str]
+    quantities: Names
+    """Of scores and coordinates; none in artifacts of before they had names."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,7 +121,13 @@ def _open(store: Store, id: str) -> _Opened:
         corpus=corpus,
         names=json.loads(artifact.files()["literals.json"].read_text(encoding="utf-8")),
         vocabulary=[corpus.tokenizer.decode([token]) for token in range(corpus.spec.vocab_size)],
+        quantities=_quantities(artifact),
     )
+
+
+def _quantities(artifact: Artifact) -> Names:
+    path = artifact.files().get(NAMES_FILE)
+    return Names(names=()) if path is None else Names.model_validate_json(path.read_bytes())
 
 
 @torch.no_grad()
@@ -146,7 +154,7 @@ def _show_layers(opened: _Opened, layers: Sequence[int]) -> None:
         for tier in Tier:
             of_tier_E = experts.tier_E == tier
             share = float(energy_E[of_tier_E].sum()) / total
-            print(f"  {tier.name}  {int(of_tier_E.sum()):6}  {share:6.1%} of the output  {MEANINGS[tier]}")
+            print(f"  {tier.name}  {int(of_tier_E.sum()):6}  {share:6.1%} of the output  {TIER_WORDS[tier]}")
         print("  the experts with most output:")
         for expert in energy_E.topk(min(LARGEST, len(energy_E))).indices.tolist():
             reading = read_expert(opened.model, layer, expert, opened.names[layer], opened.vocabulary)
@@ -154,11 +162,15 @@ def _show_layers(opened: _Opened, layers: Sequence[int]) -> None:
                 f"  {expert:6}  {reading.tier.name}  {float(energy_E[expert]) / total:6.1%}  "
                 f"{int(count_E[expert]):5} firings  if {reading.firing}"
             )
+        if best := opened.quantities.best_scores(router_block(opened.model, layer), NAMED):
+            print("  the scores that tokens say best:")
+            for name in best:
+                print(f"  {name.symbol:>8}  {name.words}")
 
 
 def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
     print(f"{opened.id}, layer {reading.layer}, expert {reading.expert}\n")
-    print(f"tier         {reading.tier.name}, {MEANINGS[reading.tier]}")
+    print(f"tier         {reading.tier.name}, {TIER_WORDS[reading.tier]}")
     if reading.tier == Tier.T4:
         print("fires        never: its output was worth less than a description")
         return
@@ -177,7 +189,23 @@ def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
         print(f"\nLaTeX\n{latex(reading.rule)}\n{latex(reading.function)}")
         if uses_z:
             print(f"z = {latex(reading.argument)}")
+    _show_names(opened, reading)
     _show_contexts(opened, reading)
+
+
+def _show_names(opened: _Opened, reading: Reading) -> None:
+    """Of the scores that its firing compares, and of the coordinates that weigh most in its formula."""
+    named = []
+    if reading.tier <= Tier.T1:
+        block, keys = score_keys(opened.model, reading.layer, reading.expert)
+        named += opened.quantities.of(block, [symbol(*key) for key in keys])
+    if reading.function.free_symbols:
+        largest = coordinates_by_size(symbol_experts(opened.model, reading.layer), reading.expert)[:NAMED]
+        named += opened.quantities.of(reading.layer, [symbol("x", None, index) for index in largest])
+    if named:
+        print("\nhigh where (in words of tokens; null: a random statement of that rate, permuted: the best on noise)")
+    for name in named:
+        print(f"  {name.symbol:>8}  {name.words}")
 
 
 def _shortened(reading: Reading) -> str:

@@ -47,6 +47,9 @@ class BlockSymbols:
     f1_E: Tensor
     rate_E: Tensor
     coordinates_E: Tensor
+    firings_E: Tensor
+    """On the checking sample."""
+    statements: Statements
     recovered: float
 
 
@@ -99,7 +102,7 @@ def distil_block(
         chosen_E = choose(options, (1 - least_r2) * share * float(variance_E.sum()))
         symbols = _fill(
             model, experts, option_list, options, chosen_E, statements, max(ladder),
-            exact_bits_E=exact_bits_E, energy_E=energy_E, variance_E=variance_E
+            exact_bits_E=exact_bits_E, energy_E=energy_E, variance_E=variance_E, firings_E=check.count_E
         )  # fmt: skip
         recovered = _recovered_alone(model, layer, symbols, corpus, places, context_length)
         if recovered >= least_recovered or tightenings == TIGHTENINGS:
@@ -173,6 +176,7 @@ def _fill(
     exact_bits_E: Tensor,
     energy_E: Tensor,
     variance_E: Tensor,
+    firings_E: Tensor,
 ) -> BlockSymbols:
     """The tables of a block whose experts take these options."""
     num_experts, d_model = len(chosen_E), model.shape.d_model
@@ -240,6 +244,8 @@ def _fill(
         # Exact tiers compute the very comparison the model fires by; the others' statement was judged.
         f1_E=torch.where(exact_E, 1.0, statements.f1_E),
         coordinates_E=coordinates_E,
+        firings_E=firings_E,
+        statements=statements,
         recovered=0.0,
         exact_bits_E=exact_bits_E,
         energy_E=energy_E,

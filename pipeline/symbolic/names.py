@@ -38,6 +38,7 @@ class Name(BaseModel):
     head: int | None = Field(description="Head of the router; nothing for a coordinate.")
     index: int = Field(description="Number of the sub-key or coordinate.")
     statement: str
+    brief: str = Field(description="The statement with no more than a few tokens of each set.")
     f1: float = Field(description="F1 of the statement against 'high', on the checking sample.")
     null_f1: float = Field(description="Expected F1 of a random statement of the same rate: the rate itself.")
     permuted_f1: float = Field(description="F1 of the best statement on a quantity that is high on permuted tokens.")
@@ -52,8 +53,8 @@ class Name(BaseModel):
 
     @property
     def words(self) -> str:
-        """The statement with its figures, on one line."""
-        return f"{self.statement}  (F1 {self.f1:.2f}; null {self.null_f1:.2f}, permuted {self.permuted_f1:.2f})"
+        """The brief statement with the figures of the whole one, on one line."""
+        return f"{self.brief}  (F1 {self.f1:.2f}; null {self.null_f1:.2f}, permuted {self.permuted_f1:.2f})"
 
 
 class Names(BaseModel):

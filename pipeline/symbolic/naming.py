@@ -17,11 +17,19 @@ from pipeline.models.peer import PeerRouter, starts
 from pipeline.symbolic.logic import Literals
 from pipeline.symbolic.names import Name, TopToken, gate_words, place
 from pipeline.symbolic.recording import Events, LayerRecord
-from pipeline.symbolic.token_logic import TokenStatements, best_statements, candidates, token_counts, with_own_sets
+from pipeline.symbolic.token_logic import (
+    LARGEST_SET,
+    TokenStatements,
+    best_statements,
+    candidates,
+    token_counts,
+    with_own_sets,
+)
 
 TAIL = 0.05
 """Share of the fitting sample's tokens on which a coordinate is called high."""
 TOP_TOKENS = 5
+TOKENS_IN_BRIEF = 5
 CONTEXTS = 3
 CONTEXT_TOKENS = 8
 """Of a context, the last one being that on which the quantity is high."""
@@ -45,8 +53,8 @@ class Words:
         text = self.vocabulary[token]
         return f"token {token}" if "\ufffd" in text else repr(text)
 
-    def literal(self, literals: Literals, literal: int, weight_V: Tensor) -> str:
-        """A literal in words: a class as such, a set of tokens by its tokens, those of most weight first."""
+    def literal(self, literals: Literals, literal: int, weight_V: Tensor, most: int) -> str:
+        """A literal in words: a class as such, a set by its tokens, those of most weight first, at most `most`."""
         back = int(literals.offset_L[literal])
         if literal < len(self.literal_names) and not self.literal_names[literal].startswith("token["):
             return f"{place(back)} {self.literal_names[literal].removesuffix(f'[{-back}]')}"
@@ -54,12 +62,20 @@ class Words:
         if len(tokens) == 1:
             return f"{place(back)}={self.token(tokens[0])}"
         tokens.sort(key=lambda token: -float(weight_V[token]))
-        return f"{place(back)} in {{{', '.join(map(self.token, tokens))}}}"
+        more = f" and {len(tokens) - most} more" if len(tokens) > most else ""
+        return f"{place(back)} in {{{', '.join(map(self.token, tokens[:most]))}{more}}}"
 
-    def statement(self, literals: Literals, statements: TokenStatements, event: int, weight_2V: Tensor) -> str:
+    def statement(
+        self,
+        literals: Literals,
+        statements: TokenStatements,
+        event: int,
+        weight_2V: Tensor,
+        most: int = LARGEST_SET,
+    ) -> str:
         """An event's statement; `weight_2V` orders the tokens of sets, current and previous ones."""
         a, b = (
-            self.literal(literals, literal, weight_2V[min(1, int(literals.offset_L[literal]))])
+            self.literal(literals, literal, weight_2V[min(1, int(literals.offset_L[literal]))], most)
             for literal in (int(statements.a_E[event]), int(statements.b_E[event]))
         )
         return gate_words(int(statements.gate_E[event]), a, b)
@@ -184,6 +200,7 @@ def _named(
                 "head": head,
                 "index": index,
                 "statement": words.statement(literals, found, event, counts_2EV[:, event]),
+                "brief": words.statement(literals, found, event, counts_2EV[:, event], TOKENS_IN_BRIEF),
                 "f1": float(found.f1_E[event]),
                 "null_f1": rates[event],
                 "permuted_f1": float(control.f1_E[event]),

@@ -18,7 +18,7 @@ from pipeline.models.peer import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolRouting
 from pipeline.symbolic.functions import BY_CODE, SPLINE_CODE
 from pipeline.symbolic.logic import gate_symbol
-from pipeline.symbolic.spline import KNOTS
+from pipeline.symbolic.spline import KNOTS, Splines, evaluate_pairs
 from pipeline.symbolic.tiers import Tier
 
 DIGITS = 3
@@ -78,6 +78,45 @@ def read_expert(
         num_coordinates=len(_coefficients(experts, expert)),
         direction=_direction(model, experts, expert, vocabulary),
     )
+
+
+def score_keys(model: LanguageModel, layer: int, expert: int) -> tuple[int, list[tuple[str, int, int]]]:
+    """The scores that an exact comparison adds up: the block of their router, and (axis, head, sub-key) of each."""
+    experts = symbol_experts(model, layer)
+    spec = experts.spec.peer
+    row, column = divmod(int(experts.index.cell_of_experts()[expert]), spec.num_columns)
+    keys = [(axis, head, key) for head in range(spec.num_heads) for axis, key in (("A", row), ("B", column))]
+    return router_block(model, layer), keys
+
+
+def router_block(model: LanguageModel, layer: int) -> int:
+    """The block whose router this one obeys: its own, or the nearest below."""
+    blocks = model.blocks()
+    return next(below for below in range(layer, -1, -1) if blocks[below].router is not None)
+
+
+def coordinates_by_size(experts: SymbolExperts, expert: int) -> list[int]:
+    """The coordinates that the expert's argument names, those with the largest coefficients first."""
+    coefficients = _coefficients(experts, expert)
+    return sorted(coefficients, key=lambda index: -abs(coefficients[index]))
+
+
+def arguments(experts: SymbolExperts, expert: int, x_ND: Tensor) -> Tensor:
+    """(N) z of the expert on these states."""
+    coefficients = _coefficients(experts, expert)
+    weight_K = torch.tensor(list(coefficients.values()))
+    return x_ND[:, list(coefficients)] @ weight_K + experts.intercept_E[expert]
+
+
+def function_values(experts: SymbolExperts, expert: int, z_N: Tensor) -> Tensor:
+    """(N) the magnitude of the expert at these arguments, straight from its tables."""
+    code = int(experts.code_E[expert])
+    if code == SPLINE_CODE:
+        splines = Splines(experts.spline_low_W, experts.spline_high_W, experts.spline_coefficient_WK)
+        value_N = evaluate_pairs(splines, experts.spline_row_E[expert].long().expand(len(z_N)), z_N)
+    else:
+        value_N = BY_CODE[code].f(z_N)
+    return experts.scale_E[expert] * value_N + experts.offset_E[expert]
 
 
 def symbol_experts(model: LanguageModel, layer: int) -> SymbolExperts:
@@ -241,9 +280,7 @@ def _spline(experts: SymbolExperts, expert: int, z: sympy.Expr, digits: int | No
 
 
 def _router(model: LanguageModel, layer: int) -> PeerRouter:
-    """The router that this block obeys: its own, or the nearest below."""
-    below = (block.router for block in reversed(model.blocks()[: layer + 1]))
-    router = next(router for router in below if router is not None)
+    router = model.blocks()[router_block(model, layer)].router
     assert isinstance(router, SymbolRouter)
     return router.scores
 

@@ -14,6 +14,13 @@ from torch import Tensor
 from kernels.symbol_table.tables import Tier
 
 READABLE = (Tier.T1, Tier.T2, Tier.T3)
+TIER_WORDS = {
+    Tier.T0: "exact, dense u",
+    Tier.T1: "formula, exact firing",
+    Tier.T2: "logic and formula",
+    Tier.T3: "logic, constant magnitude",
+    Tier.T4: "dropped",
+}
 
 COEFFICIENT_BITS = 8.0
 """Of a coefficient in a formula: enough for two significant digits and an exponent."""

@@ -201,6 +201,16 @@ def test_a_context_ends_with_the_token_and_stays_within_its_sequence():
     assert context_before(context_ON, 6, 5) == [6]
 
 
+def test_a_brief_statement_names_the_weightiest_tokens_of_a_set_and_counts_the_others():
+    context_ON = record(0).context_ON
+    on_NE = (context_ON[0] != 6)[:, None] & (context_ON[0] != 3)[:, None]
+    literals, found = search(events(on_NE, context_ON), events(on_NE, context_ON), words(context_ON).literals)
+    weight_2V = torch.arange(V).expand(2, V)
+    whole, brief = (words(context_ON).statement(literals, found, 0, weight_2V, most) for most in (12, 2))
+    assert whole == "cur in {' it', 'the', 'B', '(', '7', 'from', ' a'}"
+    assert brief == "cur in {' it', 'the' and 5 more}"
+
+
 @pytest.mark.parametrize("kind", range(16))
 def test_gates_in_words_say_what_the_gates_compute(kind):
     text = gate_words(kind, "a", "b")
@@ -218,9 +228,9 @@ def test_gates_in_words_say_what_the_gates_compute(kind):
 
 def name(**changes):
     fields = {
-        "kind": "score", "block": 0, "axis": "A", "head": 1, "index": 2, "statement": "cur='x'", "f1": 0.5,
-        "null_f1": 0.1, "permuted_f1": 0.2, "rate": 0.1, "top_tokens": (TopToken(text="x", count=3, lift=4.5),),
-        "contexts": ("a x",),
+        "kind": "score", "block": 0, "axis": "A", "head": 1, "index": 2, "statement": "cur='x'", "brief": "cur='x'",
+        "f1": 0.5, "null_f1": 0.1, "permuted_f1": 0.2, "rate": 0.1,
+        "top_tokens": (TopToken(text="x", count=3, lift=4.5),), "contexts": ("a x",),
     }  # fmt: skip
     return Name(**{**fields, **changes})
 

@@ -16,15 +16,21 @@ from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.functions import CATALOGUE, SPLINE_CODE
 from pipeline.symbolic.logic import context_of
+from pipeline.symbolic.names import Name, Names
 from pipeline.symbolic.reading import (
+    arguments,
+    coordinates_by_size,
     firing_statement,
     firings,
+    function_values,
     latex,
     literal_name,
     magnitude_expression,
     magnitudes_by_formula,
     output_energies,
     read_expert,
+    router_block,
+    score_keys,
     symbol_experts,
 )
 from pipeline.symbolic.tiers import Tier
@@ -95,6 +101,26 @@ def test_the_unrounded_expression_is_the_magnitude_that_the_tables_compute(model
     wanted_N = experts.magnitudes(x_ND, token_N, torch.full((67,), expert))
     found_N = magnitudes_by_formula(experts, expert, x_ND)
     torch.testing.assert_close(found_N.float(), wanted_N, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("expert", range(14))
+def test_the_function_of_the_argument_is_the_magnitude_that_the_tables_compute(model, expert):
+    experts = model.blocks()[1].moe
+    x_ND = torch.randn(67, D, generator=torch.Generator().manual_seed(expert))
+    wanted_N = experts.magnitudes(x_ND, torch.arange(67), torch.full((67,), expert))
+    found_N = function_values(experts, expert, arguments(experts, expert, x_ND))
+    torch.testing.assert_close(found_N, wanted_N, rtol=1e-4, atol=1e-5)
+
+
+def test_the_scores_and_coordinates_of_an_expert_are_those_of_its_rule_and_formula(model):
+    block, keys = score_keys(model, 1, 11)
+    rule = {str(symbol) for symbol in firing_statement(model, 1, 11, NAMES, VOCABULARY).free_symbols}
+    assert block == router_block(model, 1) == 0
+    assert {f"{axis}^{head}_{key}" for axis, head, key in keys} == rule
+    experts = symbol_experts(model, 1)
+    size = dict(zip(experts.index_EK[11].tolist(), experts.coefficient_EK[11].abs().tolist(), strict=True))
+    wanted = sorted((index for index in size if size[index] > 0), key=lambda index: -size[index])
+    assert coordinates_by_size(experts, 11) == wanted
 
 
 def test_the_expression_of_a_spline_is_a_piecewise_cubic_that_is_constant_outside(model):
@@ -222,18 +248,36 @@ def test_firings_add_up_to_the_layers_output(model):
     torch.testing.assert_close(output_energies(experts, fired), energy_E)
 
 
+def quantity_names():
+    """Of all scores of the router and all coordinates of both blocks, each naming itself."""
+    nulls = {"null_f1": 0.125, "permuted_f1": 0.25, "rate": 0.125, "top_tokens": (), "contexts": ()}
+    keys = [
+        ("score", 0, axis, head, key, 0.5 + key / 10) for axis in "AB" for head in range(HEADS) for key in range(KEYS)
+    ]
+    keys += [("coordinate", block, "x", None, index, 0.75) for block in range(2) for index in range(D)]
+    return Names(
+        names=tuple(
+            Name(
+                kind=kind, block=block, axis=axis, head=head, index=index, f1=f1,
+                statement="whole", brief=f"says {axis} {head} {index} of block {block}", **nulls,
+            )
+            for kind, block, axis, head, index, f1 in keys
+        )
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def store(model, tmp_path_factory):
-    """A corpus and a symbols model made from it."""
+    """A corpus and two symbols models made from it: one of before scores had names, and the latest, with names."""
     store = Store(tmp_path_factory.mktemp("reading") / "store")
     tokenizer = ByteTokenizer()
     split = make_split([(0, TEXT * 12)], tokenizer)
     spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("text",))
     corpus = Corpus(spec, train=split, held_out=split, tokenizer=tokenizer)
 
-    def publish(stage, value, files, **inputs):
+    def publish(stage, value, files, version=1, **inputs):
         return store.publish(
-            recipe=Recipe(stage=stage, stage_version=1, config={}, seed=0, inputs=inputs),
+            recipe=Recipe(stage=stage, stage_version=version, config={}, seed=0, inputs=inputs),
             kind=value.kind,
             spec=value.spec.model_dump(mode="json"),
             tensors=value.to_tensors(),
@@ -243,7 +287,10 @@ def store(model, tmp_path_factory):
         )
 
     corpus_id = publish("prepare-corpus", corpus, {})
-    publish("distill-symbols", model, {"literals.json": json.dumps([NAMES, NAMES]).encode()}, corpus=corpus_id)
+    files = {"literals.json": json.dumps([NAMES, NAMES]).encode()}
+    publish("distill-symbols", model, files, version=2, corpus=corpus_id)
+    files["names.json"] = quantity_names().model_dump_json().encode()
+    publish("distill-symbols", model, files, version=3, corpus=corpus_id)
     return store
 
 
@@ -287,6 +334,35 @@ def test_show_without_an_expert_counts_tiers_and_ranks_experts(store, capsys):
     code, one, _ = show(store, capsys, "latest", "--layer", "1")
     assert code == 0
     assert "layer 0" not in one
+
+
+def test_show_names_the_scores_and_coordinates_that_an_expert_reads(store, model, capsys):
+    code, out, err = show(store, capsys, "latest", "--layer", "1", "--expert", "11")
+    assert (code, err) == (0, "")
+    named = [line.split(None, 1) for line in out.splitlines() if "says" in line]
+    _, keys = score_keys(model, 1, 11)
+    scores = [(f"{axis}^{head}_{key}", f"says {axis} {head} {key} of block 0") for axis, head, key in keys]
+    indices = coordinates_by_size(symbol_experts(model, 1), 11)
+    coordinates = [(f"x_{index}", f"says x None {index} of block 1") for index in indices]
+    assert [(symbol, text.split("  ")[0]) for symbol, text in named] == scores + coordinates
+    assert "(F1 0.75; null 0.12, permuted 0.25)" in named[-1][1]
+
+
+def test_show_of_a_layer_names_the_scores_that_tokens_say_best(store, capsys):
+    _, out, _ = show(store, capsys, "latest", "--layer", "1")
+    named = [line.split()[0] for line in out.splitlines() if "says" in line]
+    assert named[:4] == ["A^0_2", "A^1_2", "B^0_2", "B^1_2"]
+
+
+def test_an_artifact_of_before_scores_had_names_is_shown_without_them(store, capsys):
+    older = min(store.manifests(), key=lambda m: (m.kind != "symbols", m.lineage.stage_version)).id
+    for asked in (("--layer", "1", "--expert", "11"), ("--layer", "0", "--expert", str(LOGIC)), ("--layer", "0")):
+        code, out, err = show(store, capsys, older, *asked)
+        assert (code, err) == (0, "")
+        assert "says" not in out
+        _, newer, _ = show(store, capsys, "latest", *asked)
+        kept = [line for line in newer.splitlines() if "says" not in line and "tokens" not in line]
+        assert set(kept[1:]) <= set(out.splitlines()) | {""}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 import json
 import math
+from collections import Counter
+from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic import assembly
 from pipeline.symbolic.assembly import distil_block, symbol_model
 from pipeline.symbolic.logic import build_literals
+from pipeline.symbolic.names import Names
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.tiers import Options, Tier
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
@@ -165,6 +168,70 @@ def test_every_literal_of_the_artifact_has_a_name(made):
     for block in made.value.blocks():
         assert isinstance(block.moe, SymbolExperts)
         block.moe.check()
+
+
+def test_every_score_and_coordinate_has_a_name_beside_its_nulls(made, int4):
+    names = Names.model_validate_json(made.files["names.json"])
+    spec = int4.spec.experts
+    routers = [layer for layer, block in enumerate(int4.blocks()) if block.router is not None]
+    wanted = {
+        (layer, f"{axis}^{head}_{key}")
+        for layer in routers
+        for axis in "AB"
+        for head in range(spec.num_heads)
+        for key in range(spec.num_keys)
+    } | {(layer, f"x_{index}") for layer in range(LAYERS) for index in range(int4.shape.d_model)}
+    assert {(name.block, name.symbol) for name in names.names} == wanted
+    assert len(names.names) == len(wanted)
+    for name in names.names:
+        assert all(0 <= figure <= 1 for figure in (name.f1, name.null_f1, name.permuted_f1, name.rate))
+        assert name.statement
+        assert len(name.brief) <= len(name.statement) + len(" and 1 more")
+        assert all(token.count > 0 and token.lift > 0 for token in name.top_tokens)
+        assert name.contexts
+
+
+def test_names_and_token_statements_beat_their_nulls(made):
+    names = Names.model_validate_json(made.files["names.json"])
+    for kind in ("score", "coordinate"):
+        assert made.metrics[f"{kind}_name_f1_mean"] == pytest.approx(names.mean(kind, "f1"))
+        assert made.metrics[f"{kind}_name_f1_same_rate_null_mean"] == pytest.approx(names.mean(kind, "null_f1"))
+        assert made.metrics[f"{kind}_name_f1_mean"] > made.metrics[f"{kind}_name_f1_permuted_mean"] + 0.1
+    assert made.metrics["token_logic_f1_mean"] > made.metrics["token_logic_f1_same_rate_null_mean"] + 0.1
+    assert made.metrics["naming_seconds"] > 0
+
+
+class Page(HTMLParser):
+    """Counts elements, and notes what they would fetch."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.fetched, self.open = Counter(), [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.count[tag] += 1
+        self.fetched += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in ("meta", "circle", "path", "polyline"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("circle", "path", "polyline"):
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_complete_in_itself_and_shows_experts_with_graphs_and_contexts(made):
+    page = Page()
+    text = made.files["symbols.html"].decode()
+    page.feed(text)
+    assert page.open == []
+    assert page.fetched == []
+    assert page.count["script"] == 0
+    readable = int(((tiers(made) >= Tier.T1) & (tiers(made) <= Tier.T3)).sum())
+    assert 0 < page.count["article"] == page.count["svg"] <= min(10, readable)
+    assert page.count["mark"] >= page.count["article"]
+    for word in ("loss_recovered_constant_magnitude", "score_name_f1_permuted_mean", "T4", "by tokens alone"):
+        assert word in text
+    assert "nan" not in text.split("</table>")[0]
 
 
 LADDER = (1, 4)
