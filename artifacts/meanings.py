@@ -81,7 +81,7 @@ MODEL: Mapping[str, str] = {
     "formula_coordinates_mean": "mean number of coordinates of the formulas in T1 and T2",
     "block_loss_recovered_least": "least loss_recovered of a block replaced alone, against that block zeroed",
     "experts_per_second": "experts of all blocks over the seconds of distilling them and the threads used",
-    "naming_seconds": "seconds of naming all scores and coordinates, control included",
+    "naming_seconds": "seconds of naming scores, coordinates and experts in words, controls included",
     "distillation_seconds": "seconds from recording to the assembled symbolic model",
     "peak_memory_bytes": "largest resident size of the process so far",
 }

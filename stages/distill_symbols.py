@@ -23,8 +23,8 @@ from pipeline.symbolic import page as symbols_page
 from pipeline.symbolic.assembly import BlockSymbols, distil_block, symbol_model
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.logic import build_literals
-from pipeline.symbolic.names import Name, Names
-from pipeline.symbolic.naming import Words, name_coordinates, name_scores
+from pipeline.symbolic.names import Name, Names, Said
+from pipeline.symbolic.naming import Words, name_coordinates, name_scores, say_experts
 from pipeline.symbolic.recording import LayerRecord, record
 from pipeline.symbolic.showcase import showcases
 from pipeline.symbolic.tiers import READABLE, Tier
@@ -109,7 +109,7 @@ def distill_symbols(
     num_experts = sum(len(block.tier_E) for block in blocks)
     began = time.monotonic()
     words = Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
-    quantities = _names(int4, fit, check, words)
+    quantities = _names(int4, blocks, fit, check, words)
     naming_seconds = time.monotonic() - began
     metrics = {
         **measure_against(model, int4, corpus, config.measure, config.context_length),
@@ -142,16 +142,24 @@ def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: 
     ]
 
 
-def _names(int4: LanguageModel, fit: list[LayerRecord], check: list[LayerRecord], words: Words) -> Names:
-    """A name for every score of every router and every coordinate of every block."""
+def _names(
+    int4: LanguageModel,
+    blocks: list[BlockSymbols],
+    fit: list[LayerRecord],
+    check: list[LayerRecord],
+    words: Words,
+) -> Names:
+    """A name for every score of every router and every coordinate of every block; what tokens say of the experts."""
     generator = current_run().generator("permuted names")
     found: list[Name] = []
-    for layer, block in enumerate(int4.blocks()):
+    said: list[Said] = []
+    for layer, (block, symbols) in enumerate(zip(int4.blocks(), blocks, strict=True)):
         records = fit[layer], check[layer]
         if isinstance(block.router, PeerRouter):
             found += name_scores(block.router, layer, *records, words, generator)
         found += name_coordinates(layer, *records, words, generator)
-    return Names(names=tuple(found))
+        said += say_experts(layer, symbols.statements, symbols.energy_E, fit[layer], words)
+    return Names(names=tuple(found), experts=tuple(said))
 
 
 def _name_metrics(names: Names) -> dict[str, float]:

@@ -57,17 +57,39 @@ class Name(BaseModel):
         return f"{self.brief}  (F1 {self.f1:.2f}; null {self.null_f1:.2f}, permuted {self.permuted_f1:.2f})"
 
 
+class Said(BaseModel):
+    """The best token statement for the firing of one expert. It explains; what fires the expert is its own rule."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    block: int
+    expert: int
+    statement: str
+    f1: float = Field(description="F1 of the statement against the firing, on the checking sample.")
+    null_f1: float = Field(description="Expected F1 of a random statement of the same rate: the rate itself.")
+
+    @property
+    def words(self) -> str:
+        """The statement with its figures, on one line."""
+        return f"{self.statement}  (F1 {self.f1:.2f}; null {self.null_f1:.3f})"
+
+
 class Names(BaseModel):
     """All names of a model, as they lie in its artifact."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: tuple[Name, ...]
+    experts: tuple[Said, ...] = Field(default=(), description="Those with most output of each block.")
 
     def of(self, block: int, symbols: Sequence[str]) -> Iterator[Name]:
         """The names of these symbols of a block, in their order; what has none is left out."""
         known = {name.symbol: name for name in self.names if name.block == block}
         return (known[symbol] for symbol in symbols if symbol in known)
+
+    def said(self, block: int, expert: int) -> Said | None:
+        """What tokens say of an expert, if it is among those that are described."""
+        return next((said for said in self.experts if (said.block, said.expert) == (block, expert)), None)
 
     def best_scores(self, block: int, count: int) -> list[Name]:
         """Scores of a router whose statements are furthest above their permuted control."""

@@ -7,7 +7,7 @@ statement that says so best is searched on one sample and judged on another; a p
 # N tokens, E quantities (scores or coordinates), D model width, H heads, I sub-keys of the rows, J of the columns,
 # P pairs (a quantity and a token where it is high), V vocabulary, L literals, K contexts shown
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.models.peer import PeerRouter, starts
 from pipeline.symbolic.logic import Literals
-from pipeline.symbolic.names import Name, TopToken, gate_words, place
+from pipeline.symbolic.names import Name, Said, TopToken, gate_words, place
 from pipeline.symbolic.recording import Events, LayerRecord
+from pipeline.symbolic.statements import Statements
 from pipeline.symbolic.token_logic import (
     LARGEST_SET,
     TokenStatements,
@@ -33,6 +34,8 @@ TOKENS_IN_BRIEF = 5
 CONTEXTS = 3
 CONTEXT_TOKENS = 8
 """Of a context, the last one being that on which the quantity is high."""
+EXPERTS_SAID = 4096
+"""Experts a block that get a statement in words, those with most output."""
 TOKENS_A_PIECE = 4096
 SEEN_ENOUGH = 2
 """Tokens by which precisions are shrunk towards 0, as in a set of an event's own."""
@@ -162,6 +165,29 @@ def name_coordinates(
     keys = [("x", None, index) for index in range(len(limit_D))]
     high = high_coordinates(fit, limit_D)
     return _named("coordinate", block, keys, high, high_coordinates(check, limit_D).events, words, generator)
+
+
+def say_experts(block: int, statements: Statements, energy_E: Tensor, fit: LayerRecord, words: Words) -> Iterator[Said]:
+    """The token statements of the experts with most output, of those that fire on the checking sample."""
+    firing = energy_E.masked_fill(statements.rate_E == 0, -1.0).topk(min(EXPERTS_SAID, len(energy_E)))
+    for expert in firing.indices[firing.values >= 0].tolist():
+        yield Said(
+            block=block,
+            expert=expert,
+            statement=expert_statement(statements, fit, expert, words),
+            f1=float(statements.token_logic.f1_E[expert]),
+            null_f1=float(statements.rate_E[expert]),
+        )
+
+
+def expert_statement(statements: Statements, fit: LayerRecord, expert: int, words: Words) -> str:
+    """The best token statement for an expert's firing, in words."""
+    token_P = fit.token_P[fit.start_E1[expert] : fit.start_E1[expert + 1]]
+    weights = [
+        torch.bincount(context_N[token_P].clamp(min=0), minlength=len(words.vocabulary))
+        for context_N in fit.context_ON[:2]
+    ]
+    return words.statement(statements.literals, statements.token_logic, expert, torch.stack(weights))
 
 
 def search(fit: Events, check: Events, shared: Literals) -> tuple[Literals, TokenStatements]:

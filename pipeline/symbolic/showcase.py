@@ -13,7 +13,7 @@ from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.assembly import BlockSymbols
 from pipeline.symbolic.names import Name, Names, symbol
-from pipeline.symbolic.naming import Words, context_before
+from pipeline.symbolic.naming import Words, context_before, expert_statement
 from pipeline.symbolic.reading import (
     Reading,
     arguments,
@@ -76,7 +76,7 @@ def showcases(
     shown = {place: f"one of the {BY_ENERGY} with most output in T1 to T3" for place in _by_energy(blocks)}
     said: set[str] = set()
     for layer, expert in _by_logic(blocks):
-        statement = _token_statement(blocks[layer], check[layer], expert, words)
+        statement = expert_statement(blocks[layer].statements, check[layer], expert, words)
         if len(said) < BY_LOGIC and (layer, expert) not in shown and statement not in said:
             shown[layer, expert] = f"one of the {BY_LOGIC} best said by tokens, firing {LEAST_FIRINGS} times or more"
             said.add(statement)
@@ -105,15 +105,6 @@ def _ranked(value_by_block: Sequence[Tensor]) -> list[tuple[int, int]]:
     return [places[index] for index in order[:positive].tolist()]
 
 
-def _token_statement(block: BlockSymbols, record: LayerRecord, expert: int, words: Words) -> str:
-    token_P = record.token_P[record.start_E1[expert] : record.start_E1[expert + 1]]
-    weights = [
-        torch.bincount(context_N[token_P].clamp(min=0), minlength=len(words.vocabulary))
-        for context_N in record.context_ON[:2]
-    ]
-    return words.statement(block.statements.literals, block.statements.token_logic, expert, torch.stack(weights))
-
-
 def _showcase(
     model: LanguageModel,
     blocks: Sequence[BlockSymbols],
@@ -134,7 +125,7 @@ def _showcase(
         reading=reading,
         why=why,
         energy_share=float(block.energy_E[expert] / block.energy_E.sum()),
-        token_statement=_token_statement(block, record, expert, words),
+        token_statement=expert_statement(block.statements, record, expert, words),
         token_f1=float(block.statements.token_logic.f1_E[expert]),
         rate=float(block.rate_E[expert]),
         scores=tuple(names.of(router, scores)),

@@ -16,7 +16,7 @@ from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.functions import CATALOGUE, SPLINE_CODE
 from pipeline.symbolic.logic import context_of
-from pipeline.symbolic.names import Name, Names
+from pipeline.symbolic.names import Name, Names, Said
 from pipeline.symbolic.reading import (
     arguments,
     coordinates_by_size,
@@ -262,7 +262,8 @@ def quantity_names():
                 statement="whole", brief=f"says {axis} {head} {index} of block {block}", **nulls,
             )
             for kind, block, axis, head, index, f1 in keys
-        )
+        ),
+        experts=(Said(block=1, expert=11, statement="cur='e'", f1=0.625, null_f1=0.03125),),
     )  # fmt: skip
 
 
@@ -346,6 +347,8 @@ def test_show_names_the_scores_and_coordinates_that_an_expert_reads(store, model
     coordinates = [(f"x_{index}", f"says x None {index} of block 1") for index in indices]
     assert [(symbol, text.split("  ")[0]) for symbol, text in named] == scores + coordinates
     assert "(F1 0.75; null 0.12, permuted 0.25)" in named[-1][1]
+    assert "by tokens    cur='e'  (F1 0.62; null 0.031)" in out
+    assert "by tokens" not in show(store, capsys, "latest", "--layer", "1", "--expert", "12")[1]
 
 
 def test_show_of_a_layer_names_the_scores_that_tokens_say_best(store, capsys):

@@ -191,6 +191,13 @@ def test_every_score_and_coordinate_has_a_name_beside_its_nulls(made, int4):
         assert name.contexts
 
 
+def test_tokens_say_something_of_every_expert_that_fires(made):
+    said = Names.model_validate_json(made.files["names.json"]).experts
+    assert len({(s.block, s.expert) for s in said}) == len(said) <= LAYERS * EXPERTS
+    assert made.metrics["token_logic_f1_mean"] == pytest.approx(sum(s.f1 for s in said) / len(said))
+    assert made.metrics["token_logic_f1_same_rate_null_mean"] == pytest.approx(sum(s.null_f1 for s in said) / len(said))
+
+
 def test_names_and_token_statements_beat_their_nulls(made):
     names = Names.model_validate_json(made.files["names.json"])
     for kind in ("score", "coordinate"):
