@@ -1,4 +1,4 @@
-"""Reads experts of a symbols model: python -m pipeline.symbolic show ID --layer L --expert E."""
+"""Reads experts of a symbols model, and writes it as C: python -m pipeline.symbolic show | export ID."""
 
 import argparse
 import json
@@ -16,6 +16,7 @@ from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
+from pipeline.symbolic.export import export as write_export
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
 from pipeline.symbolic.reading import (
@@ -60,6 +61,8 @@ class _Opened:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 2 is an error told in one sentence."""
     args = _parser().parse_args(arguments)
+    if args.command == "export":
+        return _export(args)
     try:
         opened, layers, reading = _chosen(args)
     except (ArtifactError, ValueError) as error:
@@ -92,7 +95,7 @@ def _chosen(args: argparse.Namespace) -> tuple[_Opened, list[int], Reading | Non
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     summary = "Show one expert; without --expert the largest of a layer, without --layer those of every layer."
     show = commands.add_parser("show", help=summary, description=summary)
     show.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
@@ -102,7 +105,26 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
     )
+    summary = "Write a model as one C source with its tables and a check, which needs no Python."
+    export = commands.add_parser("export", help=summary, description=summary)
+    export.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
+    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    export.add_argument("--tokens", type=int, default=16_384, help="held-out tokens to check it on (default: 16384)")
+    export.add_argument("--length", type=int, default=128, help="tokens of a window of them (default: 128)")
+    export.add_argument(
+        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+    )
     return parser
+
+
+def _export(args: argparse.Namespace) -> int:
+    try:
+        made = write_export(Store(args.store), args.id, args.to, num_tokens=args.tokens, length=args.length)
+    except (ArtifactError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
+    return 0
 
 
 def _open(store: Store, id: str) -> _Opened:
@@ -175,8 +197,6 @@ def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
         print("fires        never: its output was worth less than a description")
         return
     print(f"fires if     {reading.firing}")
-    if said := opened.quantities.said(reading.layer, reading.expert):
-        print(f"by tokens    {said.words}")
     if reading.tier <= Tier.T1:
         print("then adds    gate * magnitude * v, the router's gate summed over the heads that fire")
     else:
