@@ -20,6 +20,7 @@ from pipeline.symbolic.recording import Events, LayerRecord
 from pipeline.symbolic.statements import Statements
 from pipeline.symbolic.token_logic import (
     LARGEST_SET,
+    OR,
     TokenStatements,
     best_statements,
     candidates,
@@ -56,17 +57,26 @@ class Words:
         text = self.vocabulary[token]
         return f"token {token}" if "\ufffd" in text else repr(text)
 
-    def literal(self, literals: Literals, literal: int, weight_V: Tensor, most: int) -> str:
-        """A literal in words: a class as such, a set by its tokens, those of most weight first, at most `most`."""
-        back = int(literals.offset_L[literal])
+    def tokens(self, literals: Literals, literal: int) -> list[int] | None:
+        """The tokens of a literal that is a set of them; nothing for a class."""
         if literal < len(self.literal_names) and not self.literal_names[literal].startswith("token["):
+            return None
+        return torch.nonzero(literals.member_LV[literal])[:, 0].tolist()
+
+    def literal(self, literals: Literals, literal: int, weight_2V: Tensor, most: int) -> str:
+        """A literal in words: a class as such, a set by its tokens."""
+        back, tokens = int(literals.offset_L[literal]), self.tokens(literals, literal)
+        if tokens is None:
             return f"{place(back)} {self.literal_names[literal].removesuffix(f'[{-back}]')}"
-        tokens = torch.nonzero(literals.member_LV[literal])[:, 0].tolist()
+        return self.listed(back, tokens, weight_2V, most)
+
+    def listed(self, back: int, tokens: list[int], weight_2V: Tensor, most: int) -> str:
+        """That the token so many places back is one of these, those of most weight first and at most `most` of them."""
         if len(tokens) == 1:
             return f"{place(back)}={self.token(tokens[0])}"
-        tokens.sort(key=lambda token: -float(weight_V[token]))
+        first = sorted(tokens, key=lambda token: -float(weight_2V[min(1, back), token]))
         more = f" and {len(tokens) - most} more" if len(tokens) > most else ""
-        return f"{place(back)} in {{{', '.join(map(self.token, tokens[:most]))}{more}}}"
+        return f"{place(back)} in {{{', '.join(map(self.token, first[:most]))}{more}}}"
 
     def statement(
         self,
@@ -74,14 +84,14 @@ class Words:
         statements: TokenStatements,
         event: int,
         weight_2V: Tensor,
-        most: int = LARGEST_SET,
+        most: int = 2 * LARGEST_SET,
     ) -> str:
         """An event's statement; `weight_2V` orders the tokens of sets, current and previous ones."""
-        a, b = (
-            self.literal(literals, literal, weight_2V[min(1, int(literals.offset_L[literal]))], most)
-            for literal in (int(statements.a_E[event]), int(statements.b_E[event]))
-        )
-        return gate_words(int(statements.gate_E[event]), a, b)
+        kind, a, b = int(statements.gate_E[event]), int(statements.a_E[event]), int(statements.b_E[event])
+        of_a, of_b, back = self.tokens(literals, a), self.tokens(literals, b), int(literals.offset_L[a])
+        if kind == OR and of_a and of_b and back == int(literals.offset_L[b]):
+            return self.listed(back, sorted({*of_a, *of_b}), weight_2V, most)
+        return gate_words(kind, *(self.literal(literals, literal, weight_2V, most) for literal in (a, b)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,19 @@ import pytest
 import torch
 
 from pipeline.models.peer import PeerRouter, PeerSpec, starts
-from pipeline.symbolic.logic import build_literals, context_of, gate
+from pipeline.symbolic.logic import Literals, build_literals, context_of, gate
 from pipeline.symbolic.names import Name, Names, TopToken, gate_words
 from pipeline.symbolic.naming import TAIL, Words, context_before, high_scores, name_coordinates, name_scores, search
 from pipeline.symbolic.recording import Events, LayerRecord
-from pipeline.symbolic.token_logic import CANDIDATES, WORTH_A_SECOND_F1, best_statements, candidates, with_own_sets
+from pipeline.symbolic.token_logic import (
+    CANDIDATES,
+    OR,
+    WORTH_A_SECOND_F1,
+    TokenStatements,
+    best_statements,
+    candidates,
+    with_own_sets,
+)
 
 # N tokens, E events, D model width, V vocabulary
 
@@ -209,6 +217,17 @@ def test_a_brief_statement_names_the_weightiest_tokens_of_a_set_and_counts_the_o
     whole, brief = (words(context_ON).statement(literals, found, 0, weight_2V, most) for most in (12, 2))
     assert whole == "cur in {' it', 'the', 'B', '(', '7', 'from', ' a'}"
     assert brief == "cur in {' it', 'the' and 5 more}"
+
+
+def test_either_of_two_sets_of_one_place_is_one_set_in_words():
+    literals = Literals(torch.eye(V, dtype=torch.bool), torch.zeros(V, dtype=torch.uint8))
+    bare = Words(literals=literals, literal_names=[], vocabulary=VOCABULARY, decode=str)
+    weight_2V, (a, b) = torch.ones(2, V), torch.tensor([[FROM], [DIGIT]])
+    said = {
+        kind: bare.statement(literals, TokenStatements(torch.tensor([kind]), a, b, torch.zeros(1)), 0, weight_2V)
+        for kind in (OR, 2)
+    }
+    assert said == {OR: "cur in {'from', '7'}", 2: "cur='from' and not cur='7'"}
 
 
 @pytest.mark.parametrize("kind", range(16))
