@@ -197,6 +197,8 @@ def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
         print("fires        never: its output was worth less than a description")
         return
     print(f"fires if     {reading.firing}")
+    if said := opened.quantities.said(reading.layer, reading.expert):
+        print(f"by tokens    {said.words}")
     if reading.tier <= Tier.T1:
         print("then adds    gate * magnitude * v, the router's gate summed over the heads that fire")
     else:
