@@ -15,29 +15,31 @@ def check_shapes(
     x_ND: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Tensor, tables: SymbolTables
 ) -> None:
     """ValueError for the first argument whose device, dtype, shape or strides do not fit. Reads no element."""
-    if x_ND.device.type != "cpu":
+    if not x_ND.is_cpu:
         refuse("x_ND", f"a tensor on {x_ND.device}", "tensors of the CPU, where symbols run; move them there")
     if x_ND.ndim != 2 or x_ND.dtype != torch.float32 or x_ND.shape[1] % 2:
         refuse("x_ND", f"{_form(x_ND)}", "(tokens, width) of torch.float32, the width even")
     tokens, pairs = len(x_ND), len(cell_P)
-    wanted = {
-        "cell_P": (cell_P, (pairs,), torch.int64),
-        "start_N1": (start_N1, (tokens + 1,), torch.int64),
-        "gate_P": (gate_P, (pairs,), torch.float32),
-        "context_ON": (context_ON, (max(1, context_ON.shape[0]), tokens), torch.int64),
-        "cell_start_C1": (tables.cell_start_C1, (max(2, len(tables.cell_start_C1)),), torch.int32),
-    }
+    _check_form("cell_P", cell_P, (pairs,), torch.int64)
+    _check_form("start_N1", start_N1, (tokens + 1,), torch.int64)
+    _check_form("gate_P", gate_P, (pairs,), torch.float32)
+    _check_form("context_ON", context_ON, (max(1, context_ON.shape[0]), tokens), torch.int64)
+    cell_start_C1, *others = tables
+    _check_form("cell_start_C1", cell_start_C1, (max(2, len(cell_start_C1)),), torch.int32)
     sizes = shapes(
         d_model=x_ND.shape[1], experts=len(tables.tier_E), coordinates=tables.index_EK.shape[-1],
         dense=len(tables.dense_u_FD), literals=len(tables.member_LV), vocabulary=tables.member_LV.shape[-1],
         splines=len(tables.spline_low_W),
     )  # fmt: skip
-    wanted |= {name: (getattr(tables, name), *size) for name, size in sizes.items()}
-    for name, (tensor, shape, dtype) in wanted.items():
-        if tensor.shape != shape or tensor.dtype != dtype or tensor.device != x_ND.device:
-            refuse(name, f"{_form(tensor)} on {tensor.device}", f"shape {tuple(shape)}, {dtype} on {x_ND.device}")
-        if not tensor.is_contiguous():
-            refuse(name, f"strides {tensor.stride()}", "a contiguous tensor; make it so once, where it is made")
+    for (name, (shape, dtype)), table in zip(sizes.items(), others, strict=True):
+        _check_form(name, table, shape, dtype)
+
+
+def _check_form(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
+        refuse(name, f"{_form(tensor)} on {tensor.device}", f"shape {shape}, {dtype} on the CPU")
+    if not tensor.is_contiguous():
+        refuse(name, f"strides {tensor.stride()}", "a contiguous tensor; make it so once, where it is made")
 
 
 def check_pairs(cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Tensor, tables: SymbolTables) -> None:

@@ -10,6 +10,7 @@ dense_u[dense_row] . x + intercept, and for the others sum_k coefficient_k * x[i
 # L literals, V vocabulary, W experts with a spline, B = D / 2 bytes of a packed row
 
 from enum import IntEnum
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -61,10 +62,11 @@ class SymbolTables(NamedTuple):
     v_scale_E: Tensor
 
 
+@cache
 def shapes(
     *, d_model: int, experts: int, coordinates: int, dense: int, literals: int, vocabulary: int, splines: int
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    """Shape and dtype of every table but cell_start_C1, by name."""
+    """Shape and dtype of every table but cell_start_C1, by name, in their order."""
     return {
         "tier_E": ((experts,), torch.uint8),
         "code_E": ((experts,), torch.uint8),

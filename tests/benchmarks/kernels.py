@@ -24,6 +24,8 @@ from kernels.monet_mix import monet_mix
 from kernels.packing import pack_int4
 from kernels.product_key_topk import product_key_topk
 from kernels.sr_update import NibbleTable, RowGradients, UpdateCounts, pairs_by_row, sr_update
+from kernels.symbol_table import stock, symbol_table
+from kernels.symbol_table.tables import SymbolTables, Tier, shapes
 from tests.benchmarks import baselines
 from tests.tolerances import relative_rms
 
@@ -144,6 +146,40 @@ def mix_row() -> Row:
     return Row(op="monet_mix", shape=shape, baseline="the public einsum", seconds=take_turns(ops))
 
 
+def symbol_row() -> Row:
+    """Shares of tiers as the tiny chain has them, a tenth dense and half formulas; a cell holds one expert."""
+    generator, cells, coordinates = torch.Generator().manual_seed(6), 65_536, 16
+    tier = torch.tensor([Tier.T0] + 5 * [Tier.T1] + 4 * [Tier.T4])[torch.randint(10, (cells,), generator=generator)]
+    tables = {
+        name: torch.zeros(shape, dtype=dtype)
+        for name, (shape, dtype) in shapes(
+            d_model=D, experts=cells, coordinates=coordinates, dense=cells // 10, literals=0, vocabulary=2, splines=0
+        ).items()
+    }
+    tables |= {
+        "cell_start_C1": torch.arange(cells + 1, dtype=torch.int32), "tier_E": tier.to(torch.uint8),
+        "code_E": torch.full((cells,), 4, dtype=torch.uint8), "scale_E": torch.ones(cells),
+        "index_EK": torch.randint(D, (cells, coordinates), generator=generator).short(),
+        "coefficient_EK": normal(cells, coordinates), "dense_u_FD": normal(cells // 10, D) / 20,
+        "dense_row_E": torch.randint(cells // 10, (cells,), generator=generator).int(),
+        "v_EB": torch.randint(256, (cells, D // 2), generator=generator, dtype=torch.uint8),
+        "v_scale_E": torch.full((cells,), 0.01).half(),
+    }  # fmt: skip
+    made, x, start = SymbolTables(**tables), normal(T, D), torch.arange(T + 1) * K
+    cell, gate = torch.randint(cells, (T * K,), generator=generator), torch.rand(T * K, generator=generator)
+    context = torch.zeros(1, T, dtype=torch.int64)
+    u = torch.randint(-127, 128, (cells, D), generator=generator, dtype=torch.int8)
+    scale, bias = torch.full((cells,), 0.001).half(), torch.zeros(cells)
+    agree(symbol_table(x, cell, start, gate, context, made), stock.forward(x, cell, start, gate, context, made), 1e-5)
+    ops: dict[str, Op] = {
+        "ours": lambda: symbol_table(x, cell, start, gate, context, made),
+        "baseline": lambda: stock.forward(x, cell, start, gate, context, made),
+        "int8 expert_sum": lambda: expert_sum(x, u, bias, u, cell, start, gate, "relu2", (scale, scale)),
+    }
+    shape = f"N={cells:,} d={D} k={K} T={T}, {coordinates} coordinates"
+    return Row(op="symbol_table", shape=shape, baseline="stock torch ops", seconds=take_turns(ops))
+
+
 def nibble_table(num_rows: int) -> NibbleTable:
     generator = torch.Generator().manual_seed(0)
     planes = (torch.randint(0, 256, (num_rows, D // 2), dtype=torch.uint8, generator=generator) for _ in range(2))
@@ -243,11 +279,11 @@ def tests_pass(op: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--stock", action="store_true", help="measure what runs without the C++ kernels; print only")
-    stock = parser.parse_args().stock
+    without = parser.parse_args().stock
     torch.set_num_threads(1)
     console = Console(width=160)
-    compiled = not stock and built(console)
-    if stock:
+    compiled = not without and built(console)
+    if without:
         backends.cpu_library = lambda: None
     library = backends.cpu_library()
     console.print(
@@ -258,11 +294,12 @@ def main() -> None:
         "product_key_topk": lambda: [topk_row()],
         "monet_mix": lambda: [mix_row()],
         "sr_update": lambda: [update_row()],
+        "symbol_table": lambda: [symbol_row()],
     }
     passing = [op for op in measured if tests_pass(op)]
     rows = [row for op in passing for row in measured[op]()]
     numbers = show(rows, console)
-    if not stock:
+    if not without:
         OUT.write_text(json.dumps(numbers, indent=1) + "\n")
     if len(passing) < len(measured):
         raise SystemExit(1)
