@@ -130,22 +130,22 @@ def _router(block: Block) -> PeerRouter:
 
 
 def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tensor]]:
-    """Every table by its name, in the order in which runtime.c reads them."""
+    """Every table by its name, in the order in which runtime.c reads them; what it multiplies lies by columns."""
     yield "blocks", torch.tensor([*zip(spec.num_dense, spec.num_literals, spec.num_splines, strict=True)]).int()
     yield "embedding", model.model.embed_tokens.weight
     for layer, block in enumerate(model.blocks()):
         for name, table in _block_tables(block):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
-    yield "head", model.lm_head.weight
+    yield "head", model.lm_head.weight.T
 
 
 def _block_tables(block: Block) -> Iterator[tuple[str, Tensor]]:
     attention, experts = block.self_attn, block.moe
     assert isinstance(experts, SymbolExperts)
     yield "attention_norm", block.input_layernorm.weight
-    yield from (("q", attention.q_proj.weight), ("k", attention.k_proj.weight))
-    yield from (("v_attention", attention.v_proj.weight), ("o", attention.o_proj.weight))
+    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
+    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
     yield "expert_norm", block.post_attention_layernorm.weight
     if block.router is not None:
         yield from _router_tables(_router(block))
@@ -157,11 +157,11 @@ def _block_tables(block: Block) -> Iterator[tuple[str, Tensor]]:
 
 
 def _router_tables(router: PeerRouter) -> Iterator[tuple[str, Tensor]]:
-    yield "query", router.query.weight
+    yield "query", router.query.weight.T
     if isinstance(router.query_norm, nn.BatchNorm1d):
         yield from _statistics("query", router.query_norm)
     if router.spec.sub_keys != "identity":
-        yield from (("row_keys", router.row_keys), ("column_keys", router.column_keys))
+        yield from (("row_keys", router.row_keys.mT), ("column_keys", router.column_keys.mT))
     if router.spec.gate == "jumprelu":
         yield from _statistics("row", router.norm1)
         yield from _statistics("column", router.norm2)

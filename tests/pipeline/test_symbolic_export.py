@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from artifacts import ArtifactError, Store
+from artifacts import ArtifactError, Recipe, Store
 from kernels.packing import pack_int4
 from pipeline.generate import CONTEXT, Sampling, generate
 from pipeline.models.peer import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerShape
+from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.export import MAGIC, export, tables_file, write_folder
 from pipeline.symbolic.functions import CATALOGUE, SPLINE_CODE
+from tests.circumstance import CIRCUMSTANCE
 from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_corpus, tiny_model
 
 VOCABULARY, LENGTH, PLACES, COORDINATES = 256, 24, 3, 4
@@ -313,3 +315,34 @@ def test_tokens_that_are_none_or_no_whole_windows_are_refused(compiled, tmp_path
         done = run(compiled, tmp_path, "losses", path)
         assert done.returncode == 2
         assert message in done.stderr
+
+
+def test_the_command_writes_a_folder_from_a_store_and_tells_what_it_cannot_do(compiled, corpus, tmp_path, capsys):
+    store, model = Store(tmp_path / "store"), symbols(JUMP)
+
+    def publish(stage, value, **inputs):
+        recipe = Recipe(stage=stage, stage_version=1, config={}, seed=0, inputs=inputs)
+        return store.publish(
+            recipe=recipe, kind=value.kind, spec=value.spec.model_dump(mode="json"), tensors=value.to_tensors(),
+            metrics={}, files={}, circumstance=CIRCUMSTANCE,
+        )  # fmt: skip
+
+    def command(id, folder, *options):
+        return main(["export", id, "--to", str(tmp_path / folder), "--store", str(store.root), *options])
+
+    corpus_id = publish("prepare-corpus", corpus)
+    made = publish("distill-symbols", model, corpus=corpus_id)
+    assert command("latest", "new", "--tokens", "96", "--length", str(LENGTH)) == 0
+    assert "nats a token on 96 tokens" in capsys.readouterr().out
+    assert made in (tmp_path / "new" / "README.md").read_text()
+    folder = tmp_path / "new"
+    done = run(compiled, folder, "losses", folder / "tokens.bin")
+    assert done.returncode == 0, done.stderr
+    for id, folder, options in (
+        ("latest", "new", ()), (corpus_id, "other", ()), ("latest", "other", ("--length", "999999")),
+    ):  # fmt: skip
+        assert command(id, folder, *options) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert len(err.splitlines()) == 1
+    assert not (tmp_path / "other").exists()
