@@ -17,7 +17,7 @@ def _topk(row_THN: Tensor, column_THM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     _check_finite_above("product_key_topk", row_THN, column_THM)
     library = backends.cpu_library()
     if library is not None and row_THN.dtype == torch.float32:
-        return native.topk(library, row_THN.contiguous(), column_THM.contiguous(), k)
+        return native.topk(library, row_THN, column_THM, k)
     return stock.topk(row_THN, column_THM, k)
 
 

@@ -12,6 +12,11 @@ from kernels.backends import CpuLibrary, pointer
 
 def topk(library: CpuLibrary, row_THN: Tensor, column_THM: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(T, H, K) float32 scores and cells (row * M + column) of the k best sums, best first. Scores are float32."""
+    if not row_THN.is_contiguous() and _lies_by_heads(row_THN, column_THM):
+        # As a batched product of queries and keys leaves them: at a thousand sub-keys a copy costs as much as the rest.
+        score_HTK, cell_HTK = topk(library, row_THN.transpose(0, 1), column_THM.transpose(0, 1), k)
+        return score_HTK.transpose(0, 1).contiguous(), cell_HTK.transpose(0, 1).contiguous()
+    row_THN, column_THM = row_THN.contiguous(), column_THM.contiguous()
     tokens, heads, _ = row_THN.shape
     score_THK, cell_THK = torch.empty(tokens, heads, k), torch.empty(tokens, heads, k, dtype=torch.int64)
     library.functions.product_key_topk(
@@ -20,6 +25,10 @@ def topk(library: CpuLibrary, row_THN: Tensor, column_THM: Tensor, k: int) -> tu
         ctypes.c_int32(torch.get_num_threads()), pointer(score_THK), pointer(cell_THK),
     )  # fmt: skip
     return score_THK, cell_THK
+
+
+def _lies_by_heads(*score_THX: Tensor) -> bool:
+    return all(score.transpose(0, 1).is_contiguous() for score in score_THX)
 
 
 def threshold(

@@ -31,9 +31,12 @@ def trained(num_keys: int, store: Path) -> Manifest:
         "training.warmup-steps": 10,
     }
     flags = [word for name, value in options.items() for word in (f"--config.{name}", str(value))]
-    command = [sys.executable, "-m", "stages", "train-peer", "--store", str(store), *flags]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    run("train-peer", "--store", str(store), *flags)
     return Store(store).manifests()[-1]
+
+
+def run(*words: str) -> None:
+    subprocess.run([sys.executable, "-m", "stages", *words], cwd=ROOT, check=True, capture_output=True)
 
 
 def table_bytes(manifest: Manifest) -> float:
@@ -47,6 +50,7 @@ def main() -> None:
     CONSOLE.print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     speeds = []
     with tempfile.TemporaryDirectory() as folder:
+        run("prepare-corpus", "--store", folder)  # in a process of its own, whose memory is not that of training
         for num_keys in KEYS:
             metrics = (manifest := trained(num_keys, Path(folder))).metrics
             tables, peak = table_bytes(manifest) / 1e6, metrics["peak_memory_bytes"] / 1e6

@@ -56,6 +56,19 @@ def test_a_cell_reads_its_row_and_column():
     assert score_THK.diff(dim=-1).le(0).all()
 
 
+@pytest.mark.parametrize("heads_first", [(True, True), (True, False), (False, True)], ids=str)
+def test_scores_may_lie_in_memory_head_by_head(heads_first):
+    """As the batched product of queries and keys leaves them."""
+    row, column = scores(32, 36, seed=6, dtype=torch.float32)
+    lain = [
+        score.transpose(0, 1).contiguous().transpose(0, 1) if first else score
+        for score, first in zip((row, column), heads_first, strict=True)
+    ]
+    got = product_key_topk(*lain, 5)
+    assert_same(got, product_key_topk(row, column, 5))
+    assert all(tensor.is_contiguous() for tensor in got)
+
+
 def test_keys_at_minus_infinity_are_taken_last():
     row, column = scores(N, N, seed=2)
     row[:, :, 3:], column[:, :, 2:] = -INF, -INF
