@@ -17,7 +17,7 @@ from kernels.sr_update.row_rule import INT4, INT8, NIBBLES, normalised, step_on,
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.quantized import FloatTable, Int4Table, Int8Table, Table
 from pipeline.run import current_run
-from pipeline.table_training import expert_layers, gradients_are_finite
+from pipeline.table_training import expert_layers, forget_gradients, gradients_are_finite
 
 Rounding = Literal["stochastic", "nearest"]
 
@@ -36,11 +36,10 @@ class ArmTables:
             }
 
     def finite(self) -> bool:
-        return all(gradients_are_finite(experts) for experts in expert_layers(self.model))
+        return gradients_are_finite(self.model)
 
     def skip(self) -> None:
-        for experts in expert_layers(self.model):
-            experts.gradients = None
+        forget_gradients(self.model)
 
     @torch.no_grad()
     def step(self, step: int, rate_share: float) -> Mapping[str, float]:
@@ -59,28 +58,34 @@ class ArmTables:
                 uniform_RD = torch.rand(normal_RD.shape, generator=generator).to(normal_RD)
                 if self.rounding == "nearest":
                     uniform_RD.fill_(0.5)
-                _move(table, row_R, normal_RD, uniform_RD, self.peak_rate * rate_share)
+                refused += _move(table, row_R, normal_RD, uniform_RD, self.peak_rate * rate_share)
             experts.gradients = None
         return {"rows_refused": float(refused)}
 
 
-def _move(table: Table, row_R: Tensor, normal_RD: Tensor, uniform_RD: Tensor, learning_rate: float) -> None:
-    """One step of these rows of a table."""
+def _move(table: Table, row_R: Tensor, normal_RD: Tensor, uniform_RD: Tensor, learning_rate: float) -> int:
+    """One step of these rows of a table; how many stayed as they were, their scale leaving float16."""
     match table:
         case FloatTable():
             moved_RD = table.value_ED[row_R].float() - learning_rate * normal_RD
             is_float32 = table.value_ED.dtype == torch.float32
             table.value_ED[row_R] = moved_RD if is_float32 else to_bfloat16(moved_RD, uniform_RD)
+            return 0
         case Int8Table():
-            value_RD, scale_R = table.value_ED[row_R].float(), table.scale_E[row_R]
-            q_RD, scale_R, _ = step_on(INT8, value_RD, scale_R, normal_RD, uniform_RD, learning_rate)
-            table.value_ED[row_R], table.scale_E[row_R] = q_RD, scale_R
+            grid, value_RD = INT8, table.value_ED[row_R]
         case Int4Table() if table.has_accumulator:
-            value_RD, scale_R = latent(table.weight_EB[row_R], table.accumulator_EB[row_R]), table.scale_E[row_R]
-            q_RD, scale_R, _ = step_on(NIBBLES, value_RD, scale_R, normal_RD, uniform_RD, learning_rate)
-            table.weight_EB[row_R], table.accumulator_EB[row_R] = split_latent(q_RD)
-            table.scale_E[row_R] = scale_R
+            grid, value_RD = NIBBLES, latent(table.weight_EB[row_R], table.accumulator_EB[row_R])
         case Int4Table():
-            value_RD, scale_R = unpack_int4(table.weight_EB[row_R]).float(), table.scale_E[row_R]
-            w_RD, scale_R, _ = step_on(INT4, value_RD, scale_R, normal_RD, uniform_RD, learning_rate)
-            table.weight_EB[row_R], table.scale_E[row_R] = pack_int4(w_RD), scale_R
+            grid, value_RD = INT4, unpack_int4(table.weight_EB[row_R])
+    q_RD, scale_R, _ = step_on(grid, value_RD.float(), table.scale_E[row_R], normal_RD, uniform_RD, learning_rate)
+    takes_R = torch.isfinite(scale_R)
+    row_R, q_RD = row_R[takes_R], q_RD[takes_R]
+    table.scale_E[row_R] = scale_R[takes_R]
+    match table:
+        case Int8Table():
+            table.value_ED[row_R] = q_RD
+        case Int4Table() if table.has_accumulator:
+            table.weight_EB[row_R], table.accumulator_EB[row_R] = split_latent(q_RD)
+        case Int4Table():
+            table.weight_EB[row_R] = pack_int4(q_RD)
+    return int((~takes_R).sum())

@@ -32,11 +32,10 @@ class Int4Tables:
         self.model, self.peak_rate = model, peak_rate
 
     def finite(self) -> bool:
-        return all(gradients_are_finite(experts) for experts in expert_layers(self.model))
+        return gradients_are_finite(self.model)
 
     def skip(self) -> None:
-        for experts in expert_layers(self.model):
-            experts.gradients = None
+        forget_gradients(self.model)
 
     def step(self, step: int, rate_share: float) -> Mapping[str, float]:
         counts = list(self._step(step, self.peak_rate * rate_share))
@@ -62,10 +61,16 @@ def expert_layers(model: LanguageModel) -> list[QuantizedExperts]:
     return [block.moe for block in model.blocks() if isinstance(block.moe, QuantizedExperts)]
 
 
-def gradients_are_finite(experts: QuantizedExperts) -> bool:
-    """Whether what the last backward pass left with this layer is finite."""
-    assert experts.gradients is not None
-    return all(bool(torch.isfinite(t).all()) for g in experts.gradients for t in (g.source_TD, g.weight_P))
+def gradients_are_finite(model: LanguageModel) -> bool:
+    """Whether what the last backward pass left with the layers is finite."""
+    left = [gradients for experts in expert_layers(model) for gradients in experts.gradients or ()]
+    return all(bool(torch.isfinite(t).all()) for g in left for t in (g.source_TD, g.weight_P))
+
+
+def forget_gradients(model: LanguageModel) -> None:
+    """Makes room for those of the next backward pass."""
+    for experts in expert_layers(model):
+        experts.gradients = None
 
 
 @torch.no_grad()

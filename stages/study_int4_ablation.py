@@ -42,7 +42,7 @@ class StudyInt4AblationConfig(StageConfig):
     num_seeds: int = Field(default=5, ge=2, le=100, description="Seeds, counted up from the run's.")
 
 
-@stage(name="study-int4-ablation", version=1)
+@stage(name="study-int4-ablation", version=2)
 def study_int4_ablation(config: StudyInt4AblationConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[Report]:
     """Corpus -> report: int4 with an accumulator beside float32, no accumulator, nearest rounding, frozen tables."""
     planned = [
@@ -91,7 +91,8 @@ def _page(words: Mapping[str, str], losses: Mapping[str, Sequence[float]], again
     return (
         "# What int4 training needs\n\n" + "\n".join(lines) + "\n\n"
         f"Means over {seeds} seeds. A seed's arms start from the same weights and see the same batches; differences "
-        "are paired by seed, with 95 % intervals of Student's t. Only the expert tables differ between arms.\n\n"
+        "are paired by seed, with 95 % intervals of Student's t. Only the expert tables differ between arms; AdamW's "
+        "also decay and count in the clipped norm of the gradient.\n\n"
         "![differences between the arms](plot.png)\n"
     )
 

@@ -315,3 +315,24 @@ def test_arms_learn_from_a_backward_pass_of_their_model(arm):
         tables.step(step, 1.0)
         losses.append(loss.item())
     assert sum(losses[-5:]) / 5 < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("accumulator", [True, False])
+def test_a_row_whose_scale_would_leave_float16_stays_and_is_counted(accumulator):
+    experts = SOFTMAX.model_copy(update={"precision": "int4", "accumulator": accumulator})
+    model = tiny_model(experts)
+    tables = ArmTables(model, peak_rate=60_000.0)
+    rows = torch.arange(2)
+    for layer in expert_layers(model):
+        for table in (layer.u, layer.v):
+            table.scale_E.fill_(0.05)
+            table.scale_E[0] = 60_000.0
+            table.weight_EB[0] = 0x77
+        left = RowGradients(-torch.ones(1, 12), rows, torch.arange(3), torch.zeros(2, dtype=torch.int64), torch.ones(2))
+        layer.gradients = (left, left)
+    before = [t.weight_EB[0].clone() for e in expert_layers(model) for t in (e.u, e.v)]
+    assert tables.step(0, 1.0)["rows_refused"] == len(before)
+    for table, weight_B in zip((t for e in expert_layers(model) for t in (e.u, e.v)), before, strict=True):
+        assert torch.equal(table.weight_EB[0], weight_B)
+        assert table.scale_E[0] == 60_000.0
+        assert torch.isfinite(table.scale_E).all()
