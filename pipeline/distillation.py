@@ -5,16 +5,30 @@ from typing import Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
 
-from pipeline.corpus import Corpus
+from pipeline.corpus import Corpus, random_windows
 from pipeline.losses import layer_match, logit_kl, next_token
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.quantization import requantized
+from pipeline.run import current_run
+from pipeline.sparsity import hold_zeros
 from pipeline.table_training import Int4Tables
 from pipeline.training import Batch, Fitted, Losses, Tables, TrainingConfig, fit
 
 Part = Literal["experts", "routers", "all"]
 """What learns: the expert layers alone, their routers with them, or everything."""
+
+
+def calibration_batches(corpus: Corpus, training: TrainingConfig, tokens: int) -> list[Tensor]:
+    """Train windows of about so many tokens, (B, T) each, on the run's device: what is fitted before training."""
+    run = current_run()
+    generator = run.generator("calibration")
+    size, length = training.batch_size, training.context_length
+    return [
+        random_windows(corpus.train, batch=size, length=length, generator=generator)[0].to(run.device)
+        for _ in range(max(1, tokens // (size * length)))
+    ]
 
 
 def fit_part(
@@ -29,10 +43,12 @@ def fit_part(
 ) -> Fitted:
     """Trains this part of `model` in place: expert tables by `tables`, all else by AdamW.
 
-    In evaluation mode: what a router has gathered over batches, its thresholds among them, stays as it is.
+    A sparse model stays as sparse. In evaluation mode: what a router has gathered over batches, its thresholds among
+    them, stays as it is.
     """
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(part == "all" or ".moe." in name or (part == "routers" and ".router." in name))
+    hold_zeros(model)
     model.eval()
     fitted = fit(model, split=corpus.train, config=training, loss=loss, tables=tables, what=what)
     model.requires_grad_(True)

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kernels.packing import split_latent
+from kernels.packing import pack_int4, split_latent, unpack_int4
 from kernels.sr_update import UpdateCounts, sr_update
 from kernels.sr_update.row_rule import NIBBLES
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer import PeerExperts
+from pipeline.models.peer import PeerExperts, PeerSpec
 from pipeline.models.quantized import FloatTable, Int4Table, Int8Table, QuantizedExperts, Table
 from pipeline.run import current_run
 
@@ -26,10 +26,17 @@ VALUES_A_PIECE = 2**20
 
 
 class Int4Tables:
-    """The trainable int4 tables of a model and the peak step of their weights."""
+    """The trainable int4 tables of a model and the peak step of their weights.
+
+    Of a model with sparse u, what is 0 in u when this is made stays 0, a zero nibble in both planes. The step is still
+    that of the whole row: the moment counts the gradient of every coordinate.
+    """
 
     def __init__(self, model: LanguageModel, *, peak_rate: float) -> None:
         self.model, self.peak_rate = model, peak_rate
+        assert isinstance(model.spec.experts, PeerSpec)
+        sparse = model.spec.experts.u_terms > 0
+        self.supports = [_support(experts.u) if sparse else None for experts in expert_layers(model)]
 
     def finite(self) -> bool:
         return gradients_are_finite(self.model)
@@ -53,7 +60,16 @@ class Int4Tables:
                 assert isinstance(table, Int4Table)
                 key = (current_run().stream(f"table {which} of block {layer}"), step)
                 yield sr_update(table.state(), gradients, learning_rate=learning_rate, key=key)
+                if which == "u" and (support_EB := self.supports[layer]) is not None:
+                    table.weight_EB[gradients.row_R] &= support_EB[gradients.row_R]
+                    table.accumulator_EB[gradients.row_R] &= support_EB[gradients.row_R]
             experts.gradients = None
+
+
+def _support(table: Table) -> Tensor:
+    """(E, B) bytes whose nibbles are all ones where a weight of the table is not 0, and zero elsewhere."""
+    assert isinstance(table, Int4Table)
+    return pack_int4(-(unpack_int4(table.weight_EB) != 0).to(torch.int8))
 
 
 def expert_layers(model: LanguageModel) -> list[QuantizedExperts]:

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipeline.corpus import Corpus
 from pipeline.curve import Curve, to_csv
-from pipeline.distillation import Part, fit_part, from_next_tokens, from_teacher
+from pipeline.distillation import Part, calibration_batches, fit_part, from_next_tokens, from_teacher
 from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_size, measure_training_tables
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.models.quantization import requantized
 from pipeline.plots import Panel, training_curve
+from pipeline.sparsity import Sparsity, sparsified
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.table_training import Int4Tables
 from pipeline.training import TrainingConfig
@@ -33,14 +34,29 @@ class FinetuneInt4Config(StageConfig):
         le=1,
         description="Peak step of u and v: a weight's change under a gradient of unit row norm.",
     )
+    sparsity: Sparsity = Field(
+        default=Sparsity(), description="Makes the model sparse, or sparser, before it trains; 0 leaves it as it is."
+    )
+    calibration_tokens: int = Field(
+        default=20_480, ge=256, description="Train tokens (forward only) that it is made sparse on."
+    )
     training: TrainingConfig = Field(
         default=TrainingConfig(steps=80, learning_rate=3e-4, warmup_steps=10, weight_decay=0.0),
         description="How it trains; the learning rate is that of biases and of all else that stays float.",
     )
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
+    @model_validator(mode="after")
+    def _learns_features(self) -> "FinetuneInt4Config":
+        if self.sparsity.score_features and self.trained == "experts":
+            raise ValueError(
+                f"sparsity.score_features={self.sparsity.score_features} with trained='experts' would leave the new "
+                "routers as they start; train 'routers' or 'all'"
+            )
+        return self
 
-@stage(name="finetune-int4", version=4)
+
+@stage(name="finetune-int4", version=5)
 def finetune_int4(
     config: FinetuneInt4Config,
     *,
@@ -49,7 +65,11 @@ def finetune_int4(
     peer: Annotated[LanguageModel, "peer", "peer-int4"],
 ) -> Output[LanguageModel]:
     """PEER int4 -> PEER int4: trained at one byte a parameter, weights and accumulator in nibbles."""
-    model = requantized(int4, {"accumulator": True})
+    model = int4
+    if not config.sparsity.dense:
+        batches = calibration_batches(corpus, config.training, config.calibration_tokens)
+        model = sparsified(int4, batches, config.sparsity)
+    model = requantized(model, {"accumulator": True})
     taught = config.objective == "distill"
     loss = from_teacher(model, peer, layer_weight=0) if taught else from_next_tokens(model)
     tables = Int4Tables(model, peak_rate=config.table_rate)

@@ -40,6 +40,11 @@ class TrainPeerConfig(StageConfig):
             raise ValueError(
                 f"tables of precision {peer.precision} are not trained from random weights; use float or int4"
             )
+        if peer.score_terms or peer.u_terms:
+            raise ValueError(
+                f"score_terms={peer.score_terms} and u_terms={peer.u_terms} are found by distill-peer; random weights "
+                "start dense: leave them 0"
+            )
         return PeerSpec.model_validate({**peer.model_dump(), "accumulator": peer.precision == "int4"})
 
 

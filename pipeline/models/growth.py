@@ -61,6 +61,8 @@ def _twin_keys(new: PeerRouter, old: PeerRouter, axis: int) -> None:
     heads = old.spec.num_heads
     if old.spec.sub_keys == "identity":
         targets = [(new.query.weight, old.query.weight)]
+        if old.spec.score_features:
+            targets.append((new.query.bias, old.query.bias))
         if isinstance(old.query_norm, torch.nn.BatchNorm1d) and isinstance(new.query_norm, torch.nn.BatchNorm1d):
             targets += [
                 (getattr(new.query_norm, n), getattr(old.query_norm, n)) for n in ("running_mean", "running_var")
@@ -96,14 +98,17 @@ def _add_experts(
             mine.accumulator_EB[old_place_E] = theirs.accumulator_EB
             mine.moment_E[old_place_E] = theirs.moment_E / factor**2  # half the gate, half the gradient of v
         if which == "u":
-            _draw(mine, theirs, new_place_E, generator)
+            _draw(mine, theirs, new_place_E, generator, sparse=new.spec.u_terms > 0)
     if isinstance(new.axis_bias, AxisBias) and isinstance(old.axis_bias, AxisBias):
         target, source = ((new.axis_bias.row, old.axis_bias.row), (new.axis_bias.column, old.axis_bias.column))[axis]
         target.copy_(torch.cat([source, source]))
 
 
-def _draw(mine: Int4Table, theirs: Int4Table, place_E: Tensor, generator: torch.Generator) -> None:
-    """Normal rows with the root mean square and the scale of those of the experts beside them."""
+def _draw(mine: Int4Table, theirs: Int4Table, place_E: Tensor, generator: torch.Generator, *, sparse: bool) -> None:
+    """Normal rows with the root mean square and the scale of those of the experts beside them.
+
+    Of sparse rows a new one reads the coordinates that the one beside it reads.
+    """
     pieces = max(1, theirs.weight_EB.numel() // 2**19)
     for row_R in torch.arange(len(place_E)).tensor_split(pieces):
         if theirs.has_accumulator:
@@ -112,6 +117,8 @@ def _draw(mine: Int4Table, theirs: Int4Table, place_E: Tensor, generator: torch.
             grid, value_RD = INT4, unpack_int4(theirs.weight_EB[row_R]).float()
         size_R1 = value_RD.square().mean(1, keepdim=True).sqrt()
         drawn_RD = torch.randn(value_RD.shape, generator=generator).to(size_R1) * size_R1
+        if sparse:
+            drawn_RD *= (value_RD != 0) * (value_RD.shape[1] / (value_RD != 0).sum(1, keepdim=True).clamp(min=1)).sqrt()
         drawn_RD = drawn_RD.round().clamp(grid.lowest, grid.highest).to(torch.int8)
         if theirs.has_accumulator:
             mine.weight_EB[place_E[row_R]], mine.accumulator_EB[place_E[row_R]] = split_latent(drawn_RD)

@@ -81,6 +81,18 @@ class PeerSpec(BaseModel):
         "grown, the best has twins that differ by rounding.",
     )
     activation: Literal["relu2", "gelu", "silu", "relu"] = Field(default="gelu", description="Activation of an expert.")
+    score_features: int = Field(
+        default=0,
+        ge=0,
+        le=4096,
+        description="r, linear features of the state that all scores of a router are sums of; 0: of the state itself.",
+    )
+    score_terms: int = Field(
+        default=0, ge=0, le=4096, description="k, most features that one score is a sum of; 0: as many as there are."
+    )
+    u_terms: int = Field(
+        default=0, ge=0, le=2**15, description="Most coordinates of the state that a row of u reads; 0: all of them."
+    )
     axis_bias: bool = Field(default=False, description="Whether each sub-key adds an output bias of its own (Monet's).")
     router_group: int = Field(
         default=1, ge=1, description="Blocks that share one router, the lowest of them owning it."
@@ -99,6 +111,13 @@ class PeerSpec(BaseModel):
         if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
             what = "int4 tables that train" if self.accumulator else f"tables of precision {self.precision}"
             raise ValueError(f"{what} have one scale a row, not scale_groups={self.scale_groups}; quantize with 1")
+        if self.score_features and (self.sub_keys != "identity" or self.query_norm):
+            raise ValueError(
+                f"score_features={self.score_features} needs scores that are linear in the state: sub_keys identity, "
+                f"not {self.sub_keys}, and no query_norm"
+            )
+        if self.score_terms > self.score_features:
+            raise ValueError(f"score_terms={self.score_terms} is more than score_features={self.score_features}")
         if self.axis_bias and self.gate != "jumprelu":
             raise ValueError("axis_bias needs the jumprelu gate: the biases are weighted by its gates of one axis")
         return self
@@ -159,8 +178,12 @@ class PeerRouter(nn.Module):
         self.spec = spec
         column_width = spec.num_columns if spec.sub_keys == "identity" else spec.d_key
         self.widths = spec.num_heads * spec.d_key, spec.num_heads * column_width
-        self.query = nn.Linear(d_model, sum(self.widths), bias=False)
-        nn.init.normal_(self.query.weight, std=d_model**-0.5)
+        if spec.score_features:
+            self.features = nn.Linear(d_model, spec.score_features, bias=False)
+            nn.init.normal_(self.features.weight, std=d_model**-0.5)
+        read = spec.score_features or d_model
+        self.query = nn.Linear(read, sum(self.widths), bias=spec.score_features > 0)
+        nn.init.normal_(self.query.weight, std=read**-0.5)
         self.query_norm = nn.BatchNorm1d(sum(self.widths), affine=False) if spec.query_norm else nn.Identity()
         if spec.sub_keys != "identity":
             heads = spec.num_heads if spec.sub_keys == "per-head" else 1
@@ -176,8 +199,10 @@ class PeerRouter(nn.Module):
     def scores(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, I) and (N, H, J) raw scores of the sub-keys of the rows and of the columns."""
         heads = self.spec.num_heads
+        read_NX = self.features(x_ND) if self.spec.score_features else x_ND
         row_NHQ, column_NHQ = (
-            query.unflatten(-1, (heads, -1)) for query in self.query_norm(self.query(x_ND)).split(self.widths, dim=-1)
+            query.unflatten(-1, (heads, -1))
+            for query in self.query_norm(self.query(read_NX)).split(self.widths, dim=-1)
         )
         if self.spec.sub_keys == "identity":
             return row_NHQ, column_NHQ
@@ -185,6 +210,20 @@ class PeerRouter(nn.Module):
             torch.einsum("nhq,hiq->nhi", row_NHQ, self.row_keys.expand(heads, -1, -1)),
             torch.einsum("nhq,hjq->nhj", column_NHQ, self.column_keys.expand(heads, -1, -1)),
         )
+
+    def score_rows(self) -> tuple[Tensor, Tensor]:
+        """(S, D) and (S): all scores, rows of all heads before columns, as sums over the state plus an intercept.
+
+        Only with identity sub-keys and no query norm; else a score is not that.
+        """
+        if self.spec.sub_keys != "identity" or self.spec.query_norm:
+            raise ValueError(
+                f"scores of sub_keys {self.spec.sub_keys}{' behind a query norm' if self.spec.query_norm else ''} are "
+                "no rows over the state; a PEER from distill-peer has identity keys"
+            )
+        if self.spec.score_features:
+            return self.query.weight @ self.features.weight, self.query.bias
+        return self.query.weight, self.query.weight.new_zeros(len(self.query.weight))
 
     def log_gates(self, x_ND: Tensor) -> tuple[Tensor, Tensor]:
         """(N, H, I) and (N, H, J) log gates, minus infinity for sub-keys that do not pass. Only with jumprelu."""

@@ -47,7 +47,7 @@ def pursue(gram_EXX: Tensor, target_EX: Tensor, ladder: tuple[int, ...]) -> Supp
     coefficients: dict[int, Tensor] = {}
     for size in range(max(ladder) + 1):
         gram_EKK = gram_EXX[rows[:, None, None], chosen_EK[:, :, None], chosen_EK[:, None, :]]
-        gram_EKK = gram_EKK + torch.eye(size + 1) * ridge_E[:, None, None]
+        gram_EKK = gram_EKK + torch.eye(size + 1, dtype=gram_EXX.dtype) * ridge_E[:, None, None]
         solved_EK = torch.linalg.solve(gram_EKK, right_EX.gather(1, chosen_EK))
         if size in ladder:
             coefficients[size] = torch.cat([solved_EK[:, 1:], solved_EK[:, :1]], dim=1)

@@ -6,6 +6,7 @@ from pipeline.measures import MeasureConfig
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.run import Run, running
+from pipeline.sparsity import Sparsity
 from pipeline.training import TrainingConfig
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.train_monet import TrainMonetConfig, train_monet
@@ -64,6 +65,7 @@ def distill_config(training):
         pairs_per_head=1,
         num_experts=40,
         calibration_tokens=600,
+        sparsity=Sparsity(),
         training=training(40, learning_rate=2e-3, weight_decay=0.0, final_rate_share=0.0),
         measure=MEASURE,
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from pipeline.models.peer import PeerSpec
+from pipeline.sparsity import Sparsity
 from stages.distill_peer import contribution_energies, distill_peer
 from tests.pictures import assert_picture, assert_training_files
 
@@ -119,3 +120,15 @@ def test_energy_is_what_an_expert_adds_squared_and_summed(peer, corpus):
                     hidden = torch.relu(block.moe.u[e] @ x_ND[t] + block.moe.bias[e]) ** 2
                     wanted_E[e] += (gate_P[p] * hidden * block.moe.v[e]).square().sum()
             torch.testing.assert_close(energy_E, wanted_E, rtol=1e-4, atol=1e-6)
+
+
+def test_a_sparse_pool_is_as_sparse_as_asked_and_learns(run_in, distill_config, corpus, monet):
+    sparsity = Sparsity(score_features=9, score_terms=4, u_terms=6)
+    output = run_in(
+        distill_peer, distill_config.model_copy(update={"sparsity": sparsity}), corpus=corpus, monet=monet.value
+    )
+    assert output.metrics["kl_to_teacher_nats"] < 0.8 * output.metrics["undistilled_kl_to_teacher_nats"]
+    for block in output.value.blocks():
+        assert int((block.moe.u != 0).sum(1).max()) <= 6
+        if block.router is not None:
+            assert int((block.router.query.weight != 0).sum(1).max()) <= 4

@@ -5,12 +5,14 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from kernels.packing import unpack_int4
 from pipeline.losses import logit_kl
 from pipeline.measures import MeasureConfig
 from pipeline.models.quantization import to_int4
 from pipeline.run import Run, running
+from pipeline.sparsity import Sparsity
 from pipeline.table_training import Int4Tables
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4
 from tests.pictures import assert_training_files
@@ -196,3 +198,18 @@ def test_an_int4_model_can_be_the_teacher_of_another(run_in, config, corpus, int
     short = config.model_copy(update={"training": training(3)})
     output = run_in(finetune_int4, short, corpus=corpus, int4=int4, peer=int4)
     assert output.metrics["loss_increase_nats"] == output.metrics["loss_increase_from_int4_nats"]
+
+
+def test_an_int4_model_can_be_made_sparse_before_it_trains(run_in, config, corpus, int4, peer):
+    sparsity = Sparsity(score_features=9, score_terms=4, u_terms=6)
+    config = config.model_copy(update={"sparsity": sparsity, "trained": "routers", "calibration_tokens": 600})
+    model = run_in(finetune_int4, config, corpus=corpus, int4=int4, peer=peer.value).value
+    for block in model.blocks():
+        assert int((unpack_int4(block.moe.u.weight_EB) != 0).sum(1).max()) <= 6
+        if block.router is not None:
+            assert int((block.router.query.weight != 0).sum(1).max()) <= 4
+
+
+def test_new_features_need_routers_that_learn():
+    with pytest.raises(ValidationError, match="train 'routers' or 'all'"):
+        FinetuneInt4Config(sparsity=Sparsity(score_features=9, score_terms=4))
