@@ -78,7 +78,7 @@ class DistillSymbolsConfig(StageConfig):
         return sizes
 
 
-@stage(name="distill-symbols", version=3)
+@stage(name="distill-symbols", version=4)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:

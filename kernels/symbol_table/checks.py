@@ -1,6 +1,6 @@
 """What symbol_table asks of its arguments, at every call, and of the numbers in its tables, once (`check_tables`)."""
 
-# N tokens, D model width, E experts, P pairs of a token and a cell, O places looked back
+# N tokens, D model width, E experts, L literals, G gates, P pairs of a token and a cell, O places looked back
 
 from typing import NoReturn
 
@@ -28,8 +28,8 @@ def check_shapes(
     _check_form("cell_start_C1", cell_start_C1, (max(2, len(cell_start_C1)),), torch.int32)
     sizes = shapes(
         d_model=x_ND.shape[1], experts=len(tables.tier_E), coordinates=tables.index_EK.shape[-1],
-        dense=len(tables.dense_u_FD), literals=len(tables.member_LV), vocabulary=tables.member_LV.shape[-1],
-        splines=len(tables.spline_low_W),
+        dense=len(tables.dense_u_FD), gates=len(tables.gate_G), literals=len(tables.member_LV),
+        vocabulary=tables.member_LV.shape[-1], splines=len(tables.spline_low_W),
     )  # fmt: skip
     for (name, (shape, dtype)), table in zip(sizes.items(), others, strict=True):
         _check_form(name, table, shape, dtype)
@@ -64,42 +64,54 @@ def check_pairs(cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Te
 
 
 def check_tables(tables: SymbolTables, *, places: int) -> None:
-    """ValueError that names the first table with an entry that is out of range or not finite."""
-    d_model, last_literal = tables.v_EB.shape[1] * 2, max(0, len(tables.member_LV) - 1)
+    """ValueError that names the first table, and its entry, that is out of range, not finite, or part of a cycle."""
+    num_literals, tier_E = len(tables.member_LV), tables.tier_E
     limits = {
         "tier_E": int(max(Tier)),
-        "index_EK": d_model - 1,
-        "gate_E": 15,
-        "literal_a_E": last_literal,
-        "literal_b_E": last_literal,
+        "index_EK": tables.v_EB.shape[1] * 2 - 1,
+        "rule_E": max(0, len(tables.gate_G) - 1),
+        "gate_G": 15,
+        "wire_a_G": max(0, num_literals + len(tables.gate_G) - 1),
+        "wire_b_G": max(0, num_literals + len(tables.gate_G) - 1),
         "literal_offset_L": places - 1,
         "dense_row_E": max(0, len(tables.dense_u_FD) - 1),
         "spline_row_E": max(0, len(tables.spline_low_W) - 1),
     }
     for name, most in limits.items():
         table = getattr(tables, name)
-        if table.numel() and not 0 <= int(table.min()) <= int(table.max()) <= most:
-            raise ValueError(f"symbolic experts: {name} holds a value outside 0 to {most}")
-    tier_E = tables.tier_E
+        _refuse_where((table < 0) | (table > most), name, table, f"outside 0 to {most}")
+    known_E = (tables.code_E < len(FUNCTIONS)) | (tables.code_E == SPLINE_CODE)
+    _refuse_where(~known_E, "code_E", tables.code_E, f"no function: 0 to {len(FUNCTIONS) - 1}, or {SPLINE_CODE}")
+    for name in ("wire_a_G", "wire_b_G"):
+        wire_G, own_G = getattr(tables, name), num_literals + torch.arange(len(tables.gate_G))
+        ahead = f"a cycle: the wires of gate g lie below {num_literals} + g, its own output"
+        _refuse_where(wire_G >= own_G, name, wire_G, ahead)
     users = {
         "dense_row_E": (tier_E == Tier.T0, tables.dense_u_FD),
         "spline_row_E": (tables.code_E == SPLINE_CODE, tables.spline_low_W),
-        "literal_a_E": ((tier_E == Tier.T2) | (tier_E == Tier.T3), tables.member_LV),
+        "rule_E": ((tier_E == Tier.T2) | (tier_E == Tier.T3), tables.gate_G),
     }
     for name, (uses_E, table) in users.items():
-        if len(table) == 0 and bool(uses_E.any()):
-            raise ValueError(f"symbolic experts: {name} points into a table without rows")
+        if len(table) == 0:
+            _refuse_where(uses_E, name, getattr(tables, name), "a row of a table without rows")
     start_C1 = tables.cell_start_C1
-    if int(start_C1[0]) != 0 or int(start_C1[-1]) != len(tier_E) or bool((start_C1.diff() < 0).any()):
-        raise ValueError(f"symbolic experts: cell_start_C1 does not rise from 0 to {len(tier_E)}")
-    if not bool((tables.spline_low_W < tables.spline_high_W).all()):
-        raise ValueError("symbolic experts: spline_low_W is not below spline_high_W")
-    codes = {*range(len(FUNCTIONS)), SPLINE_CODE}
-    if unknown := set(torch.unique(tables.code_E).tolist()) - codes:
-        raise ValueError(f"symbolic experts: code_E holds {sorted(unknown)}, which are not in the catalogue")
+    falls_C1 = torch.cat([start_C1[:1] != 0, start_C1.diff() < 0])
+    falls_C1[-1] |= start_C1[-1] != len(tier_E)
+    _refuse_where(falls_C1, "cell_start_C1", start_C1, f"no part of a rise from 0 to {len(tier_E)}")
+    low_W = tables.spline_low_W
+    _refuse_where(~(low_W < tables.spline_high_W), "spline_low_W", low_W, "not below spline_high_W")
     for name, table in zip(tables._fields, tables, strict=True):
-        if table.is_floating_point() and not bool(torch.isfinite(table).all()):
-            raise ValueError(f"symbolic experts: {name} holds a value that is not finite")
+        if table.is_floating_point():
+            _refuse_where(~torch.isfinite(table), name, table, "not finite")
+
+
+def _refuse_where(wrong: Tensor, name: str, table: Tensor, why: str) -> None:
+    if bool(wrong.any()):
+        at = int(wrong.flatten().nonzero()[0])
+        raise ValueError(
+            f"symbolic experts: {name} holds {table.flatten()[at].item()} at {at}, which is {why}; make the artifact "
+            "again, or copy its file again"
+        )
 
 
 def refuse_value(name: str, at: int, value: int | None, most: int | None) -> NoReturn:

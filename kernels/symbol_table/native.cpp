@@ -23,14 +23,15 @@ struct SymbolTables {
     const float *coefficient, *intercept;
     const int32_t* dense_row;
     const float* dense_u;
+    const int32_t* rule;
     const uint8_t* gate;
-    const int32_t *literal_a, *literal_b;
+    const int32_t *wire_a, *wire_b;
     const uint8_t *member, *literal_offset;
     const int32_t* spline_row;
     const float *spline_low, *spline_high, *spline_coefficient;
     const uint8_t* v;
     const uint16_t* v_scale;
-    int64_t width, cells, experts, coordinates, dense, literals, vocabulary, splines, places;
+    int64_t width, cells, experts, coordinates, dense, gates, literals, vocabulary, splines, places;
 };
 
 // What is wrong, numbered as in native.py; 0 for nothing.
@@ -41,7 +42,7 @@ struct Wrong {
 
 namespace {
 
-enum What : int64_t { START = 1, CELL, GATE, CONTEXT, CELL_START, TIER, CODE, INDEX, DENSE_ROW, LITERAL_A, LITERAL_B,
+enum What : int64_t { START = 1, CELL, GATE, CONTEXT, CELL_START, TIER, CODE, INDEX, DENSE_ROW, RULE, WIRE_A, WIRE_B,
                       LITERAL_OFFSET, SPLINE_ROW };
 enum Tier : uint8_t { T0, T1, T2, T3, T4 };
 
@@ -91,7 +92,7 @@ bool function_of(int32_t code, float z, float& value) {
 struct Firings {
     std::vector<int64_t> expert, start, dense_row, dense_start;
     std::vector<float> weight, dense_z;
-    std::vector<uint8_t> literal;
+    std::vector<uint8_t> wire;  // literals, then gates, of one token
 
     void clear() {
         for (auto* list : {&expert, &start, &dense_row, &dense_start}) list->clear();
@@ -138,18 +139,23 @@ bool add_routed(const SymbolTables& tables, const int64_t* cell, const float* ga
 bool add_logical(const SymbolTables& tables, const std::vector<int32_t>& logical, const int64_t* context,
                  int64_t tokens, int64_t token, Firings& firings, Wrong& wrong) {
     if (logical.empty()) return true;
-    std::vector<uint8_t>& literal = firings.literal;
-    literal.resize(tables.literals);
+    std::vector<uint8_t>& wire = firings.wire;
+    wire.resize(tables.literals + tables.gates);
     for (int64_t l = 0; l < tables.literals; l++) {
         if (outside(tables.literal_offset[l], 0, tables.places - 1, LITERAL_OFFSET, l, wrong)) return false;
         const int64_t at = tables.literal_offset[l] * tokens + token;
         if (outside(context[at], -1, tables.vocabulary - 1, CONTEXT, at, wrong)) return false;
-        literal[l] = context[at] >= 0 && tables.member[l * tables.vocabulary + context[at]];
+        wire[l] = context[at] >= 0 && tables.member[l * tables.vocabulary + context[at]];
+    }
+    for (int64_t g = 0; g < tables.gates; g++) {
+        const int64_t before = tables.literals + g - 1;
+        if (outside(tables.wire_a[g], 0, before, WIRE_A, g, wrong)) return false;
+        if (outside(tables.wire_b[g], 0, before, WIRE_B, g, wrong)) return false;
+        wire[before + 1] = tables.gate[g] >> (3 - (2 * wire[tables.wire_a[g]] + wire[tables.wire_b[g]])) & 1;
     }
     for (const int32_t e : logical) {
-        if (outside(tables.literal_a[e], 0, tables.literals - 1, LITERAL_A, e, wrong)) return false;
-        if (outside(tables.literal_b[e], 0, tables.literals - 1, LITERAL_B, e, wrong)) return false;
-        if (!(tables.gate[e] >> (3 - (2 * literal[tables.literal_a[e]] + literal[tables.literal_b[e]])) & 1)) continue;
+        if (outside(tables.rule[e], 0, tables.gates - 1, RULE, e, wrong)) return false;
+        if (!wire[tables.literals + tables.rule[e]]) continue;
         firings.expert.push_back(e);
         firings.weight.push_back(1);
     }

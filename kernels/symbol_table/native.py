@@ -11,10 +11,10 @@ from kernels.backends import CpuLibrary, pointer
 from kernels.symbol_table.checks import refuse_value
 from kernels.symbol_table.tables import SymbolTables
 
-_SIZES = ("width", "cells", "experts", "coordinates", "dense", "literals", "vocabulary", "splines", "places")
+_SIZES = ("width", "cells", "experts", "coordinates", "dense", "gates", "literals", "vocabulary", "splines", "places")
 _WHAT = (
     "start_N1", "cell_P", "gate_P", "context_ON", "cell_start_C1", "tier_E", "code_E", "index_EK", "dense_row_E",
-    "literal_a_E", "literal_b_E", "literal_offset_L", "spline_row_E",
+    "rule_E", "wire_a_G", "wire_b_G", "literal_offset_L", "spline_row_E",
 )  # fmt: skip
 """As native.cpp numbers what is wrong, from 1."""
 
@@ -44,7 +44,7 @@ def forward(
     given = _Tables(
         *(table.data_ptr() for table in tables),
         x_ND.shape[1], len(tables.cell_start_C1) - 1, len(tables.tier_E), tables.index_EK.shape[1],
-        len(tables.dense_u_FD), *tables.member_LV.shape, len(tables.spline_low_W), len(context_ON),
+        len(tables.dense_u_FD), len(tables.gate_G), *tables.member_LV.shape, len(tables.spline_low_W), len(context_ON),
     )  # fmt: skip
     library.functions.symbol_table(
         ctypes.byref(given), pointer(x_ND), pointer(cell_P), pointer(start_N1), pointer(gate_P), pointer(context_ON),

@@ -40,11 +40,19 @@ def symbol_table(
                 if tables.tier_E[e] <= Tier.T1:
                     y_ND[n] += float(gate_P[p]) * magnitude(e, x_D, tables) * v_ED[e]
         for e, tier in enumerate(tables.tier_E.tolist()):
-            if tier in (Tier.T2, Tier.T3):
-                a, b = (literal(int(which[e]), context_ON[:, n], tables) for which in tables[11:13])
-                if (int(tables.gate_E[e]) >> (3 - (2 * a + b))) & 1:
-                    y_ND[n] += magnitude(e, x_D, tables) * v_ED[e]
+            output = len(tables.member_LV) + int(tables.rule_E[e])
+            if tier in (Tier.T2, Tier.T3) and wire(output, context_ON[:, n], tables):
+                y_ND[n] += magnitude(e, x_D, tables) * v_ED[e]
     return y_ND
+
+
+def wire(which: int, context_O: Tensor, tables: SymbolTables) -> bool:
+    """A literal, or the output of a gate."""
+    gate = which - len(tables.member_LV)
+    if gate < 0:
+        return literal(which, context_O, tables)
+    a, b = (wire(int(inputs[gate]), context_O, tables) for inputs in (tables.wire_a_G, tables.wire_b_G))
+    return bool((int(tables.gate_G[gate]) >> (3 - (2 * a + b))) & 1)
 
 
 def literal(which: int, context_O: Tensor, tables: SymbolTables) -> bool:

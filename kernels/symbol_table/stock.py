@@ -1,7 +1,7 @@
 """`symbol_table` by stock torch ops: all pairs of a tier and of a function at once."""
 
-# N tokens, D model width, E experts, P pairs of a token and an expert, X some experts, R rows in use, U literals in
-# use, O places looked back
+# N tokens, D model width, E experts, P pairs of a token and an expert, X some experts, R rows in use, L literals,
+# G gates, W = L + G wires, O places looked back
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from kernels.cells import experts_of_cells, starts
 from kernels.expert_sum.bags import bag_sum
 from kernels.packing import unpack_int4
+from kernels.symbol_table.checks import refuse
 from kernels.symbol_table.functions import SPLINE_CODE, apply_codes, evaluate_splines
 from kernels.symbol_table.tables import SymbolTables, Tier
 
@@ -45,18 +46,31 @@ def firings(
 
 
 def logic_firings(expert_X: Tensor, context_ON: Tensor, tables: SymbolTables) -> tuple[Tensor, Tensor]:
-    """(P) token and expert wherever the gate of an expert's two literals is true."""
+    """(P) token and expert wherever the gate that is an expert's rule is true."""
     if len(expert_X) == 0:
         empty = torch.zeros(0, dtype=torch.int64)
         return empty, empty
-    a_X, b_X = tables.literal_a_E[expert_X].long(), tables.literal_b_E[expert_X].long()
-    named_U, where = torch.unique(torch.cat([a_X, b_X]), return_inverse=True)
-    token_UN = context_ON[tables.literal_offset_L[named_U].long()]
-    value_NU = (tables.member_LV[named_U].gather(1, token_UN.clamp(min=0)) & (token_UN >= 0)).T
-    a_NX, b_NX = value_NU[:, where[: len(a_X)]].long(), value_NU[:, where[len(a_X) :]].long()
-    true_NX = (tables.gate_E[expert_X].long() >> (3 - (2 * a_NX + b_NX))) & 1
-    token_P, at_P = torch.nonzero(true_NX, as_tuple=True)
+    value_WN = wire_values(context_ON, tables)
+    at_P, token_P = torch.nonzero(value_WN[len(tables.member_LV) + tables.rule_E[expert_X].long()], as_tuple=True)
     return token_P, expert_X[at_P]
+
+
+def wire_values(context_ON: Tensor, tables: SymbolTables) -> Tensor:
+    """(W, N) uint8: the literals, then the gates, those at a time whose wires are known. ValueError for a cycle."""
+    token_LN, num_literals = context_ON[tables.literal_offset_L.long()], len(tables.member_LV)
+    value_LN = tables.member_LV.gather(1, token_LN.clamp(min=0)) & (token_LN >= 0)
+    a_G, b_G = tables.wire_a_G.long(), tables.wire_b_G.long()
+    value_WN = torch.cat([value_LN.to(torch.uint8), value_LN.new_zeros(len(a_G), value_LN.shape[1], dtype=torch.uint8)])
+    known_W = torch.arange(len(value_WN)) < num_literals
+    while not bool(known_W.all()):
+        next_X = torch.nonzero(~known_W[num_literals:] & known_W[a_G] & known_W[b_G])[:, 0]
+        if len(next_X) == 0:
+            at = int(torch.nonzero(~known_W)[0]) - num_literals
+            refuse("wire_a_G and wire_b_G", f"a cycle through gate {at}", "gates whose wires come before them")
+        bit_XN = 3 - (2 * value_WN[a_G[next_X]] + value_WN[b_G[next_X]])
+        value_WN[num_literals + next_X] = (tables.gate_G[next_X, None] >> bit_XN) & 1
+        known_W[num_literals + next_X] = True
+    return value_WN
 
 
 def magnitudes(x_ND: Tensor, token_P: Tensor, expert_P: Tensor, tables: SymbolTables) -> Tensor:

@@ -2,12 +2,15 @@
 
 Expert e lies in one cell of the key grid and is of one tier. Where it fires with gate g it adds g * m * v_e, where
 m = scale * f(z) + offset and f is a function code (`functions.py`). Tiers T0 and T1 fire with the cell, with the
-router's gate; T2 and T3 wherever their logic gate of two literals is true, with gate 1; T4 never. z is dense for T0,
+router's gate; T2 and T3 wherever gate rule_e of the layer's circuit is true, with gate 1; T4 never. z is dense for T0,
 dense_u[dense_row] . x + intercept, and for the others sum_k coefficient_k * x[index_k] + intercept.
+
+The circuit is one list of two-input gates for all experts of the layer. Wire w is literal w, or from the number of
+literals on the output of gate w - L, which must stand before the gate that reads it: no list holds a cycle.
 """
 
 # D model width, E experts, C cells, K coordinates of a formula or KNOTS + 2 of a spline, F experts with dense u,
-# L literals, V vocabulary, W experts with a spline, B = D / 2 bytes of a packed row
+# L literals, G gates, V vocabulary, W experts with a spline, B = D / 2 bytes of a packed row
 
 from enum import IntEnum
 from functools import cache
@@ -46,10 +49,12 @@ class SymbolTables(NamedTuple):
     intercept_E: Tensor
     dense_row_E: Tensor
     dense_u_FD: Tensor
-    gate_E: Tensor
+    rule_E: Tensor
+    """The gate that says when an expert of tier T2 or T3 fires."""
+    gate_G: Tensor
     """Bit 3 - (2 a + b) of the number is the gate's output for (a, b), as difflogic numbers them."""
-    literal_a_E: Tensor
-    literal_b_E: Tensor
+    wire_a_G: Tensor
+    wire_b_G: Tensor
     member_LV: Tensor
     """bool: literal l is true of a token iff the token literal_offset[l] places back is in this set."""
     literal_offset_L: Tensor
@@ -64,7 +69,15 @@ class SymbolTables(NamedTuple):
 
 @cache
 def shapes(
-    *, d_model: int, experts: int, coordinates: int, dense: int, literals: int, vocabulary: int, splines: int
+    *,
+    d_model: int,
+    experts: int,
+    coordinates: int,
+    dense: int,
+    gates: int,
+    literals: int,
+    vocabulary: int,
+    splines: int,
 ) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape and dtype of every table but cell_start_C1, by name, in their order."""
     return {
@@ -77,9 +90,10 @@ def shapes(
         "intercept_E": ((experts,), torch.float32),
         "dense_row_E": ((experts,), torch.int32),
         "dense_u_FD": ((dense, d_model), torch.float32),
-        "gate_E": ((experts,), torch.uint8),
-        "literal_a_E": ((experts,), torch.int32),
-        "literal_b_E": ((experts,), torch.int32),
+        "rule_E": ((experts,), torch.int32),
+        "gate_G": ((gates,), torch.uint8),
+        "wire_a_G": ((gates,), torch.int32),
+        "wire_b_G": ((gates,), torch.int32),
         "member_LV": ((literals, vocabulary), torch.bool),
         "literal_offset_L": ((literals,), torch.uint8),
         "spline_row_E": ((experts,), torch.int32),

@@ -1,10 +1,11 @@
 """Symbolic experts as tables, and the module that holds them; kernels/symbol_table executes them.
 
 Nothing here is text that is evaluated: an expert is a tier, a function code, a few coordinates with coefficients, and
-for logic tiers one gate over two literals. `SymbolExperts.check` refuses tables that point outside themselves.
+for logic tiers a gate of the block's circuit over literals. `SymbolExperts.check` refuses tables that point outside
+themselves.
 """
 
-# N tokens, D model width, E experts, K coordinates a formula may name, F experts with dense u, L literals,
+# N tokens, D model width, E experts, K coordinates a formula may name, F experts with dense u, L literals, G gates,
 # V vocabulary, P pairs (a token and an expert), W experts with a spline
 
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class SymbolSpec(BaseModel):
     places: int = Field(default=3, ge=1, le=64, description="Tokens that literals look at, the current one included.")
     num_dense: tuple[int, ...] = Field(description="Experts with a dense u, for each block.")
     num_literals: tuple[int, ...] = Field(description="Literals, for each block.")
+    num_gates: tuple[int, ...] = Field(description="Gates of the circuit of all firing rules, for each block.")
     num_splines: tuple[int, ...] = Field(description="Experts whose function is a spline, for each block.")
 
     @property
@@ -68,7 +70,7 @@ class SymbolExperts(nn.Module):
     """y = sum over experts whose rule is true of gate * (scale * f(z) + offset) * v; z is sparse in x, or dense (T0).
 
     Exact tiers (T0, T1) fire where A_r + B_c > threshold, with the router's gate; logic tiers (T2, T3) where their
-    gate of two literals is true, with gate 1 (it is folded into scale and offset).
+    rule, a gate of the block's circuit, is true, with gate 1 (it is folded into scale and offset).
     """
 
     tier_E: Tensor
@@ -80,9 +82,10 @@ class SymbolExperts(nn.Module):
     intercept_E: Tensor
     dense_row_E: Tensor
     dense_u_FD: Tensor
-    gate_E: Tensor
-    literal_a_E: Tensor
-    literal_b_E: Tensor
+    rule_E: Tensor
+    gate_G: Tensor
+    wire_a_G: Tensor
+    wire_b_G: Tensor
     member_LV: Tensor
     literal_offset_L: Tensor
     spline_row_E: Tensor
@@ -98,8 +101,8 @@ class SymbolExperts(nn.Module):
         self.axis_bias = AxisBias(spec.peer, d_model) if spec.peer.axis_bias else None
         shapes = table_shapes(
             d_model=d_model, experts=spec.peer.num_experts, coordinates=spec.coordinates,
-            dense=spec.num_dense[layer], literals=spec.num_literals[layer], vocabulary=spec.vocab_size,
-            splines=spec.num_splines[layer],
+            dense=spec.num_dense[layer], gates=spec.num_gates[layer], literals=spec.num_literals[layer],
+            vocabulary=spec.vocab_size, splines=spec.num_splines[layer],
         )  # fmt: skip
         for name, (shape, dtype) in shapes.items():
             if name in self.__annotations__:
@@ -126,7 +129,7 @@ class SymbolExperts(nn.Module):
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(cells)
 
     def logic_firings(self, expert_X: Tensor, context_ON: Tensor) -> tuple[Tensor, Tensor]:
-        """(P) token and expert wherever the gate of an expert's two literals is true."""
+        """(P) token and expert wherever an expert's rule is true."""
         return stock.logic_firings(expert_X, context_ON, self.tables)
 
     def magnitudes(self, x_ND: Tensor, token_P: Tensor, expert_P: Tensor) -> Tensor:

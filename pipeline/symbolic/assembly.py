@@ -15,6 +15,7 @@ from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerRouting, PeerSpec
 from pipeline.models.quantized import Int4Table, QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
+from pipeline.symbolic.circuits import laid_out, single
 from pipeline.symbolic.formulas import Formulas, fit_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
 from pipeline.symbolic.logic import Literals, context_of
@@ -36,6 +37,7 @@ class BlockSymbols:
     literal_names: list[str]
     num_dense: int
     num_literals: int
+    num_gates: int
     num_splines: int
     coordinates: int
     tier_E: Tensor
@@ -236,6 +238,7 @@ def _fill(
         literal_names=literal_names,
         num_dense=len(dense_X),
         num_literals=len(literal_names),
+        num_gates=len(tables["gate_G"]),
         num_splines=splines,
         coordinates=coordinates,
         tier_E=tier_E,
@@ -255,17 +258,17 @@ def _fill(
 
 
 def _fill_logic(tables: dict[str, Tensor], expert_X: Tensor, statements: Statements) -> list[str]:
-    """Gates and the literals they name, the others left out; returns the literals' names."""
-    num_experts = len(statements.gate_E)
-    used_L, where = torch.unique(torch.cat([statements.a_E[expert_X], statements.b_E[expert_X]]), return_inverse=True)
-    tables["gate_E"] = torch.zeros(num_experts, dtype=torch.uint8)
-    tables["gate_E"][expert_X] = statements.gate_E[expert_X].to(torch.uint8)
-    for name, at in (("literal_a_E", where[: len(expert_X)]), ("literal_b_E", where[len(expert_X) :])):
-        tables[name] = torch.zeros(num_experts, dtype=torch.int32)
-        tables[name][expert_X] = at.to(torch.int32)
-    tables["member_LV"] = statements.literals.member_LV[used_L]
-    tables["literal_offset_L"] = statements.literals.offset_L[used_L]
-    return [statements.names[index] for index in used_L.tolist()]
+    """The circuit of all rules and the literals it names, the others left out; returns the literals' names."""
+    rules = {
+        expert: single(int(statements.gate_E[expert]), int(statements.a_E[expert]), int(statements.b_E[expert]))
+        for expert in expert_X.tolist()
+    }
+    laid = laid_out(rules, len(statements.gate_E))
+    for name in ("rule_E", "gate_G", "wire_a_G", "wire_b_G"):
+        tables[name] = getattr(laid, name)
+    tables["member_LV"] = statements.literals.member_LV[laid.literal_L]
+    tables["literal_offset_L"] = statements.literals.offset_L[laid.literal_L]
+    return [statements.names[index] for index in laid.literal_L.tolist()]
 
 
 def _symbol_experts(
@@ -296,6 +299,7 @@ def _spec(model: LanguageModel, blocks: Sequence[BlockSymbols], vocab_size: int,
         places=places,
         num_dense=tuple(block.num_dense for block in blocks),
         num_literals=tuple(block.num_literals for block in blocks),
+        num_gates=tuple(block.num_gates for block in blocks),
         num_splines=tuple(block.num_splines for block in blocks),
     )
 

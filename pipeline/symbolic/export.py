@@ -28,7 +28,7 @@ from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Block
 from pipeline.symbolic.spline import KNOTS
 
-MAGIC, VERSION = b"LEGIBLE1", 1
+MAGIC, VERSION = b"LEGIBLE1", 2
 NAME_BYTES = 40
 _TYPES = (torch.float32, torch.uint8, torch.int16, torch.int32, torch.float16)
 """As runtime.c numbers them."""
@@ -131,7 +131,8 @@ def _router(block: Block) -> PeerRouter:
 
 def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tensor]]:
     """Every table by its name, in the order in which runtime.c reads them; what it multiplies lies by columns."""
-    yield "blocks", torch.tensor([*zip(spec.num_dense, spec.num_literals, spec.num_splines, strict=True)]).int()
+    sizes = (spec.num_dense, spec.num_literals, spec.num_gates, spec.num_splines)
+    yield "blocks", torch.tensor([*zip(*sizes, strict=True)]).int()
     yield "embedding", model.model.embed_tokens.weight
     for layer, block in enumerate(model.blocks()):
         for name, table in _block_tables(block):

@@ -7,6 +7,7 @@ so 1 is AND, 7 is OR, 6 is XOR and 15 - g is NOT g.
 # N tokens, L literals, V vocabulary, O token positions looked back, E experts, C candidates an expert, G gate types
 
 from dataclasses import dataclass
+from functools import cache
 
 import sympy
 import torch
@@ -29,10 +30,20 @@ def gate(kind: int, a: Tensor, b: Tensor) -> Tensor:
 
 def gate_symbol(kind: int, a: Boolean, b: Boolean) -> Boolean:
     """Gate `kind` as a sympy boolean."""
+    made = _gate_of_symbols(kind).xreplace({_A: a, _B: b})
+    assert isinstance(made, Boolean)
+    return made
+
+
+_A, _B = sympy.Dummy("a"), sympy.Dummy("b")
+
+
+@cache
+def _gate_of_symbols(kind: int) -> Boolean:
     terms = []
     for x in range(4):
         if bool(GATE_OUTPUT_G4[kind, x]):
-            terms.append(sympy.And(a if x & 2 else sympy.Not(a), b if x & 1 else sympy.Not(b)))
+            terms.append(sympy.And(_A if x & 2 else sympy.Not(_A), _B if x & 1 else sympy.Not(_B)))
     return sympy.simplify_logic(sympy.Or(*terms)) if terms else sympy.false
 
 

@@ -16,8 +16,8 @@ from torch import Tensor
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolRouting
+from pipeline.symbolic.circuits import Circuit, expression, of_tables
 from pipeline.symbolic.functions import BY_CODE, SPLINE_CODE
-from pipeline.symbolic.logic import gate_symbol
 from pipeline.symbolic.spline import KNOTS, Splines, evaluate_pairs
 from pipeline.symbolic.tiers import Tier
 
@@ -155,7 +155,7 @@ def firing_statement(
 ) -> Boolean:
     """When the expert fires. Exact tiers: its row's and column's score against the threshold, for any head.
 
-    Logic tiers: its gate of two literals. A dropped expert never fires. `digits` None leaves thresholds whole.
+    Logic tiers: its circuit over literals. A dropped expert never fires. `digits` None leaves thresholds whole.
     """
     experts = symbol_experts(model, layer)
     tier = Tier(int(experts.tier_E[expert]))
@@ -165,11 +165,20 @@ def firing_statement(
         return _comparisons(_router(model, layer), experts, expert, digits)
     if len(names) != len(experts.member_LV):
         raise ValueError(f"layer {layer} has {len(experts.member_LV)} literals and {len(names)} names for them")
-    a, b = int(experts.literal_a_E[expert]), int(experts.literal_b_E[expert])
-    name_a, name_b = (literal_name(experts, literal, names, vocabulary) for literal in (a, b))
-    if a != b and name_a == name_b:  # tokens that are no UTF-8 of their own all look alike
-        name_a, name_b = f"{name_a} (literal {a})", f"{name_b} (literal {b})"
-    return gate_symbol(int(experts.gate_E[expert]), sympy.Symbol(name_a), sympy.Symbol(name_b))
+    circuit = rule_circuit(experts, expert)
+    said = [literal_name(experts, literal, names, vocabulary) for literal in circuit.inputs]
+    # Tokens that are no UTF-8 of their own all look alike.
+    distinct = [
+        name if said.count(name) == 1 else f"{name} (literal {literal})"
+        for name, literal in zip(said, circuit.inputs, strict=True)
+    ]
+    return expression(circuit, [sympy.Symbol(name) for name in distinct])
+
+
+def rule_circuit(experts: SymbolExperts, expert: int) -> Circuit:
+    """The gates that say when an expert of a logic tier fires, over the block's literals."""
+    tables, num_literals = experts.tables, len(experts.member_LV)
+    return of_tables(int(tables.rule_E[expert]), tables.gate_G, tables.wire_a_G, tables.wire_b_G, num_literals)
 
 
 def literal_name(experts: SymbolExperts, literal: int, names: Sequence[str], vocabulary: Sequence[str]) -> str:

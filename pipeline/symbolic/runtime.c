@@ -16,7 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VERSION = 1, NAME_BYTES = 40, KNOTS = 9, FUNCTIONS = 12, SPLINE = 255 };
+enum { VERSION = 2, NAME_BYTES = 40, KNOTS = 9, FUNCTIONS = 12, SPLINE = 255 };
 enum { F32, U8, I16, I32, F16 };                      /* types of tables */
 enum { KEYS_IDENTITY, KEYS_SHARED, KEYS_PER_HEAD };   /* sub-keys of a router */
 enum { SOFTMAX, JUMPRELU };                           /* its gate */
@@ -59,15 +59,16 @@ typedef struct {
     Router router; /* query is null where the block uses the routing of one below */
     const int32_t *cell_start;
     const float *row_bias, *column_bias;
-    uint32_t dense, literals, splines;
+    uint32_t dense, literals, gates, splines;
     const uint8_t *tier, *code;
     const float *scale, *offset;
     const int16_t *index;
     const float *coefficient, *intercept;
     const int32_t *dense_row;
     const float *dense_u;
+    const int32_t *rule;
     const uint8_t *gate;
-    const int32_t *literal_a, *literal_b;
+    const int32_t *wire_a, *wire_b;
     const uint8_t *member, *literal_offset;
     const int32_t *spline_row;
     const float *spline_low, *spline_high, *spline_coefficient;
@@ -252,10 +253,20 @@ static void load_router(File *file, int l, const Sizes *s, Router *router) {
     }
 }
 
+/* Each gate reads literals and gates before it. */
+static void check_wires(const File *file, int l, const char *part, const int32_t *wire, const Layer *layer) {
+    for (uint32_t g = 0; g < layer->gates; g++)
+        if (wire[g] >= (int64_t)layer->literals + g)
+            die("%s: table layers.%d.%s holds %d at %u, a cycle: its gate's own output is wire %llu, and it reads those "
+                "below; copy the file again or export it anew", file->path, l, part, wire[g], g,
+                (unsigned long long)layer->literals + g);
+}
+
 static void load_experts(File *file, int l, const Sizes *s, Layer *layer) {
     const uint64_t E = s->experts, D = s->d_model, cells = (uint64_t)s->rows * s->columns;
     const int64_t last_dense = layer->dense ? layer->dense - 1 : 0;
-    const int64_t last_literal = layer->literals ? layer->literals - 1 : 0;
+    const int64_t last_gate = layer->gates ? layer->gates - 1 : 0;
+    const int64_t last_wire = (int64_t)layer->literals + layer->gates - 1;
     const int64_t last_spline = layer->splines ? layer->splines - 1 : 0;
     layer->cell_start = indices(file, l, "cell_start", I32, cells + 1, (int64_t)E);
     for (uint64_t c = 0; c <= cells; c++)
@@ -276,9 +287,12 @@ static void load_experts(File *file, int l, const Sizes *s, Layer *layer) {
     layer->intercept = table(file, l, "intercept", F32, E);
     layer->dense_row = indices(file, l, "dense_row", I32, E, last_dense);
     layer->dense_u = table(file, l, "dense_u", F32, layer->dense * D);
-    layer->gate = indices(file, l, "gate", U8, E, 15);
-    layer->literal_a = indices(file, l, "literal_a", I32, E, last_literal);
-    layer->literal_b = indices(file, l, "literal_b", I32, E, last_literal);
+    layer->rule = indices(file, l, "rule", I32, E, last_gate);
+    layer->gate = indices(file, l, "gate", U8, layer->gates, 15);
+    layer->wire_a = indices(file, l, "wire_a", I32, layer->gates, last_wire);
+    layer->wire_b = indices(file, l, "wire_b", I32, layer->gates, last_wire);
+    check_wires(file, l, "wire_a", layer->wire_a, layer);
+    check_wires(file, l, "wire_b", layer->wire_b, layer);
     layer->member = indices(file, l, "member", U8, (uint64_t)layer->literals * s->vocabulary, 1);
     layer->literal_offset = indices(file, l, "literal_offset", U8, layer->literals, s->places - 1);
     layer->spline_row = indices(file, l, "spline_row", I32, E, last_spline);
@@ -299,7 +313,7 @@ static void load_experts(File *file, int l, const Sizes *s, Layer *layer) {
         if (logic) layer->logical[layer->num_logical++] = e;
         const char *wrong = NULL;
         if (layer->tier[e] == T0 && !layer->dense) wrong = "dense_row";
-        if (logic && !layer->literals) wrong = "literal_a";
+        if (logic && !layer->gates) wrong = "rule";
         if (layer->code[e] == SPLINE && !layer->splines) wrong = "spline_row";
         if (wrong)
             die("%s: table layers.%d.%s points into a table without rows at %u; copy the file again", file->path, l,
@@ -334,16 +348,17 @@ static Model load(const char *path) {
     check_sizes(&file, s, &model.n);
     const uint64_t D = s->d_model, kv = D / s->heads * s->kv_heads;
     model.layer = need(s->layers, sizeof *model.layer);
-    const int32_t *blocks = table(&file, -1, "blocks", I32, 3 * (uint64_t)s->layers);
+    const int32_t *blocks = table(&file, -1, "blocks", I32, 4 * (uint64_t)s->layers);
     model.embedding = table(&file, -1, "embedding", F32, s->vocabulary * D);
     for (uint32_t l = 0; l < s->layers; l++) {
         Layer *layer = &model.layer[l];
-        for (int i = 0; i < 3; i++)
-            if (blocks[3 * l + i] < 0) die("%s: table blocks holds %d at %u; copy the file again", path,
-                                           blocks[3 * l + i], 3 * l + (uint32_t)i);
-        layer->dense = (uint32_t)blocks[3 * l];
-        layer->literals = (uint32_t)blocks[3 * l + 1];
-        layer->splines = (uint32_t)blocks[3 * l + 2];
+        for (int i = 0; i < 4; i++)
+            if (blocks[4 * l + i] < 0) die("%s: table blocks holds %d at %u; copy the file again", path,
+                                           blocks[4 * l + i], 4 * l + (uint32_t)i);
+        layer->dense = (uint32_t)blocks[4 * l];
+        layer->literals = (uint32_t)blocks[4 * l + 1];
+        layer->gates = (uint32_t)blocks[4 * l + 2];
+        layer->splines = (uint32_t)blocks[4 * l + 3];
         layer->attention_norm = table(&file, (int)l, "attention_norm", F32, D);
         layer->q = table(&file, (int)l, "q", F32, D * D);
         layer->k = table(&file, (int)l, "k", F32, kv * D);
@@ -377,7 +392,7 @@ typedef struct {
     uint32_t *passing, pairs, room;
     int64_t *cell; /* what the router of the last block that has one reaches */
     float *gate;
-    uint8_t *literal;
+    uint8_t *wire; /* literals, then gates, of one block */
 } State;
 
 static State new_state(const Model *model, uint32_t capacity) {
@@ -399,10 +414,12 @@ static State new_state(const Model *model, uint32_t capacity) {
     state.row_gate = need(s->rows, sizeof(float)), state.column_gate = need(s->columns, sizeof(float));
     state.passing = need((uint64_t)s->rows + s->columns, sizeof *state.passing);
     state.logits = need(s->vocabulary, sizeof(float));
-    uint32_t literals = 0;
-    for (uint32_t l = 0; l < s->layers; l++)
-        if (model->layer[l].literals > literals) literals = model->layer[l].literals;
-    state.literal = need(literals, 1);
+    uint64_t wires = 0;
+    for (uint32_t l = 0; l < s->layers; l++) {
+        const uint64_t own = (uint64_t)model->layer[l].literals + model->layer[l].gates;
+        if (own > wires) wires = own;
+    }
+    state.wire = need(wires, 1);
     for (uint32_t t = 0; t < capacity; t++)
         for (uint32_t i = 0; i < width / 2; i++) {
             const float angle = (float)t * powf((float)model->n.rope_theta, -(float)(2 * i) / (float)width);
@@ -636,12 +653,16 @@ static void add_experts(const Model *model, State *state, uint32_t l, uint32_t t
             if (layer->tier[e] <= T1) fire(s, layer, (uint32_t)e, state->gate[p], state->h, state->y);
     for (uint32_t i = 0; layer->num_logical && i < layer->literals; i++) {
         const uint32_t back = layer->literal_offset[i];
-        state->literal[i] = back <= t && layer->member[(uint64_t)i * s->vocabulary + state->token[t - back]];
+        state->wire[i] = back <= t && layer->member[(uint64_t)i * s->vocabulary + state->token[t - back]];
+    }
+    uint8_t *output = state->wire + layer->literals;
+    for (uint32_t g = 0; layer->num_logical && g < layer->gates; g++) {
+        const int a = state->wire[layer->wire_a[g]], b = state->wire[layer->wire_b[g]];
+        output[g] = layer->gate[g] >> (3 - (2 * a + b)) & 1;
     }
     for (uint32_t i = 0; i < layer->num_logical; i++) {
         const uint32_t e = layer->logical[i];
-        const int a = state->literal[layer->literal_a[e]], b = state->literal[layer->literal_b[e]];
-        if (layer->gate[e] >> (3 - (2 * a + b)) & 1) fire(s, layer, e, 1, state->h, state->y);
+        if (output[layer->rule[e]]) fire(s, layer, e, 1, state->h, state->y);
     }
     if (s->axis_bias) {
         const uint64_t D = s->d_model;

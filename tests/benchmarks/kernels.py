@@ -153,7 +153,14 @@ def symbol_row() -> Row:
     tables = {
         name: torch.zeros(shape, dtype=dtype)
         for name, (shape, dtype) in shapes(
-            d_model=D, experts=cells, coordinates=coordinates, dense=cells // 10, literals=0, vocabulary=2, splines=0
+            d_model=D,
+            experts=cells,
+            coordinates=coordinates,
+            dense=cells // 10,
+            gates=0,
+            literals=0,
+            vocabulary=2,
+            splines=0,
         ).items()
     }
     tables |= {

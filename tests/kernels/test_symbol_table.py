@@ -12,8 +12,9 @@ from kernels.symbol_table.tables import SymbolTables, Tier
 from pipeline.symbolic.logic import GATE_OUTPUT_G4
 from tests.tolerances import assert_close
 
-# N tokens, D model width, C cells, E experts, K coordinates, L literals, V vocabulary, W splines, O places, P pairs
-D, C, K, L, V, W, O = 14, 11, 3, 5, 13, 4, 3
+# N tokens, D model width, C cells, E experts, K coordinates, L literals, G gates, V vocabulary, W splines, O places,
+# P pairs
+D, C, K, L, G, V, W, O = 14, 11, 3, 5, 37, 13, 4, 3
 CODES = (*range(len(FUNCTIONS)), SPLINE_CODE)
 TIERS = tuple(Tier)
 EXPERTS_OF_CELLS = [7, 0, 9, 3, 12, 0, 8, 5, 10, 6, 5]
@@ -44,9 +45,10 @@ def tables(seed=0, *, tiers=TIERS, codes=CODES) -> SymbolTables:
         intercept_E=normal(E),
         dense_row_E=below(E // 2, E).to(torch.int32),
         dense_u_FD=normal(E // 2, D) / 3,
-        gate_E=(number_E % 16).to(torch.uint8),
-        literal_a_E=below(L, E).to(torch.int32),
-        literal_b_E=below(L, E).to(torch.int32),
+        rule_E=below(G, E).to(torch.int32),
+        gate_G=(torch.arange(G) % 16).to(torch.uint8),
+        wire_a_G=(torch.rand(G, generator=generator) * (L + torch.arange(G))).to(torch.int32),
+        wire_b_G=(torch.rand(G, generator=generator) * (L + torch.arange(G))).to(torch.int32),
         member_LV=torch.rand(L, V, generator=generator) < 0.5,
         literal_offset_L=(torch.arange(L) % O).to(torch.uint8),
         spline_row_E=below(W, E).to(torch.int32),
@@ -107,17 +109,17 @@ def test_each_function_is_the_oracle_far_out_too(cpu_path, code):
 @pytest.mark.parametrize("kind", range(16))
 def test_each_gate_fires_where_its_table_of_truth_says(cpu_path, kind):
     made, given = tables(tiers=(Tier.T3,)), tokens()
-    made.gate_E[:] = kind
+    made.gate_G[:] = kind
     agree(made, given)
+    made.wire_a_G[17], made.wire_b_G[17], made.rule_E[5] = 3, 1, 17
     context_ON = given[4]
     value_LN = torch.stack(
         [made.member_LV[i][context_ON[i % O].clamp(min=0)] & (context_ON[i % O] >= 0) for i in range(L)]
     )
-    a, b = int(made.literal_a_E[5]), int(made.literal_b_E[5])
     made.tier_E[:] = Tier.T4
     made.tier_E[5], made.code_E[5], made.scale_E[5], made.offset_E[5] = Tier.T3, 0, 2.0, 0.0
     fires_N = symbol_table(*given, made).norm(dim=1) > 0
-    assert torch.equal(fires_N, GATE_OUTPUT_G4[kind][2 * value_LN[a].long() + value_LN[b].long()])
+    assert torch.equal(fires_N, GATE_OUTPUT_G4[kind][2 * value_LN[3].long() + value_LN[1].long()])
 
 
 @pytest.mark.parametrize("cells_of_tokens", [[[]], [[], []], [[4]], [[1], [5]], []], ids=str)
@@ -159,7 +161,8 @@ def test_tables_without_dense_rows_literals_and_splines_will_do(cpu_path):
         dense_u_FD=torch.zeros(0, D), member_LV=torch.zeros(0, V, dtype=torch.bool),
         literal_offset_L=torch.zeros(0, dtype=torch.uint8), spline_low_W=torch.zeros(0), spline_high_W=torch.zeros(0),
         spline_coefficient_WK=torch.zeros(0, KNOTS + 2), dense_row_E=torch.zeros(E, dtype=torch.int32),
-        literal_a_E=torch.zeros(E, dtype=torch.int32), literal_b_E=torch.zeros(E, dtype=torch.int32),
+        rule_E=torch.zeros(E, dtype=torch.int32), gate_G=torch.zeros(0, dtype=torch.uint8),
+        wire_a_G=torch.zeros(0, dtype=torch.int32), wire_b_G=torch.zeros(0, dtype=torch.int32),
         spline_row_E=torch.zeros(E, dtype=torch.int32),
     )  # fmt: skip
     check_tables(made, places=O)
@@ -182,9 +185,13 @@ def test_splines_go_through_the_knots_of_the_recursion():
     made = tables()
     row_P = torch.arange(W).repeat_interleave(50)
     z_P = torch.cat(
-        [torch.linspace(float(low) - 0.5, float(high) + 0.5, 50) for low, high in zip(*made[16:18], strict=True)]
+        [
+            torch.linspace(float(low) - 0.5, float(high) + 0.5, 50)
+            for low, high in zip(made.spline_low_W, made.spline_high_W, strict=True)
+        ]
     )
-    found_P = evaluate_splines(*made[16:19], row_P, z_P)
+    splines = made.spline_low_W, made.spline_high_W, made.spline_coefficient_WK
+    found_P = evaluate_splines(*splines, row_P, z_P)
     wanted = [reference.spline(int(row), float(z), made) for row, z in zip(row_P, z_P, strict=True)]
     assert_close(found_P.double(), torch.tensor(wanted, dtype=torch.float64), 2e-6)
 
@@ -204,8 +211,9 @@ def test_the_operator_is_one_that_torch_knows():
 
 LIES = [
     ("tier_E", 5, "tier_E"), ("code_E", 12, "code_E"), ("index_EK", D, "index_EK"), ("index_EK", -1, "index_EK"),
-    ("dense_row_E", E // 2, "dense_row_E"), ("dense_row_E", -1, "dense_row_E"), ("literal_a_E", L, "literal_a_E"),
-    ("literal_b_E", -2, "literal_b_E"), ("literal_offset_L", O, "literal_offset_L"),
+    ("dense_row_E", E // 2, "dense_row_E"), ("dense_row_E", -1, "dense_row_E"), ("rule_E", G, "rule_E"),
+    ("rule_E", -1, "rule_E"), ("wire_a_G", L + G, "wire_a_G"), ("wire_a_G", L, "wire_a_G"),
+    ("wire_b_G", -2, "wire_b_G"), ("literal_offset_L", O, "literal_offset_L"),
     ("spline_row_E", W, "spline_row_E"),
     ("cell_start_C1", E + 1, "cell_start_C1"), ("cell_start_C1", -1, "cell_start_C1"),
 ]  # fmt: skip
@@ -215,17 +223,50 @@ LIES = [
 def test_tables_that_point_outside_themselves_are_refused_by_the_check_and_by_every_instruction_set(
     cpu_path, name, value, named
 ):
-    tiers = {"dense_row_E": (Tier.T0,), "literal_a_E": (Tier.T2,), "literal_b_E": (Tier.T3,)}.get(
-        name, (Tier.T1, Tier.T2)
-    )
+    tiers = {"dense_row_E": (Tier.T0,), "wire_a_G": (Tier.T2,), "wire_b_G": (Tier.T3,)}.get(name, (Tier.T1, Tier.T2))
     codes = (SPLINE_CODE,) if name == "spline_row_E" else CODES
     made = tables(tiers=tiers, codes=codes)
     getattr(made, name)[:] = value
-    with pytest.raises(ValueError, match=named):
+    with pytest.raises(ValueError, match=f"{named} holds {value} at 0, which is "):
         check_tables(made, places=O)
     if cpu_path != "stock":
         with pytest.raises(ValueError, match=f"symbol_table got {named} with {value} at "):
             symbol_table(*tokens(), made)
+
+
+CYCLES = [("wire_a_G", 0, L), ("wire_b_G", 0, L), ("wire_a_G", 20, L + 20), ("wire_b_G", 3, L + 30)]
+
+
+@pytest.mark.parametrize(("name", "gate", "wire"), CYCLES)
+def test_a_wire_to_its_own_gate_or_a_later_one_is_a_cycle_and_refused_with_its_place(cpu_path, name, gate, wire):
+    made = tables(tiers=(Tier.T1, Tier.T3))
+    getattr(made, name)[gate] = wire
+    place = f"{name} holds {wire} at {gate}, which is a cycle: the wires of gate g lie below {L} \\+ g"
+    with pytest.raises(ValueError, match=place):
+        check_tables(made, places=O)
+    if cpu_path != "stock":
+        with pytest.raises(ValueError, match=f"symbol_table got {name} with {wire} at {gate}"):
+            symbol_table(*tokens(), made)
+    made.wire_a_G[30] = L + 30
+    if cpu_path == "stock":
+        with pytest.raises(ValueError, match="a cycle through gate"):
+            symbol_table(*tokens(), made)
+
+
+WRONG_ENTRIES = [
+    ("gate_G", 9, 16, "outside 0 to 15"), ("code_E", 4, 12, "no function: 0 to 11, or 255"),
+    ("rule_E", 6, G, f"outside 0 to {G - 1}"), ("wire_b_G", 8, L + G, f"outside 0 to {L + G - 1}"),
+    ("scale_E", 7, float("nan"), "not finite"), ("coefficient_EK", 11, float("inf"), "not finite"),
+    ("spline_low_W", 2, 99.0, "not below spline_high_W"), ("cell_start_C1", 3, 0, "no part of a rise from 0 to"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "at", "value", "why"), WRONG_ENTRIES)
+def test_a_wrong_entry_is_named_with_its_place_its_value_and_what_is_allowed(name, at, value, why):
+    made = tables()
+    getattr(made, name).view(-1)[at] = value
+    with pytest.raises(ValueError, match=f"{name} holds {value} at {at}, which is {why}"):
+        check_tables(made, places=O)
 
 
 @pytest.mark.parametrize("name", ["scale_E", "coefficient_EK", "dense_u_FD", "spline_coefficient_WK", "v_scale_E"])

@@ -22,7 +22,7 @@ from tests.circumstance import CIRCUMSTANCE
 from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_corpus, tiny_model
 
 VOCABULARY, LENGTH, PLACES, COORDINATES = 256, 24, 3, 4
-DENSE_ROWS, LITERALS, SPLINES = 6, 5, 3
+DENSE_ROWS, LITERALS, GATES, SPLINES = 6, 5, 23, 3
 PEERS = {
     "jumprelu, shared routers, axis biases": JUMP,
     "jumprelu, no query norm, ties": JUMP.model_copy(
@@ -33,13 +33,13 @@ PEERS = {
 }
 
 
-def symbols(peer: PeerSpec, *, shape: TransformerShape = SHAPE, sizes=(DENSE_ROWS, LITERALS, SPLINES), seed=0):
+def symbols(peer: PeerSpec, *, shape: TransformerShape = SHAPE, sizes=(DENSE_ROWS, LITERALS, GATES, SPLINES), seed=0):
     """A model whose experts are of all tiers, functions and gates, at random."""
     layers = shape.num_layers
     spec = SymbolSpec(
         peer=peer.model_copy(update={"precision": "int4"}), vocab_size=VOCABULARY, coordinates=COORDINATES,
         places=PLACES, num_dense=(sizes[0],) * layers, num_literals=(sizes[1],) * layers,
-        num_splines=(sizes[2],) * layers,
+        num_gates=(sizes[2],) * layers, num_splines=(sizes[3],) * layers,
     )  # fmt: skip
     model = tiny_model(spec, vocab_size=VOCABULARY, shape=shape)
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +53,7 @@ def symbols(peer: PeerSpec, *, shape: TransformerShape = SHAPE, sizes=(DENSE_ROW
 
 
 def _fill(experts: SymbolExperts, d_model, sizes, generator):
-    dense, literals, splines = sizes
+    dense, literals, gates, splines = sizes
     count = len(experts.tier_E)
     codes = [*range(len(CATALOGUE)), *([SPLINE_CODE] if splines else [])]
     tiers = [*([0] if dense else []), 1, *([2, 3] if literals else []), 4]
@@ -63,10 +63,12 @@ def _fill(experts: SymbolExperts, d_model, sizes, generator):
 
     experts.tier_E.copy_(torch.tensor(tiers)[below(len(tiers), experts.tier_E)])
     experts.code_E.copy_(torch.tensor(codes)[torch.arange(count) % len(codes)])
-    experts.gate_E.copy_(torch.arange(count) % 16)
+    experts.gate_G.copy_(torch.arange(gates) % 16)
+    for wires in (experts.wire_a_G, experts.wire_b_G):
+        wires.copy_(torch.rand(gates, generator=generator) * (literals + torch.arange(gates)))
     for table, limit in (
-        (experts.index_EK, d_model), (experts.dense_row_E, dense), (experts.literal_a_E, literals),
-        (experts.literal_b_E, literals), (experts.literal_offset_L, PLACES), (experts.member_LV, 2),
+        (experts.index_EK, d_model), (experts.dense_row_E, dense), (experts.rule_E, gates),
+        (experts.literal_offset_L, PLACES), (experts.member_LV, 2),
         (experts.spline_row_E, splines),
     ):  # fmt: skip
         table.copy_(below(limit, table))
@@ -127,7 +129,7 @@ def test_losses_and_likeliest_tokens_are_those_of_python(compiled, corpus, tmp_p
 
 
 def test_an_untrained_router_and_one_without_symbols_of_some_kinds(compiled, corpus, tmp_path):
-    model = symbols(JUMP, shape=SHAPE.model_copy(update={"d_model": 36, "num_kv_heads": 3}), sizes=(0, 0, 0))
+    model = symbols(JUMP, shape=SHAPE.model_copy(update={"d_model": 36, "num_kv_heads": 3}), sizes=(0, 0, 0, 0))
     for block in model.blocks():
         if block.router is not None:
             block.router.scores.threshold_H.fill_(-torch.inf)
@@ -224,9 +226,15 @@ VALUES = [
     ("layers.2.index", 6, "<h", 12, "layers.2.index holds 12 at 3"),
     ("layers.2.index", 0, "<h", -1, "layers.2.index holds -1 at 0"),
     ("layers.0.dense_row", 8, "<i", DENSE_ROWS, "layers.0.dense_row holds 6 at 2"),
-    ("layers.0.gate", 0, "<B", 16, "layers.0.gate holds 16 at 0"),
-    ("layers.1.literal_a", 4, "<i", LITERALS, "layers.1.literal_a holds 5 at 1"),
-    ("layers.1.literal_b", 0, "<i", -2, "layers.1.literal_b holds -2 at 0"),
+    ("layers.0.gate", 3, "<B", 16, "layers.0.gate holds 16 at 3"),
+    ("layers.0.rule", 8, "<i", GATES, "layers.0.rule holds 23 at 2"),
+    ("layers.1.wire_a", 4, "<i", LITERALS + GATES, "layers.1.wire_a holds 28 at 1"),
+    ("layers.1.wire_b", 0, "<i", -2, "layers.1.wire_b holds -2 at 0"),
+    ("layers.1.wire_a", 0, "<i", LITERALS, "layers.1.wire_a holds 5 at 0, a cycle"),
+    ("layers.1.wire_a", 12, "<i", LITERALS + 3, "layers.1.wire_a holds 8 at 3, a cycle"),
+    ("layers.2.wire_b", 16, "<i", LITERALS + 9, "layers.2.wire_b holds 14 at 4, a cycle"),
+    ("layers.1.scale", 12, "<f", float("nan"), "layers.1.scale holds a value that is not finite"),
+    ("layers.1.coefficient", 8, "<f", float("inf"), "layers.1.coefficient holds a value that is not finite"),
     ("layers.1.literal_offset", 1, "<B", PLACES, "layers.1.literal_offset holds 3 at 1"),
     ("layers.1.member", 3, "<B", 2, "layers.1.member holds 2 at 3"),
     ("layers.2.spline_row", 0, "<i", SPLINES, "layers.2.spline_row holds 3 at 0"),
@@ -258,7 +266,7 @@ def test_a_value_that_cannot_be_is_refused_and_named(compiled, tmp_path, sound, 
 def test_another_magic_version_or_header_is_refused(compiled, tmp_path, sound):
     assert "does not begin with LEGIBLE1" in refusal(compiled, tmp_path, b"X" + sound[1:])
     assert "does not begin with LEGIBLE1" in refusal(compiled, tmp_path, b"")
-    assert "is of version 2" in refusal(compiled, tmp_path, with_bytes(sound, 8, struct.pack("<I", 2)))
+    assert "is of version 1" in refusal(compiled, tmp_path, with_bytes(sound, 8, struct.pack("<I", 1)))
     for at in range(22):
         for value in (0xFFFFFFFF, 0, 3):
             damaged = with_bytes(sound, 32 + 4 * at, struct.pack("<I", value), sealed=False)

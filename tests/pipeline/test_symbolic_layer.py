@@ -22,7 +22,7 @@ from pipeline.symbolic.tiers import Tier
 # N tokens, D model width, E experts, P pairs, B sequences, T tokens a sequence
 
 VOCABULARY, D, KEYS, E = 23, 12, 5, 43
-LITERALS = 4
+LITERALS, GATES = 4, 3
 
 
 def tokens(seed, batch=3, length=17):
@@ -67,7 +67,7 @@ def exact(experts: QuantizedExperts) -> SymbolExperts:
     ours = SymbolExperts(
         SymbolSpec(
             peer=experts.spec, vocab_size=VOCABULARY, coordinates=D, places=2,
-            num_dense=(E,), num_literals=(LITERALS,), num_splines=(1,),
+            num_dense=(E,), num_literals=(LITERALS,), num_gates=(GATES,), num_splines=(1,),
         ),
         D, 0,
     )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_logic_expert_fires_exactly_where_its_statement_is_true(sample, kind):
     ours.tier_E[:] = Tier.T4
     ours.tier_E[expert] = Tier.T3
     ours.code_E[expert], ours.scale_E[expert], ours.intercept_E[expert] = 0, -1.75, 0.0
-    ours.gate_E[expert], ours.literal_a_E[expert], ours.literal_b_E[expert] = kind, 1, 2
+    ours.rule_E[expert], ours.gate_G[1], ours.wire_a_G[1], ours.wire_b_G[1] = 1, kind, 1, 2
     a_N, b_N = ours.literals.values(routing.context_ON)[[1, 2]]
     true_N = gate(kind, a_N, b_N)
     assert 0 < int(true_N.sum()) < len(true_N)
@@ -160,7 +160,7 @@ def test_logic_with_a_formula_adds_the_formula_where_it_is_true_whatever_the_rou
     experts, x_ND, routing = sample
     ours = exact(experts)
     ours.tier_E[:] = Tier.T4
-    ours.tier_E[7], ours.gate_E[7], ours.literal_a_E[7], ours.literal_b_E[7] = Tier.T2, 7, 0, 3
+    ours.tier_E[7], ours.gate_G[0], ours.wire_a_G[0], ours.wire_b_G[0] = Tier.T2, 7, 0, 3
     ours.code_E[7], ours.scale_E[7], ours.offset_E[7], ours.intercept_E[7] = 8, 2.0, 0.5, -0.25
     ours.index_EK[7, :2], ours.coefficient_EK[7, :2] = torch.tensor([4, 9]).short(), torch.tensor([1.5, -1.0])
     a_N, b_N = ours.literals.values(routing.context_ON)[[0, 3]]
@@ -175,12 +175,13 @@ def test_logic_with_a_formula_adds_the_formula_where_it_is_true_whatever_the_rou
     ("table", "value", "tier"),
     [
         ("tier_E", 5, None),
-        ("gate_E", 16, Tier.T3),
+        ("gate_G", 16, Tier.T3),
         ("code_E", 12, None),
         ("index_EK", D, Tier.T1),
         ("index_EK", -1, Tier.T1),
-        ("literal_a_E", LITERALS, Tier.T3),
-        ("literal_b_E", -1, Tier.T2),
+        ("rule_E", GATES, Tier.T3),
+        ("wire_a_G", LITERALS, Tier.T3),
+        ("wire_b_G", -1, Tier.T2),
         ("literal_offset_L", 2, None),
         ("dense_row_E", E, None),
         ("spline_row_E", 1, Tier.T1),
@@ -202,13 +203,13 @@ def test_a_table_that_points_outside_itself_or_is_not_finite_is_named(sample, ta
 @pytest.mark.parametrize(
     ("sizes", "tier", "code", "table"),
     [
-        ({"num_literals": (0,)}, Tier.T3, 0, "literal_a_E"),
+        ({"num_gates": (0,)}, Tier.T3, 0, "rule_E"),
         ({"num_dense": (0,)}, Tier.T0, 0, "dense_row_E"),
         ({"num_splines": (0,)}, Tier.T1, SPLINE_CODE, "spline_row_E"),
     ],
 )
 def test_an_expert_that_points_into_an_empty_table_is_refused(sample, sizes, tier, code, table):
-    given = {"num_dense": (1,), "num_literals": (1,), "num_splines": (1,), **sizes}
+    given = {"num_dense": (1,), "num_literals": (1,), "num_gates": (1,), "num_splines": (1,), **sizes}
     ours = SymbolExperts(SymbolSpec(peer=sample[0].spec, vocab_size=VOCABULARY, places=2, **given), D, 0)
     ours.spline_high_W[:] = 1
     ours.tier_E[:] = Tier.T4

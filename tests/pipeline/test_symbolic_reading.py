@@ -61,8 +61,9 @@ def fill(experts, generator):
     experts.dense_u_FD.copy_(torch.randn(1, D, generator=generator))
     experts.spline_low_W[:], experts.spline_high_W[:] = -1.25, 0.5
     experts.spline_coefficient_WK.copy_(torch.randn(1, 11, generator=generator))
-    experts.gate_E[LOGIC], experts.literal_a_E[LOGIC], experts.literal_b_E[LOGIC] = 2, 0, 1
-    experts.gate_E[CONSTANT], experts.literal_a_E[CONSTANT], experts.literal_b_E[CONSTANT] = 7, 2, 3
+    experts.gate_G[:3] = torch.tensor([2, 7, 1])
+    experts.wire_a_G[:3], experts.wire_b_G[:3] = torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])
+    experts.rule_E[LOGIC], experts.rule_E[CONSTANT], experts.rule_E[DROPPED] = 0, 1, 2
     experts.member_LV[0] = torch.tensor([text.isalpha() for text in VOCABULARY])
     experts.member_LV[1, [ord("t"), ord("\n")]] = True
     experts.member_LV[2, 200] = experts.member_LV[3, ord("a")] = True
@@ -81,7 +82,14 @@ def model():
         query_norm=False, gate="jumprelu", pairs_per_head=2, active_keys=2, activation="relu2", router_group=2,
     )  # fmt: skip
     spec = SymbolSpec(
-        peer=peer, vocab_size=256, coordinates=4, places=2, num_dense=(1, 1), num_literals=(4, 4), num_splines=(1, 1)
+        peer=peer,
+        vocab_size=256,
+        coordinates=4,
+        places=2,
+        num_dense=(1, 1),
+        num_literals=(4, 4),
+        num_gates=(3, 3),
+        num_splines=(1, 1),
     )
     shape = TransformerSpec(d_model=D, num_layers=2, num_heads=1, num_kv_heads=1, vocab_size=256)
     with torch.random.fork_rng(), torch.no_grad():
@@ -389,3 +397,23 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(store, capsys, arguments, sen
 def test_a_store_that_is_not_there_is_told(tmp_path, capsys):
     code, out, err = show(Store(tmp_path / "none"), capsys, "latest")
     assert (code, out, err.count("\n")) == (2, "", 1)
+
+
+def test_an_artifact_whose_rules_are_one_gate_an_expert_is_refused_with_what_to_do(model, tmp_path, capsys):
+    """Tables of before stage version 4: gate_E, literal_a_E and literal_b_E instead of a circuit."""
+    spec = model.spec.model_dump(mode="json")
+    del spec["experts"]["num_gates"]
+    new = ("gate_G", "wire_a_G", "wire_b_G", "rule_E")
+    tensors = {name: tensor for name, tensor in model.to_tensors().items() if not name.endswith(new)}
+    tensors |= {f"model.layers.{layer}.moe.gate_E": torch.zeros(E, dtype=torch.uint8) for layer in range(2)}
+    older = Store(tmp_path / "store")
+    older.publish(
+        recipe=Recipe(stage="distill-symbols", stage_version=3, config={}, seed=0, inputs={}),
+        kind="symbols", spec=spec, tensors=tensors, metrics={}, files={},
+        circumstance=Circumstance.now(device="cpu", seconds=0.0),
+    )  # fmt: skip
+    code, out, err = show(older, capsys, "latest")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "num_gates" in err
+    assert "has a spec that this version does not read" in err
+    assert "make it again" in err
