@@ -21,6 +21,7 @@ from pipeline.stage import Output, StageConfig, stage
 from pipeline.symbolic import names as names_file
 from pipeline.symbolic import page as symbols_page
 from pipeline.symbolic.assembly import BlockSymbols, distil_block, symbol_model
+from pipeline.symbolic.contest import rule_metrics
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.names import Name, Names, Said
@@ -96,12 +97,14 @@ def distill_symbols(
     literals, names = build_literals(vocabulary, counts_V, places=config.places, identities=config.identities)
 
     blocks: list[BlockSymbols] = []
+    generator = current_run().generator("gate networks")
     for layer in range(len(int4.blocks())):
         blocks.append(
             distil_block(
                 int4, layer, fit[layer], check[layer], literals, names, corpus,
                 ladder=config.coordinates, samples=config.samples, least_r2=config.least_r2,
                 least_recovered=config.least_recovered, places=config.places, context_length=config.context_length,
+                generator=generator,
             )
         )  # fmt: skip
     model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
@@ -115,6 +118,7 @@ def distill_symbols(
         **measure_against(model, int4, corpus, config.measure, config.context_length),
         **_controls(int4, check, corpus, config),
         **_tier_metrics(blocks),
+        **rule_metrics([block.statements for block in blocks]),
         **_name_metrics(quantities),
         "naming_seconds": naming_seconds,
         **measure_size(model),
@@ -202,6 +206,7 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
     live_E = (tier_E != Tier.T4) & (rate_E > 0)
     sparse_E = (tier_E == Tier.T1) | (tier_E == Tier.T2)
     coordinates_E = torch.cat([block.coordinates_E for block in blocks])
+    gates_E = torch.cat([block.gates_E for block in blocks])
     shares = {f"expert_share_{tier.name.lower()}": _share(tier_E == tier) for tier in Tier}
     energies = {
         f"energy_share_{tier.name.lower()}": float(energy_E[tier_E == tier].sum() / energy_E.sum()) for tier in Tier
@@ -219,6 +224,7 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
         "description_bits_per_expert": float(torch.cat([block.bits_E for block in blocks]).mean()),
         "description_bits_per_expert_exact": float(torch.cat([block.exact_bits_E for block in blocks]).mean()),
         "formula_coordinates_mean": float(coordinates_E[sparse_E].float().mean()) if bool(sparse_E.any()) else 0.0,
+        "gates_per_rule_mean": float(gates_E[gates_E > 0].float().mean()) if bool(gates_E.any()) else 0.0,
         "block_loss_recovered_least": min(block.recovered for block in blocks),
     }
 

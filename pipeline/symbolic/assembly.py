@@ -15,12 +15,12 @@ from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerRouting, PeerSpec
 from pipeline.models.quantized import Int4Table, QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
-from pipeline.symbolic.circuits import laid_out, single
+from pipeline.symbolic.circuits import Circuit, laid_out
 from pipeline.symbolic.formulas import Formulas, fit_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
 from pipeline.symbolic.logic import Literals, context_of
 from pipeline.symbolic.recording import LayerRecord
-from pipeline.symbolic.statements import Statements, fit_statements
+from pipeline.symbolic.statements import Rules, Statements, fit_statements
 from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose, row_share_bits
 
 LOGIC_COORDINATES = 4
@@ -49,6 +49,8 @@ class BlockSymbols:
     f1_E: Tensor
     rate_E: Tensor
     coordinates_E: Tensor
+    gates_E: Tensor
+    """Of the rule, in the tiers with logic."""
     firings_E: Tensor
     """On the checking sample."""
     statements: Statements
@@ -61,6 +63,7 @@ class _Option:
 
     tier: Tier
     formulas: Formulas | None
+    rules: Rules | None = None
 
 
 def distil_block(
@@ -78,6 +81,7 @@ def distil_block(
     least_recovered: float,
     places: int,
     context_length: int,
+    generator: torch.Generator,
 ) -> BlockSymbols:
     """Fits all options of one block, then chooses the shortest description within the error budget.
 
@@ -89,15 +93,15 @@ def distil_block(
     formulas = fit_formulas(experts, fit, check, ladder=tuple(ladder), samples=samples, what=f"{what} formulas")
     few = max((size for size in ladder if size <= LOGIC_COORDINATES), default=min(ladder))
     with_logic = next(f for f in formulas if f.num_coordinates == few)
-    statements = fit_statements(
-        experts, fit, check, literals, names, with_logic,
-        what=f"{what} statements",
-    )  # fmt: skip
-    exact_bits_E = _exact_bits(experts, model.shape.d_model)
-    option_list, options = _options(experts, model.shape.d_model, check, formulas, with_logic, statements)
     energy_E, variance_E = _energies(experts, check)
     if not float(variance_E.sum()) > 0:
         raise ValueError(f"no expert of block {layer} does anything on the sample; take more check_tokens")
+    statements = fit_statements(
+        experts, fit, check, literals, names, with_logic, energy_E,
+        generator=generator, what=f"{what} statements",
+    )  # fmt: skip
+    exact_bits_E = _exact_bits(experts, model.shape.d_model)
+    option_list, options = _options(experts, model.shape.d_model, energy_E, formulas, with_logic, statements)
 
     share, tightenings = 1.0, 0
     while True:
@@ -142,7 +146,7 @@ def _row_bits(experts: QuantizedExperts, d_model: int, users_E: Tensor) -> Tenso
 def _options(
     experts: QuantizedExperts,
     d_model: int,
-    check: LayerRecord,
+    energy_E: Tensor,
     formulas: list[Formulas],
     with_logic: Formulas,
     statements: Statements,
@@ -150,17 +154,16 @@ def _options(
     """Every option with its bits and its error in energy. Score rows are charged as if all experts named them."""
     v2_E = _v_squares(experts)
     rows_E = _row_bits(experts, d_model, torch.ones(experts.spec.num_experts, dtype=torch.bool))
-    energy_E, _ = _energies(experts, check)
     listed = [_Option(Tier.T0, None), *(_Option(Tier.T1, f) for f in formulas)]
     bits = [_exact_bits(experts, d_model), *(TIER_BITS + f.bits_E + rows_E for f in formulas)]
     errors = [torch.zeros_like(v2_E), *(f.error_E * v2_E for f in formulas)]
-    listed += [_Option(Tier.T2, with_logic), _Option(Tier.T3, None), _Option(Tier.T4, None)]
-    bits += [
-        TIER_BITS + statements.bits_E + with_logic.bits_E,
-        TIER_BITS + statements.bits_E + COEFFICIENT_BITS,
-        torch.full_like(v2_E, TIER_BITS),
-    ]
-    errors += [statements.function_error_E * v2_E, statements.constant_error_E * v2_E, energy_E]
+    for rules in statements.rules:
+        listed += [_Option(Tier.T2, with_logic, rules), _Option(Tier.T3, None, rules)]
+        bits += [TIER_BITS + rules.bits_E + with_logic.bits_E, TIER_BITS + rules.bits_E + COEFFICIENT_BITS]
+        errors += [rules.function_error_E * v2_E, rules.constant_error_E * v2_E]
+    listed.append(_Option(Tier.T4, None))
+    bits.append(torch.full_like(v2_E, TIER_BITS))
+    errors.append(energy_E)
     error_EO = torch.stack(errors, dim=1).nan_to_num(nan=torch.inf)
     # An option that fits nothing must lose even at the lowest price.
     return listed, Options(torch.stack(bits, dim=1), error_EO.clamp(max=1e30))
@@ -209,11 +212,18 @@ def _fill(
             splines += len(curved_X)
             s = f.splines
             spline_parts.append((s.low_E[curved_X], s.high_E[curved_X], s.coefficient_EK[curved_X]))
-    logic_X = torch.nonzero(tier_E == Tier.T2)[:, 0]
-    tables["scale_E"][logic_X] *= statements.function_scale_E[logic_X]
-    tables["offset_E"][logic_X] *= statements.function_scale_E[logic_X]
-    constant_X = torch.nonzero(tier_E == Tier.T3)[:, 0]
-    tables["scale_E"][constant_X] = statements.constant_E[constant_X]
+    f1_E, circuits = torch.zeros(num_experts), dict[int, Circuit]()
+    for number, option in enumerate(listed):
+        at_X = torch.nonzero(chosen_E == number)[:, 0]
+        if option.rules is None:
+            continue
+        if option.tier == Tier.T2:
+            for table in ("scale_E", "offset_E"):
+                tables[table][at_X] *= option.rules.function_scale_E[at_X]
+        else:
+            tables["scale_E"][at_X] = option.rules.constant_E[at_X]
+        f1_E[at_X] = option.rules.f1_E[at_X]
+        circuits |= {expert: option.rules.circuits[expert] for expert in at_X.tolist()}
 
     dense_X = torch.nonzero(tier_E == Tier.T0)[:, 0]
     assert isinstance(experts.u, Int4Table)
@@ -230,7 +240,9 @@ def _fill(
         strict=True,
     ):
         tables[name] = torch.cat(column)
-    literal_names = _fill_logic(tables, torch.cat([logic_X, constant_X]), statements)
+    literal_names = _fill_logic(tables, circuits, statements)
+    gates_E = torch.zeros(num_experts, dtype=torch.int64)
+    gates_E[[*circuits]] = torch.tensor([len(circuit.gates) for circuit in circuits.values()], dtype=torch.int64)
     live_E = statements.rate_E > 0
     exact_E = (tier_E <= Tier.T1) & live_E
     return BlockSymbols(
@@ -244,9 +256,10 @@ def _fill(
         tier_E=tier_E,
         bits_E=options.bits_EO.gather(1, chosen_E[:, None])[:, 0],
         error_E=options.error_EO.gather(1, chosen_E[:, None])[:, 0],
-        # Exact tiers compute the very comparison the model fires by; the others' statement was judged.
-        f1_E=torch.where(exact_E, 1.0, statements.f1_E),
+        # Exact tiers compute the very comparison the model fires by; the others' rule was judged.
+        f1_E=torch.where(exact_E, 1.0, f1_E),
         coordinates_E=coordinates_E,
+        gates_E=gates_E,
         firings_E=firings_E,
         statements=statements,
         recovered=0.0,
@@ -257,13 +270,9 @@ def _fill(
     )
 
 
-def _fill_logic(tables: dict[str, Tensor], expert_X: Tensor, statements: Statements) -> list[str]:
+def _fill_logic(tables: dict[str, Tensor], circuits: dict[int, Circuit], statements: Statements) -> list[str]:
     """The circuit of all rules and the literals it names, the others left out; returns the literals' names."""
-    rules = {
-        expert: single(int(statements.gate_E[expert]), int(statements.a_E[expert]), int(statements.b_E[expert]))
-        for expert in expert_X.tolist()
-    }
-    laid = laid_out(rules, len(statements.gate_E))
+    laid = laid_out(circuits, len(tables["tier_E"]))
     for name in ("rule_E", "gate_G", "wire_a_G", "wire_b_G"):
         tables[name] = getattr(laid, name)
     tables["member_LV"] = statements.literals.member_LV[laid.literal_L]

@@ -6,6 +6,7 @@ so 1 is AND, 7 is OR, 6 is XOR and 15 - g is NOT g.
 
 # N tokens, L literals, V vocabulary, O token positions looked back, E experts, C candidates an expert, G gate types
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -121,8 +122,16 @@ class BestGates:
     """F1 of the gate against firing."""
 
 
-def best_gates(fired_ECC: Tensor, total_E: Tensor, count_ECC: Tensor, literal_EC: Tensor, num_tokens: int) -> BestGates:
-    """Searches all gates of all pairs among each expert's candidate literals for the best F1 against its firing.
+def best_gates(
+    fired_ECC: Tensor,
+    total_E: Tensor,
+    count_ECC: Tensor,
+    literal_EC: Tensor,
+    num_tokens: int,
+    *,
+    kinds: Sequence[int] = range(1, 15),
+) -> BestGates:
+    """Searches gates of these kinds of all pairs among each expert's candidates for the best F1 against its firing.
 
     `fired_ECC` (E, C, C): firings on tokens where both literals are true, singles on the diagonal; `total_E` all
     firings; `count_ECC` the tokens where both are true.
@@ -130,10 +139,10 @@ def best_gates(fired_ECC: Tensor, total_E: Tensor, count_ECC: Tensor, literal_EC
     experts, candidates = literal_EC.shape
     single_EC, count_EC = fired_ECC.diagonal(dim1=1, dim2=2), count_ECC.diagonal(dim1=1, dim2=2)
     shape = (experts, candidates, candidates)
-    fired = _cells(fired_ECC, single_EC, total_E[:, None, None].expand(shape))
-    count = _cells(count_ECC, count_EC, torch.full(shape, float(num_tokens)))
+    fired = four_cells(fired_ECC, single_EC[:, :, None], single_EC[:, None, :], total_E[:, None, None])
+    count = four_cells(count_ECC, count_EC[:, :, None], count_EC[:, None, :], torch.full(shape, float(num_tokens)))
     best: BestGates | None = None
-    for kind in range(1, 15):
+    for kind in kinds:
         # NOT of a gate is a gate; those true of most tokens lose by themselves.
         chosen = [x for x in range(4) if bool(GATE_OUTPUT_G4[kind, x])]
         hit_ECC = torch.stack([fired[x] for x in chosen]).sum(0)
@@ -152,10 +161,9 @@ def best_gates(fired_ECC: Tensor, total_E: Tensor, count_ECC: Tensor, literal_EC
     return best
 
 
-def _cells(both_ECC: Tensor, single_EC: Tensor, total_ECC: Tensor) -> list[Tensor]:
+def four_cells(both: Tensor, a: Tensor, b: Tensor, total: Tensor) -> list[Tensor]:
     """How many of (a, b) = 00, 01, 10, 11 by inclusion and exclusion."""
-    a_ECC, b_ECC = single_EC[:, :, None], single_EC[:, None, :]
-    return [total_ECC - a_ECC - b_ECC + both_ECC, b_ECC - both_ECC, a_ECC - both_ECC, both_ECC]
+    return [total - a - b + both, b - both, a - both, both]
 
 
 def _best_of(new: BestGates, old: BestGates) -> BestGates:

@@ -192,12 +192,17 @@ def say_experts(block: int, statements: Statements, energy_E: Tensor, fit: Layer
 
 def expert_statement(statements: Statements, fit: LayerRecord, expert: int, words: Words) -> str:
     """The best token statement for an expert's firing, in words."""
+    return words.statement(statements.literals, statements.token_logic, expert, token_weights(fit, expert, words))
+
+
+def token_weights(fit: LayerRecord, expert: int, words: Words) -> Tensor:
+    """(2, V) how often the expert fires on each current and each previous token."""
     token_P = fit.token_P[fit.start_E1[expert] : fit.start_E1[expert + 1]]
     weights = [
         torch.bincount(context_N[token_P].clamp(min=0), minlength=len(words.vocabulary))
         for context_N in fit.context_ON[:2]
     ]
-    return words.statement(statements.literals, statements.token_logic, expert, torch.stack(weights))
+    return torch.stack(weights)
 
 
 def search(fit: Events, check: Events, shared: Literals) -> tuple[Literals, TokenStatements]:

@@ -7,7 +7,7 @@ from artifacts.meanings import meaning
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Name
 from pipeline.symbolic.reading import latex
-from pipeline.symbolic.showcase import Context, Showcase
+from pipeline.symbolic.showcase import Context, LongerRule, Showcase
 from pipeline.symbolic.tiers import TIER_WORDS
 
 FILE = "symbols.html"
@@ -19,6 +19,9 @@ BESIDE: Sequence[tuple[str, tuple[str, ...]]] = (
     ("r2_energy_weighted", ()),
     ("readable_energy_share", ("energy_share_t0", "energy_share_t4")),
     ("firing_f1_mean", ("firing_f1_same_rate_null_mean", "firing_f1_mean_dropped_as_zero")),
+    ("rule_f1_mean", ("rule_f1_single_gate_mean", "rule_f1_same_rate_null_mean")),
+    ("deep_rule_f1_mean", ("deep_rule_f1_gate_mean", "deep_rule_f1_tree_mean", "deep_rule_f1_net_mean")),
+    ("gates_per_rule_mean", ()),
     ("token_logic_f1_mean", ("token_logic_f1_same_rate_null_mean",)),
     ("score_name_f1_mean", ("score_name_f1_same_rate_null_mean", "score_name_f1_permuted_mean")),
     ("coordinate_name_f1_mean", ("coordinate_name_f1_same_rate_null_mean", "coordinate_name_f1_permuted_mean")),
@@ -94,11 +97,21 @@ def _article(shown: Showcase) -> str:
         f'<p class="note">{escape(shown.why)}; {shown.energy_share:.2%} of its block\'s output energy</p>'
         f"<p>fires if <code>{escape(reading.firing)}</code></p>"
         f"<p>by tokens alone: <code>{escape(shown.token_statement)}</code> "
-        f"(F1 {shown.token_f1:.2f}; null {shown.rate:.3f})</p>"
+        f"(F1 {shown.token_f1:.2f}; null {shown.rate:.3f})</p>{_longer(shown.longer_rule)}"
         f"<pre>{escape(chr(10).join(formula))}</pre>{shown.graph}"
         f"{_names(names)}<p>{escape(reading.direction)}</p>"
         f"<p>The neuron fires most on</p>{''.join(map(_context, shown.contexts))}"
         f"<details><summary>LaTeX</summary><pre>{escape(chr(10).join(source))}</pre></details></article>\n"
+    )
+
+
+def _longer(found: LongerRule | None) -> str:
+    if found is None:
+        return ""
+    return (
+        f"<p>by tokens at more length: <code>{escape(str(found.rule))}</code> ({found.learner}, "
+        f"{found.num_gates} gates, F1 {found.f1:.2f}; best gate of two {found.gate_f1:.2f})</p>"
+        f"<details><summary>LaTeX</summary><pre>{escape(latex(found.rule))}</pre></details>"
     )
 
 

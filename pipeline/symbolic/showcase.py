@@ -5,15 +5,19 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import sympy
 import torch
+from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
 from kernels.activations import activation
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.assembly import BlockSymbols
+from pipeline.symbolic.circuits import expression
+from pipeline.symbolic.contest import winners
 from pipeline.symbolic.names import Name, Names, symbol
-from pipeline.symbolic.naming import Words, context_before, expert_statement
+from pipeline.symbolic.naming import Words, context_before, expert_statement, token_weights
 from pipeline.symbolic.reading import (
     Reading,
     arguments,
@@ -26,6 +30,7 @@ from pipeline.symbolic.reading import (
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.sketch import graph
 from pipeline.symbolic.tiers import READABLE, Tier
+from pipeline.symbolic.token_logic import LARGEST_SET
 
 BY_ENERGY, BY_LOGIC = 6, 4
 LEAST_FIRINGS = 30
@@ -47,6 +52,19 @@ class Context:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LongerRule:
+    """The best rule of all learners, which need not be the one that the expert fires by."""
+
+    learner: str
+    rule: Boolean
+    num_gates: int
+    f1: float
+    """Against firing, on the checking sample, which chose it among the learners."""
+    gate_f1: float
+    """Of the best gate of two literals."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Showcase:
     """An expert with all that helps to read it."""
 
@@ -57,6 +75,8 @@ class Showcase:
     """Of its block's output."""
     token_statement: str
     token_f1: float
+    longer_rule: LongerRule | None
+    """Where longer rules were tried and one is better than a gate of two literals."""
     rate: float
     """Share of tokens it fires on: the F1 of a random statement of the same rate."""
     scores: tuple[Name, ...]
@@ -127,11 +147,30 @@ def _showcase(
         energy_share=float(block.energy_E[expert] / block.energy_E.sum()),
         token_statement=expert_statement(block.statements, record, expert, words),
         token_f1=float(block.statements.token_logic.f1_E[expert]),
+        longer_rule=_longer_rule(block, record, expert, words),
         rate=float(block.rate_E[expert]),
         scores=tuple(names.of(router, scores)),
         coordinates=tuple(names.of(layer, coordinates)),
         graph=_graph(experts, record, expert, reading),
         contexts=_contexts(experts, record, expert, words),
+    )
+
+
+def _longer_rule(block: BlockSymbols, record: LayerRecord, expert: int, words: Words) -> LongerRule | None:
+    statements = block.statements
+    won = int(winners(statements)[expert])
+    if won <= 0:
+        return None
+    rules = statements.rules[won]
+    circuit = rules.circuits[expert]
+    weight_2V = token_weights(record, expert, words)
+    said = [words.literal(statements.literals, literal, weight_2V, 2 * LARGEST_SET) for literal in circuit.inputs]
+    return LongerRule(
+        learner=rules.learner,
+        rule=expression(circuit, [sympy.Symbol(name) for name in said]),
+        num_gates=len(circuit.gates),
+        f1=float(rules.f1_E[expert]),
+        gate_f1=float(statements.rules[0].f1_E[expert]),
     )
 
 

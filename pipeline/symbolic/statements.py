@@ -1,51 +1,77 @@
-"""Firing as logic over tokens: for every expert the best gate of two literals, where one says enough to be worth it."""
+"""Firing as logic over tokens: for every expert the rules that each learner finds, where they may be worth a tier.
 
-# N tokens, E experts, L literals, V vocabulary, C candidate literals an expert, Q experts searched, P pairs
+Rules are searched on one sample; their constants are fitted on it, and they are judged on another.
+"""
+
+# N tokens, E experts, L literals, C candidate literals an expert, Q experts of a piece, W words of bits, X experts that
+# are searched
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from kernels.activations import activation
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.run import steps
+from pipeline.symbolic.bits import LiteralWords, packed, unpacked
+from pipeline.symbolic.circuits import Circuit, bits, simplified
 from pipeline.symbolic.formulas import Formulas
-from pipeline.symbolic.functions import apply_codes
-from pipeline.symbolic.logic import GATE_OUTPUT_G4, BestGates, Literals, best_gates
+from pipeline.symbolic.gate_nets import Task, fits, learned
+from pipeline.symbolic.judging import strengths, sums_of, worth
+from pipeline.symbolic.logic import Literals
 from pipeline.symbolic.recording import LayerRecord
-from pipeline.symbolic.tiers import COEFFICIENT_BITS, GATE_BITS
+from pipeline.symbolic.rules import Sample, search
+from pipeline.symbolic.tiers import COEFFICIENT_BITS
 from pipeline.symbolic.token_logic import TokenStatements, best_statements, candidates, with_own_sets
+from pipeline.symbolic.trees import grown_tree, patterns
 
+LEARNERS = ("gate", "chain", "threshold", "tree", "net")
+"""From the simplest on. The last two try only few experts."""
 WORTH_SEARCHING_F1 = 0.6
 """Of the best single literal: below it no gate of two came near the R2 bound (tiny Shakespeare model, 2026-11)."""
+TRIED_DEEPLY_SHARE = 0.02
+"""Of the experts of a block, those with most output, for which trees and networks are tried."""
+TRIED_AS_BEST_SAID = 16
+"""Experts besides, whose firing tokens say best, as `showcase` shows some of them."""
+LEAST_FIRINGS = 30
+"""Of those, on the checking sample."""
 EXPERTS_A_PIECE = 64
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """One learner's rules by expert, and what each expert's is worth; of those without one the errors are infinite."""
+
+    learner: str
+    circuits: Mapping[int, Circuit]
+    f1_E: Tensor
+    """Against firing, on the checking sample; 0 without a rule."""
+    constant_E: Tensor
+    constant_error_E: Tensor
+    """Squared error of the rule with a constant magnitude, on the checking sample."""
+    function_scale_E: Tensor
+    function_error_E: Tensor
+    """Squared error of the rule with the expert's formula times a constant."""
+    bits_E: Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Statements:
-    """For every expert one gate of two literals; `f1_E` is 0 where none was worth searching."""
+    """For every expert the rules of all learners, and what tokens say of it in words."""
 
     literals: Literals
     """The shared ones first, then two sets of tokens for every expert: of the current and of the previous token."""
     names: list[str]
-    gate_E: Tensor
-    a_E: Tensor
-    b_E: Tensor
-    f1_E: Tensor
-    """Of the statement against firing, on the checking sample."""
+    rules: tuple[Rules, ...]
+    """In the order of LEARNERS."""
+    tried_deeply_E: Tensor
+    """Where trees and networks were tried."""
     token_logic: TokenStatements
     """The best statement of every expert, worth a tier or not."""
     rate_E: Tensor
     """Share of tokens on which the expert fires: the F1 of a random statement of the same rate."""
-    constant_E: Tensor
-    constant_error_E: Tensor
-    """Squared error of the statement with a constant magnitude, on the checking sample."""
-    function_scale_E: Tensor
-    function_error_E: Tensor
-    """Squared error of the statement with the expert's formula times a constant."""
-    bits_E: Tensor
 
 
 def fit_statements(
@@ -55,116 +81,128 @@ def fit_statements(
     shared: Literals,
     names: list[str],
     formulas: Formulas,
+    energy_E: Tensor,
     *,
+    generator: torch.Generator,
     what: str,
 ) -> Statements:
-    """Searches on `fit`, judges on `check`. `formulas` gives the magnitude of the second kind of statement."""
-    num_experts = experts.spec.num_experts
+    """Searches on `fit`, judges on `check`. `formulas` gives the magnitude of rules with a function."""
+    num_experts, num_shared = experts.spec.num_experts, len(shared.offset_L)
     literals = with_own_sets(fit.events, shared)
-    num_shared = len(shared.offset_L)
-
-    fit_x_DN, check_x_DN = fit.x_ND.T.contiguous(), check.x_ND.T.contiguous()
     candidate_EC, single_f1_E = candidates(fit.events, shared, literals)
-    searched_Q = torch.nonzero(single_f1_E >= WORTH_SEARCHING_F1)[:, 0]
-    result = {
-        name: torch.zeros(num_experts) for name in ("f1", "constant", "constant_error", "scale", "function_error")
-    }
-    result["constant_error"] += torch.inf
-    result["function_error"] += torch.inf
-    gate_E, a_E, b_E = (torch.zeros(num_experts, dtype=torch.int64) for _ in range(3))
-    for piece in steps(what, math.ceil(len(searched_Q) / EXPERTS_A_PIECE)):
-        expert_Q = searched_Q[piece * EXPERTS_A_PIECE : (piece + 1) * EXPERTS_A_PIECE]
-        fire_QN, _ = _dense(experts, fit, expert_Q)
-        value_QCN = _values(literals, fit.context_ON, candidate_EC[expert_Q])
-        best = best_gates(
-            (value_QCN * fire_QN[:, None]) @ value_QCN.mT,
-            fire_QN.sum(1),
-            value_QCN @ value_QCN.mT,
-            candidate_EC[expert_Q],
-            fire_QN.shape[1],
-        )
-        gate_E[expert_Q], a_E[expert_Q], b_E[expert_Q] = best.kind_E, best.a_E, best.b_E
-        judged = _judge(experts, fit, check, fit_x_DN, check_x_DN, literals, expert_Q, best, formulas)
-        for name, value_Q in judged.items():
-            result[name][expert_Q] = value_Q
-    literal_bits_L = _literal_bits(literals, num_shared)
+    token_logic = best_statements(fit.events, check.events, literals, candidate_EC)
+    deep_E = _tried_deeply(energy_E, token_logic.f1_E, check.count_E)
+    searched_X = torch.nonzero((single_f1_E >= WORTH_SEARCHING_F1) | deep_E)[:, 0]
+    words = [LiteralWords(literals, num_shared, record.context_ON) for record in (fit, check)]
+    circuits = _search(fit, words[0], candidate_EC, searched_X, deep_E, generator, f"{what} search")
+    judged = _judge(experts, (fit, check), words, candidate_EC, circuits, searched_X, formulas, f"{what} judge")
+    literal_bits = _literal_bits(literals, num_shared).tolist()
     return Statements(
         literals=literals,
         names=names + [f"own set of expert {e}, token[{-b}]" for b in (0, 1) for e in range(num_experts)],
-        gate_E=gate_E,
-        a_E=a_E,
-        b_E=b_E,
-        f1_E=result["f1"],
-        token_logic=best_statements(fit.events, check.events, literals, candidate_EC),
+        rules=tuple(_rules(name, circuits[name], judged[name], literal_bits, num_experts) for name in LEARNERS),
+        tried_deeply_E=deep_E,
+        token_logic=token_logic,
         rate_E=check.count_E / len(check.x_ND),
-        constant_E=result["constant"],
-        constant_error_E=result["constant_error"],
-        function_scale_E=result["scale"],
-        function_error_E=result["function_error"],
-        bits_E=GATE_BITS + literal_bits_L[a_E] + literal_bits_L[b_E],
     )
 
 
-def _dense(experts: QuantizedExperts, record: LayerRecord, expert_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """(Q, N) whether each expert fires on each token, and gate * activation there."""
-    fire_QN = torch.zeros(len(expert_Q), len(record.x_ND))
-    magnitude_QN = torch.zeros_like(fire_QN)
-    act = activation(experts.spec.activation).f
-    for row, expert in enumerate(expert_Q.tolist()):
-        pairs = slice(int(record.start_E1[expert]), int(record.start_E1[expert + 1]))
-        fire_QN[row, record.token_P[pairs]] = 1.0
-        magnitude_QN[row, record.token_P[pairs]] = record.gate_P[pairs] * act(record.pre_P[pairs])
-    return fire_QN, magnitude_QN
+def _tried_deeply(energy_E: Tensor, token_f1_E: Tensor, count_E: Tensor) -> Tensor:
+    """(E) bool: the few with most output, and those that will be shown because tokens say them well."""
+    deep_E = torch.zeros(len(energy_E), dtype=torch.bool)
+    deep_E[energy_E.topk(math.ceil(TRIED_DEEPLY_SHARE * len(energy_E))).indices] = True
+    said_E = token_f1_E * (count_E >= LEAST_FIRINGS)
+    deep_E[said_E.topk(min(TRIED_AS_BEST_SAID, len(said_E))).indices] = True
+    return deep_E & (energy_E > 0)
 
 
-def _values(literals: Literals, context_ON: Tensor, literal_QC: Tensor) -> Tensor:
-    """(Q, C, N) float 0 or 1: each expert's own candidates."""
-    named_U, where_QC = torch.unique(literal_QC, return_inverse=True)
-    return literals.values(context_ON, named_U).float()[where_QC]
+def _pieces(expert_X: Tensor, what: str) -> Sequence[Tensor]:
+    cut = expert_X.split(EXPERTS_A_PIECE) if len(expert_X) else ()
+    return [cut[piece] for piece in steps(what, len(cut))]
+
+
+def _search(
+    fit: LayerRecord,
+    words: LiteralWords,
+    candidate_EC: Tensor,
+    searched_X: Tensor,
+    deep_E: Tensor,
+    generator: torch.Generator,
+    what: str,
+) -> dict[str, dict[int, Circuit]]:
+    """By learner and expert."""
+    circuits: dict[str, dict[int, Circuit]] = {name: {} for name in LEARNERS}
+    tasks: dict[int, Task] = {}
+    num_tokens = len(fit.x_ND)
+    for expert_Q in _pieces(searched_X, what):
+        literal_QC = candidate_EC[expert_Q]
+        value_QCW = words.of(literal_QC.flatten()).view(*literal_QC.shape, -1)
+        fire_QN = strengths(fit, expert_Q, torch.ones_like(fit.gate_P)).bool()
+        found = search(Sample(literal_QC, value_QCW, packed(fire_QN), num_tokens))
+        for q, expert in enumerate(expert_Q.tolist()):
+            for name, circuit in (
+                ("gate", found.gate[q]),
+                ("chain", found.chain[q]),
+                ("threshold", found.threshold[q]),
+            ):
+                if circuit is not None:
+                    circuits[name][expert] = circuit
+            if bool(deep_E[expert]):
+                given = patterns(unpacked(value_QCW[q], num_tokens), fire_QN[q])
+                literals = literal_QC[q].tolist()
+                tree = simplified(grown_tree(given, literals))
+                circuits["tree"][expert] = tree
+                starts = [c for c in (found.gate[q], found.chain[q], found.threshold[q], tree) if c and fits(c)]
+                worths = [given.worth(circuit, literals) for circuit in starts]
+                tasks[expert] = Task(given, literals, starts[worths.index(max(worths))])
+    for expert, circuit in zip(tasks, learned([*tasks.values()], generator=generator), strict=True):
+        circuits["net"][expert] = circuit
+    return circuits
 
 
 def _judge(
     experts: QuantizedExperts,
-    fit: LayerRecord,
-    check: LayerRecord,
-    fit_x_DN: Tensor,
-    check_x_DN: Tensor,
-    literals: Literals,
-    expert_Q: Tensor,
-    best: BestGates,
+    records: tuple[LayerRecord, LayerRecord],
+    words: Sequence[LiteralWords],
+    candidate_EC: Tensor,
+    circuits: Mapping[str, Mapping[int, Circuit]],
+    searched_X: Tensor,
     formulas: Formulas,
-) -> dict[str, Tensor]:
-    """F1, constant and errors of these statements: constants from `fit`, the rest from `check`."""
-    fit_true_QN = _truth(literals, fit.context_ON, best)
-    true_QN = _truth(literals, check.context_ON, best)
-    _, fit_magnitude_QN = _dense(experts, fit, expert_Q)
-    fire_QN, magnitude_QN = _dense(experts, check, expert_Q)
-    constant_Q = (fit_magnitude_QN * fit_true_QN).sum(1) / fit_true_QN.sum(1).clamp(min=1)
-    fit_formula_QN = _formula_values(formulas, expert_Q, fit_x_DN) * fit_true_QN
-    formula_QN = _formula_values(formulas, expert_Q, check_x_DN) * true_QN
-    scale_Q = (fit_formula_QN * fit_magnitude_QN).sum(1) / (fit_formula_QN.square().sum(1) + 1e-12)
-    return {
-        "f1": 2 * (fire_QN * true_QN).sum(1) / (fire_QN.sum(1) + true_QN.sum(1)).clamp(min=1),
-        "constant": constant_Q,
-        "constant_error": (magnitude_QN - constant_Q[:, None] * true_QN).square().sum(1),
-        "scale": scale_Q,
-        "function_error": (magnitude_QN - scale_Q[:, None] * formula_QN).square().sum(1),
-    }
+    what: str,
+) -> dict[str, dict[int, list[float]]]:
+    """By learner and expert: F1, constant, its error, scale of the function, its error."""
+    judged: dict[str, dict[int, list[float]]] = {name: {} for name in LEARNERS}
+    for expert_Q in _pieces(searched_X, what):
+        rules = [
+            (name, q, circuits[name][expert])
+            for q, expert in enumerate(expert_Q.tolist())
+            for name in LEARNERS
+            if expert in circuits[name]
+        ]
+        literal_QC, of_rules = candidate_EC[expert_Q], [(q, circuit) for _, q, circuit in rules]
+        sums = [
+            sums_of(experts, record, of, literal_QC, expert_Q, of_rules, formulas)
+            for record, of in zip(records, words, strict=True)
+        ]
+        for (name, q, _), *figures in zip(rules, *worth(*sums), strict=True):
+            judged[name][int(expert_Q[q])] = figures
+    return judged
 
 
-def _truth(literals: Literals, context_ON: Tensor, best: BestGates) -> Tensor:
-    a_QN, b_QN = _values(literals, context_ON, torch.stack([best.a_E, best.b_E], dim=1)).long().unbind(1)
-    return GATE_OUTPUT_G4[best.kind_E[:, None], 2 * a_QN + b_QN].float()
-
-
-def _formula_values(formulas: Formulas, expert_Q: Tensor, x_DN: Tensor) -> Tensor:
-    """(Q, N) magnitudes by formula, catalogue functions alone."""
-    index_QK = formulas.index_EK[expert_Q, : formulas.num_coordinates]
-    coefficient_QK = formulas.coefficient_EK[expert_Q, : formulas.num_coordinates]
-    z_QN = torch.stack([c_K @ x_DN[i_K] for c_K, i_K in zip(coefficient_QK, index_QK, strict=True)])
-    z_QN = z_QN + formulas.intercept_E[expert_Q, None]
-    value_QN = apply_codes(formulas.code_E[expert_Q, None].expand_as(z_QN), z_QN)
-    return formulas.scale_E[expert_Q, None] * value_QN + formulas.offset_E[expert_Q, None]
+def _rules(
+    learner: str,
+    circuits: Mapping[int, Circuit],
+    judged: Mapping[int, Sequence[float]],
+    literal_bits: Sequence[float],
+    num_experts: int,
+) -> Rules:
+    expert_X = torch.tensor([*judged], dtype=torch.int64)
+    figure_5E = torch.tensor([0.0, 0.0, torch.inf, 0.0, torch.inf])[:, None].repeat(1, num_experts)
+    figure_5E[:, expert_X] = torch.tensor([*judged.values()]).reshape(len(judged), 5).T
+    bits_E = torch.zeros(num_experts)
+    bits_E[expert_X] = torch.tensor([bits(circuits[expert], literal_bits) for expert in judged])
+    f1_E, constant_E, constant_error_E, scale_E, function_error_E = figure_5E.unbind(0)
+    return Rules(learner, circuits, f1_E, constant_E, constant_error_E, scale_E, function_error_E, bits_E)
 
 
 def _literal_bits(literals: Literals, num_shared: int) -> Tensor:

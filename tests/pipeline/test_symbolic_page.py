@@ -8,7 +8,7 @@ import sympy
 from pipeline.symbolic.names import Name, TopToken
 from pipeline.symbolic.page import page
 from pipeline.symbolic.reading import Reading
-from pipeline.symbolic.showcase import Context, Showcase
+from pipeline.symbolic.showcase import Context, LongerRule, Showcase
 from pipeline.symbolic.sketch import HEIGHT, WIDTH, graph
 from pipeline.symbolic.tiers import Tier
 
@@ -26,15 +26,19 @@ def test_no_text_of_a_model_becomes_an_element():
         layer=0, expert=7, tier=Tier.T2, firing=str(literal), rule=literal, function=sympy.Float(1.5),
         argument=sympy.Float(0), magnitude=sympy.Float(1.5), num_coordinates=0, direction=f"raises {SCRIPT!r}",
     )  # fmt: skip
+    rule = sympy.Or(sympy.And(literal, sympy.Symbol("b")), sympy.Not(sympy.Symbol("c")))
+    longer = LongerRule(learner="tree", rule=rule, num_gates=3, f1=0.75, gate_f1=0.5)
     shown = Showcase(
         reading=reading, why=SCRIPT, energy_share=0.5, token_statement=SCRIPT, token_f1=0.5, rate=0.1, scores=(name,),
-        coordinates=(name,), graph=graph([(0, 0), (1, 1)], [], SCRIPT, SCRIPT),
+        coordinates=(name,), graph=graph([(0, 0), (1, 1)], [], SCRIPT, SCRIPT), longer_rule=longer,
         contexts=(Context(before=SCRIPT, token=SCRIPT, strength=1.0),),
     )  # fmt: skip
     html = page(METRICS, [shown])
     assert "<script" not in html
     assert html.count("&lt;script&gt;") >= 10
     assert "<mark>&lt;script&gt;" in html
+    assert "(tree, 3 gates, F1 0.75; best gate of two 0.50)" in html
+    assert r"\wedge" in html
 
 
 def test_a_model_of_no_readable_expert_has_a_page():

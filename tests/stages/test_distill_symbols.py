@@ -19,10 +19,11 @@ from pipeline.models.peer import PeerRouter, threshold_for
 from pipeline.models.quantization import to_int4
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic import assembly
+from pipeline.symbolic import assembly, rules
 from pipeline.symbolic.assembly import distil_block, symbol_model
 from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.names import Names
+from pipeline.symbolic.reading import rule_circuit
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.tiers import Options, Tier
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
@@ -107,6 +108,14 @@ def test_metrics_are_finite_and_named(made):
         "description_bits_per_expert",
         "description_bits_per_expert_exact",
         "experts_per_second",
+        "gates_per_rule_mean",
+        "rule_f1_mean",
+        "rule_f1_single_gate_mean",
+        "rule_f1_same_rate_null_mean",
+        "deep_rule_f1_tree_mean",
+        "deep_rule_f1_net_mean",
+        "deep_rule_won_gate_share",
+        "nets_by_difflogic",
     }
     assert named <= made.metrics.keys()
     assert {name: value for name, value in made.metrics.items() if not math.isfinite(value)} == {}
@@ -121,6 +130,15 @@ def test_shares_of_tiers_sum_to_one_and_are_those_of_the_tables(made):
     readable = sum(made.metrics[f"energy_share_{name}"] for name in ("t1", "t2", "t3"))
     assert made.metrics["readable_energy_share"] == pytest.approx(readable)
     assert readable > 0.1
+
+
+def test_the_best_rules_are_no_worse_than_one_gate_and_better_than_their_null(made):
+    figures = made.metrics
+    assert figures["rule_f1_mean"] >= figures["rule_f1_single_gate_mean"] > figures["rule_f1_same_rate_null_mean"] + 0.1
+    assert figures["deep_rule_f1_mean"] >= figures["deep_rule_f1_gate_mean"] - 1e-6
+    won = [value for name, value in figures.items() if name.startswith("deep_rule_won_")]
+    assert len(won) == 5
+    assert sum(won) == pytest.approx(1)
 
 
 def test_the_r2_bound_holds_and_the_description_is_shorter_than_the_exact_one(made, exact):
@@ -243,8 +261,11 @@ def test_the_page_is_complete_in_itself_and_shows_experts_with_graphs_and_contex
 
 LADDER = (1, 4)
 OPTIONS = {
-    "exact": 0, "known function": 1, "catalogue function": 5, "spline": 6, "logic and formula": 7, "logic": 8, "none": 9
+    "exact": 0, "known function": 1, "catalogue function": 5, "spline": 6,
+    "gate and formula": 7, "gate": 8, "chain and formula": 9, "chain": 10, "threshold and formula": 11, "threshold": 12,
+    "tree and formula": 13, "tree": 14, "net and formula": 15, "net": 16, "none": 17,
 }  # fmt: skip
+WITH_RULES = range(7, 17)
 
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
@@ -260,14 +281,15 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
     taken = []
 
     def take(options: Options, budget: float):
-        assert options.bits_EO.shape == (EXPERTS, 10)
+        assert options.bits_EO.shape == (EXPERTS, 18)
         taken.append(torch.where(options.error_EO[:, option] < 1e29, option, 0))
         return taken[-1]
 
     monkeypatch.setattr(assembly, "choose", take)
+    monkeypatch.setattr(rules, "WORTH_A_LITERAL_F1", -1.0)  # longer rules for all, however little they add
     block = distil_block(
         int4, 0, fit, check, literals, names, corpus, ladder=LADDER, samples=64, least_r2=0.5,
-        least_recovered=1e-9, places=2, context_length=32,
+        least_recovered=1e-9, places=2, context_length=32, generator=generator,
     )  # fmt: skip
     assert int((taken[-1] == option).sum()) > 2
     experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe
@@ -290,7 +312,11 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
     v2_E = experts.v.rows(torch.arange(EXPERTS)).square().sum(1)
     error_E = (gate_EN * found_EN - true_EN).square().sum(1) * v2_E
     torch.testing.assert_close(block.error_E, error_E, rtol=1e-3, atol=1e-4 * float(block.energy_E.max()) + 1e-9)
-    if option in (OPTIONS["logic and formula"], OPTIONS["logic"]):
+    if option in WITH_RULES:
+        lengths = [len(rule_circuit(experts, expert).gates) for expert in by_logic_X.tolist()]
+        assert block.gates_E[by_logic_X].tolist() == lengths
+        assert int(block.gates_E.sum()) == sum(lengths)
+        assert max(lengths) > 1 or option < OPTIONS["chain and formula"]
         fires_EN = true_EN.new_zeros(true_EN.shape)
         fires_EN[check.expert_P, check.token_P] = 1
         both_E = (fires_EN * gate_EN)[by_logic_X].sum(1)

@@ -1,0 +1,69 @@
+"""Which learner's rule is best for each expert, and how much the longer ones add to a gate of two literals."""
+
+# E experts, X experts that were searched, Y those for which trees and networks were tried
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pipeline.symbolic._difflogic import layer_class
+from pipeline.symbolic.statements import LEARNERS, Rules, Statements
+from pipeline.symbolic.trees import WORTH_A_GATE_F1
+
+
+def winners(statements: Statements) -> Tensor:
+    """(E) the learner, by its place in LEARNERS, that each expert's best rule is from; -1 where none has one.
+
+    A learner wins over simpler ones by an F1 that is better by `WORTH_A_GATE_F1` a gate more, or by one no worse with
+    fewer gates.
+    """
+    best_E, length_E = (torch.zeros(len(statements.rate_E)) for _ in range(2))
+    won_E = torch.full((len(statements.rate_E),), -1)
+    for number, rules in enumerate(statements.rules):
+        gates_E = torch.zeros_like(best_E)
+        for expert, circuit in rules.circuits.items():
+            gates_E[expert] = len(circuit.gates)
+        has_E = gates_E > 0
+        longer_E = gates_E - length_E
+        better_E = rules.f1_E > best_E + WORTH_A_GATE_F1 * longer_E.clamp(min=1)
+        shorter_E = (rules.f1_E >= best_E) & (longer_E < 0)
+        wins_E = has_E & (better_E | shorter_E | (won_E < 0))
+        best_E, length_E = torch.where(wins_E, rules.f1_E, best_E), torch.where(wins_E, gates_E, length_E)
+        won_E[wins_E] = number
+    return won_E
+
+
+def _f1_of(rules: Rules, otherwise: Rules) -> Tensor:
+    """(E) F1 of a learner's rule, or of the simpler one that stands in its place."""
+    has_E = torch.isfinite(rules.constant_error_E)
+    return torch.where(has_E, rules.f1_E, otherwise.f1_E)
+
+
+def rule_metrics(blocks: Sequence[Statements]) -> dict[str, float]:
+    """Over the experts of all blocks for which rules were searched, and over those that all learners tried."""
+    won_E = torch.cat([winners(statements) for statements in blocks])
+    deep_E = torch.cat([statements.tried_deeply_E for statements in blocks])
+    rate_E = torch.cat([statements.rate_E for statements in blocks])
+    f1 = {
+        name: torch.cat([_f1_of(statements.rules[number], statements.rules[0]) for statements in blocks])
+        for number, name in enumerate(LEARNERS)
+    }
+    best_E = torch.stack([*f1.values()]).gather(0, won_E.clamp(min=0)[None])[0]
+    searched_E = won_E >= 0
+
+    def mean(value_E: Tensor, over_E: Tensor) -> float:
+        return float(value_E[over_E].float().mean()) if bool(over_E.any()) else 0.0
+
+    return {
+        "rule_searched_share": float(searched_E.float().mean()),
+        "rule_f1_mean": mean(best_E, searched_E),
+        "rule_f1_single_gate_mean": mean(f1["gate"], searched_E),
+        "rule_f1_same_rate_null_mean": mean(rate_E, searched_E),
+        "deep_rule_share": float(deep_E.float().mean()),
+        "deep_rule_f1_mean": mean(best_E, deep_E),
+        **{f"deep_rule_f1_{name}_mean": mean(f1[name], deep_E) for name in ("gate", "tree", "net")},
+        "deep_rule_f1_same_rate_null_mean": mean(rate_E, deep_E),
+        **{f"deep_rule_won_{name}_share": mean(won_E == number, deep_E) for number, name in enumerate(LEARNERS)},
+        "nets_by_difflogic": float(layer_class() is not None),
+    }
