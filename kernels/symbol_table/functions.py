@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+EXP_END = 10.0
+"""Where clipped_exp becomes constant; float32 overflows at 88."""
 FUNCTIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
     ("constant", torch.ones_like),
     ("identity", lambda z: z),
@@ -21,6 +23,16 @@ FUNCTIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
     ("softplus", F.softplus),
     ("abs", torch.abs),
     ("gaussian", lambda z: torch.exp(-z.square())),
+    ("cube", lambda z: z * z * z),
+    ("fourth_power", lambda z: z.square().square()),
+    ("fifth_power", lambda z: z.square().square() * z),
+    ("signed_root", lambda z: torch.sign(z) * torch.sqrt(torch.abs(z))),
+    ("three_halves_power", lambda z: torch.abs(z) * torch.sqrt(torch.abs(z))),
+    ("clipped_exp", lambda z: torch.exp(z.clamp(max=EXP_END))),
+    ("signed_log", lambda z: torch.sign(z) * torch.log1p(torch.abs(z))),
+    ("sin", torch.sin),
+    ("cos", torch.cos),
+    ("arctan", torch.arctan),
 )
 """Name and function of the codes 0, 1, 2..."""
 SPLINE_CODE = 255

@@ -48,7 +48,8 @@ enum Tier : uint8_t { T0, T1, T2, T3, T4 };
 
 constexpr int64_t TOKENS_AT_ONCE = 256;  // their lists of experts stay in a core's second cache
 constexpr int32_t FLOAT32 = 0, INT4 = 3;  // precisions of row_dots and row_sums
-constexpr int32_t SPLINE = 255, KNOTS = 9;
+constexpr int32_t LAST_FUNCTION = 21, SPLINE = 255, KNOTS = 9;
+constexpr float EXP_END = 10;
 
 bool outside(int64_t value, int64_t least, int64_t most, What what, int64_t at, Wrong& wrong) {
     if (value >= least && value <= most) return false;
@@ -84,6 +85,16 @@ bool function_of(int32_t code, float z, float& value) {
         case 9: value = z > 20 ? z : std::log1p(std::exp(z)); return true;
         case 10: value = std::fabs(z); return true;
         case 11: value = std::exp(-z * z); return true;
+        case 12: value = z * z * z; return true;
+        case 13: value = z * z * (z * z); return true;
+        case 14: value = z * z * (z * z) * z; return true;
+        case 15: value = std::copysign(std::sqrt(std::fabs(z)), z); return true;
+        case 16: value = std::fabs(z) * std::sqrt(std::fabs(z)); return true;
+        case 17: value = std::exp(z > EXP_END ? EXP_END : z); return true;
+        case 18: value = std::copysign(std::log1p(std::fabs(z)), z); return true;
+        case 19: value = std::sin(z); return true;
+        case 20: value = std::cos(z); return true;
+        case 21: value = std::atan(z); return true;
         default: return false;
     }
 }
@@ -184,7 +195,7 @@ bool weigh(const SymbolTables& tables, const float* x, int64_t tokens, Firings& 
                 if (outside(tables.spline_row[e], 0, tables.splines - 1, SPLINE_ROW, e, wrong)) return false;
                 value = spline(tables, tables.spline_row[e], z);
             } else if (!function_of(tables.code[e], z, value)) {
-                return wrong = {CODE, e, tables.code[e], 11}, false;
+                return wrong = {CODE, e, tables.code[e], LAST_FUNCTION}, false;
             }
             firings.weight[p] *= tables.scale[e] * value + tables.offset[e];
         }

@@ -24,6 +24,16 @@ _FUNCTIONS = (
     lambda z: math.log(1 + math.exp(z)),
     abs,
     lambda z: math.exp(-z * z),
+    lambda z: z**3,
+    lambda z: z**4,
+    lambda z: z**5,
+    lambda z: math.copysign(math.sqrt(abs(z)), z),
+    lambda z: abs(z) ** 1.5,
+    lambda z: math.exp(min(z, 10.0)),
+    lambda z: math.copysign(math.log(1 + abs(z)), z),
+    math.sin,
+    math.cos,
+    math.atan,
 )
 
 

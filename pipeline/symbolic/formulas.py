@@ -19,7 +19,8 @@ from pipeline.symbolic.spline import KNOTS, Splines, evaluate_pairs, fit_splines
 from pipeline.symbolic.tiers import COEFFICIENT_BITS
 
 EXPERTS_A_PIECE = 256
-CODE_BITS = 4.0
+CODE_BITS = 5.0
+"""Of a function, one of at most 32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,7 @@ def _ways(
 
     known_ES = act.f(z_ES)
     known_scale_E = (weight_ES * known_ES * true_ES).sum(1) / ((weight_ES * known_ES.square()).sum(1) + 1e-12)
-    snapped = snap(z_ES, true_ES, weight_ES)
+    snapped = snap(z_ES, true_ES, weight_ES, known_code)
     splines = fit_splines(z_ES, true_ES, weight_ES)
     ones_E, zeros_E = torch.ones_like(known_scale_E), torch.zeros_like(known_scale_E)
     snapped_P = apply_codes(snapped.code_E[judge.local_P], z_P)

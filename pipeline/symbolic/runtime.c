@@ -16,7 +16,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VERSION = 2, NAME_BYTES = 40, KNOTS = 9, FUNCTIONS = 12, SPLINE = 255 };
+enum { VERSION = 2, NAME_BYTES = 40, KNOTS = 9, FUNCTIONS = 22, SPLINE = 255 };
+#define EXP_END 10.0f
 enum { F32, U8, I16, I32, F16 };                      /* types of tables */
 enum { KEYS_IDENTITY, KEYS_SHARED, KEYS_PER_HEAD };   /* sub-keys of a router */
 enum { SOFTMAX, JUMPRELU };                           /* its gate */
@@ -621,6 +622,16 @@ static float function_of(const Layer *layer, uint32_t expert, float z) {
         case 9: return z > 20 ? z : log1pf(expf(z));
         case 10: return fabsf(z);
         case 11: return expf(-z * z);
+        case 12: return z * z * z;
+        case 13: return z * z * (z * z);
+        case 14: return z * z * (z * z) * z;
+        case 15: return copysignf(sqrtf(fabsf(z)), z);
+        case 16: return fabsf(z) * sqrtf(fabsf(z));
+        case 17: return expf(z > EXP_END ? EXP_END : z);
+        case 18: return copysignf(log1pf(fabsf(z)), z);
+        case 19: return sinf(z);
+        case 20: return cosf(z);
+        case 21: return atanf(z);
         default: return spline(layer, (uint32_t)layer->spline_row[expert], z);
     }
 }

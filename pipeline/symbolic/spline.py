@@ -1,6 +1,6 @@
 """The KAN edge of every expert at once: cubic splines by least squares on pykan's basis, then snapping to functions."""
 
-# S samples an expert, E experts, G knots, K = G - 1 + 3 spline coefficients
+# S samples an expert, E experts, F functions, G knots, K = G - 1 + 3 spline coefficients
 
 from dataclasses import dataclass
 
@@ -10,6 +10,11 @@ from torch import Tensor
 from kernels.symbol_table.functions import KNOTS, evaluate_splines
 from pipeline.symbolic._pykan import spline_basis
 from pipeline.symbolic.functions import CATALOGUE
+
+SLACK = 1.05
+"""How much larger a simpler function's error may be than the least."""
+ROUNDING = 1e-6
+"""Share of the variance below which errors are rounding, and all alike."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,7 @@ def evaluate_pairs(splines: Splines, row_P: Tensor, z_P: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Snapped:
-    """For every expert the catalogue function closest to the samples: scale * f(z) + offset."""
+    """For every expert the catalogue function that its samples are written with: scale * f(z) + offset."""
 
     code_E: Tensor
     scale_E: Tensor
@@ -58,32 +63,32 @@ class Snapped:
     """Weighted squared error left."""
 
 
-def snap(z_ES: Tensor, y_ES: Tensor, weight_ES: Tensor) -> Snapped:
-    """Tries every catalogue function with its best scale and offset, in closed form, for all experts at once."""
-    best: Snapped | None = None
+def snap(z_ES: Tensor, y_ES: Tensor, weight_ES: Tensor, known_code: int) -> Snapped:
+    """Tries every catalogue function with its best scale and offset, in closed form, for all experts at once.
+
+    Many functions are alike on a short range, so the closest one may have won by noise. Of those whose error is within
+    SLACK of the least the simplest is taken: the known activation first, then by complexity, then by error.
+    """
+    z_ES = z_ES.masked_fill(weight_ES <= 0, 0.0)  # powers of what is not fitted must not overflow
     total_E = weight_ES.sum(1).clamp(min=1e-12)
     y_mean_E = (weight_ES * y_ES).sum(1) / total_E
     y_centred_ES = y_ES - y_mean_E[:, None]
+    found = []
     for function in CATALOGUE:
         f_ES = function.f(z_ES)
         f_mean_E = (weight_ES * f_ES).sum(1) / total_E
         f_centred_ES = f_ES - f_mean_E[:, None]
-        variance_E = (weight_ES * f_centred_ES.square()).sum(1)
-        slope_E = (weight_ES * f_centred_ES * y_centred_ES).sum(1) / (variance_E + 1e-9 * total_E)
+        weighted_ES = weight_ES * f_centred_ES
+        variance_E = (weighted_ES * f_centred_ES).sum(1)
+        slope_E = (weighted_ES * y_centred_ES).sum(1) / (variance_E + 1e-9 * total_E)
         error_E = (weight_ES * (y_centred_ES - slope_E[:, None] * f_centred_ES).square()).sum(1)
-        offset_E = y_mean_E - slope_E * f_mean_E
-        code_E = torch.full_like(error_E, function.code, dtype=torch.uint8)
-        candidate = Snapped(code_E, slope_E, offset_E, error_E)
-        best = candidate if best is None else _better(candidate, best)
-    assert best is not None
-    return best
-
-
-def _better(new: Snapped, old: Snapped) -> Snapped:
-    wins_E = new.error_E < 0.999 * old.error_E
-    pick = [torch.where(wins_E, a, b) for a, b in zip(_fields(new), _fields(old), strict=True)]
-    return Snapped(*pick)
-
-
-def _fields(s: Snapped) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return s.code_E, s.scale_E, s.offset_E, s.error_E
+        found.append((slope_E, y_mean_E - slope_E * f_mean_E, error_E))
+    scale_FE, offset_FE, error_FE = (torch.stack(column) for column in zip(*found, strict=True))
+    variance_E = (weight_ES * y_centred_ES.square()).sum(1)
+    limit_E = SLACK * error_FE.amin(0) + ROUNDING * variance_E + 1e-30
+    complexity_F = torch.tensor([float(function.complexity) for function in CATALOGUE])
+    complexity_F[known_code] = -1.0
+    rank_FE = complexity_F[:, None] + 0.5 * error_FE / limit_E
+    code_E = rank_FE.masked_fill(error_FE > limit_E, torch.inf).argmin(0)
+    pick = code_E[None]
+    return Snapped(code_E.to(torch.uint8), *(table.gather(0, pick)[0] for table in (scale_FE, offset_FE, error_FE)))

@@ -210,7 +210,8 @@ def test_the_operator_is_one_that_torch_knows():
 
 
 LIES = [
-    ("tier_E", 5, "tier_E"), ("code_E", 12, "code_E"), ("index_EK", D, "index_EK"), ("index_EK", -1, "index_EK"),
+    ("tier_E", 5, "tier_E"), ("code_E", len(FUNCTIONS), "code_E"),
+    ("index_EK", D, "index_EK"), ("index_EK", -1, "index_EK"),
     ("dense_row_E", E // 2, "dense_row_E"), ("dense_row_E", -1, "dense_row_E"), ("rule_E", G, "rule_E"),
     ("rule_E", -1, "rule_E"), ("wire_a_G", L + G, "wire_a_G"), ("wire_a_G", L, "wire_a_G"),
     ("wire_b_G", -2, "wire_b_G"), ("literal_offset_L", O, "literal_offset_L"),

@@ -222,7 +222,7 @@ def test_a_sound_file_is_run(compiled, tmp_path, sound):
 
 VALUES = [
     ("layers.0.tier", 5, "<B", 5, "layers.0.tier holds 5 at 5"),
-    ("layers.1.code", 2, "<B", 12, "layers.1.code holds 12 at 2"),
+    ("layers.1.code", 2, "<B", len(CATALOGUE), f"layers.1.code holds {len(CATALOGUE)} at 2"),
     ("layers.2.index", 6, "<h", 12, "layers.2.index holds 12 at 3"),
     ("layers.2.index", 0, "<h", -1, "layers.2.index holds -1 at 0"),
     ("layers.0.dense_row", 8, "<i", DENSE_ROWS, "layers.0.dense_row holds 6 at 2"),

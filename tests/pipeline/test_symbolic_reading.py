@@ -37,24 +37,26 @@ from pipeline.symbolic.tiers import Tier
 
 # N tokens, D model width, E experts, P pairs
 
-D, KEYS, E, HEADS = 14, 3, 20, 2
-DENSE, SPLINE, LOGIC, CONSTANT, DROPPED = 0, 13, 14, 15, 16
-NAMES = ["letters", "own set of expert 14, token[-1]", "token[0] is '\ufffd'", "token[0] is '\ufffd'"]
+D, KEYS, HEADS = 14, 3, 2
+DENSE, SPLINE = 0, len(CATALOGUE) + 1
+LOGIC, CONSTANT, DROPPED = SPLINE + 1, SPLINE + 2, SPLINE + 3
+E = DROPPED + 4
+NAMES = ["letters", f"own set of expert {LOGIC}, token[-1]", "token[0] is '\ufffd'", "token[0] is '\ufffd'"]
 VOCABULARY = [ByteTokenizer().decode([token]) for token in range(256)]
 TEXT = "the cat sat on the mat, and the dog ran after 27 hens\n"
 
 
 def fill(experts, generator):
-    """Expert 0 is dense, 1 to 12 have a function each, 13 a spline, 14 and 15 logic; the others are dropped."""
+    """The first is dense, then each function has one, then a spline, logic twice; the others are dropped."""
     experts.tier_E[:] = Tier.T4
-    experts.tier_E[DENSE], experts.tier_E[1:14] = Tier.T0, Tier.T1
+    experts.tier_E[DENSE], experts.tier_E[1:LOGIC] = Tier.T0, Tier.T1
     experts.tier_E[LOGIC], experts.tier_E[CONSTANT] = Tier.T2, Tier.T3
-    experts.code_E[:14] = torch.tensor([4, *(function.code for function in CATALOGUE), SPLINE_CODE])
+    experts.code_E[:LOGIC] = torch.tensor([4, *(function.code for function in CATALOGUE), SPLINE_CODE])
     experts.code_E[LOGIC] = 8
     experts.scale_E[:] = torch.randn(E, generator=generator)
     experts.scale_E[DENSE], experts.scale_E[SPLINE] = 1, 1
-    experts.offset_E[1:13] = torch.randn(12, generator=generator)
-    experts.intercept_E[:15] = torch.randn(15, generator=generator)
+    experts.offset_E[1:SPLINE] = torch.randn(SPLINE - 1, generator=generator)
+    experts.intercept_E[:CONSTANT] = torch.randn(CONSTANT, generator=generator)
     experts.index_EK.copy_(torch.stack([torch.randperm(D, generator=generator)[:4] for _ in range(E)]))
     experts.coefficient_EK.copy_(torch.randn(E, 4, generator=generator))
     experts.coefficient_EK[:, 3] = 0
@@ -101,7 +103,7 @@ def model():
     return model
 
 
-@pytest.mark.parametrize("expert", range(16))
+@pytest.mark.parametrize("expert", range(DROPPED))
 def test_the_unrounded_expression_is_the_magnitude_that_the_tables_compute(model, expert):
     experts = model.blocks()[1].moe
     x_ND = torch.randn(67, D, generator=torch.Generator().manual_seed(expert))
@@ -111,7 +113,7 @@ def test_the_unrounded_expression_is_the_magnitude_that_the_tables_compute(model
     torch.testing.assert_close(found_N.float(), wanted_N, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("expert", range(14))
+@pytest.mark.parametrize("expert", range(LOGIC))
 def test_the_function_of_the_argument_is_the_magnitude_that_the_tables_compute(model, expert):
     experts = model.blocks()[1].moe
     x_ND = torch.randn(67, D, generator=torch.Generator().manual_seed(expert))
@@ -232,7 +234,9 @@ def test_latex_sets_literals_as_text_and_has_balanced_braces(model, expert):
         assert r"A^{0}_{" in latex(reading.rule)
 
 
-@pytest.mark.parametrize(("layer", "expert", "range_of"), [(2, 0, "0 to 1"), (-1, 0, "0 to 1"), (0, E, "0 to 19")])
+@pytest.mark.parametrize(
+    ("layer", "expert", "range_of"), [(2, 0, "0 to 1"), (-1, 0, "0 to 1"), (0, E, f"0 to {E - 1}")]
+)
 def test_a_layer_or_expert_that_is_not_there_is_told_with_the_range(model, layer, expert, range_of):
     with pytest.raises(ValueError, match=range_of):
         read_expert(model, layer, expert, NAMES, VOCABULARY)
@@ -318,7 +322,7 @@ def test_show_prints_rule_formula_and_contexts_of_a_logic_expert(store, capsys):
     assert all(eval(context)[-1].isalpha() for context in contexts)
 
 
-@pytest.mark.parametrize("expert", range(17))
+@pytest.mark.parametrize("expert", range(DROPPED + 1))
 def test_show_shows_every_expert(store, capsys, expert):
     code, out, err = show(store, capsys, "latest", "--layer", "1", "--expert", str(expert))
     assert (code, err) == (0, "")
@@ -339,7 +343,7 @@ def test_show_without_an_expert_counts_tiers_and_ranks_experts(store, capsys):
     assert "layer 1" in out
     lines = [line.split() for line in out.splitlines()]
     counts = {line[0]: int(line[1]) for line in lines if line and line[0] in Tier.__members__}
-    assert counts == {"T0": 1, "T1": 13, "T2": 1, "T3": 1, "T4": 4}
+    assert counts == {"T0": 1, "T1": SPLINE, "T2": 1, "T3": 1, "T4": 4}
     code, one, _ = show(store, capsys, "latest", "--layer", "1")
     assert code == 0
     assert "layer 0" not in one
@@ -380,8 +384,14 @@ def test_an_artifact_of_before_scores_had_names_is_shown_without_them(store, cap
     ("arguments", "sentence"),
     [
         (("latest", "--layer", "2"), "layer 2 is not in this model, which has the layers 0 to 1"),
-        (("latest", "--layer", "0", "--expert", "20"), "expert 20 is not in layer 0, which has the experts 0 to 19"),
-        (("latest", "--layer", "0", "--expert", "-1"), "expert -1 is not in layer 0, which has the experts 0 to 19"),
+        (
+            ("latest", "--layer", "0", "--expert", f"{E}"),
+            f"expert {E} is not in layer 0, which has the experts 0 to {E - 1}",
+        ),
+        (
+            ("latest", "--layer", "0", "--expert", "-1"),
+            f"expert -1 is not in layer 0, which has the experts 0 to {E - 1}",
+        ),
         (("latest", "--expert", "3"), "give --layer too"),
         (("prepare-corpus", "--layer", "0"), "a 'symbols' was needed here"),
         (("nothing-like-it", "--layer", "0"), "nothing-like-it"),
