@@ -67,6 +67,12 @@ class DistillSymbolsConfig(StageConfig):
         description="Numbers of coordinates of x that formulas are tried with, rising.",
     )
     samples: int = Field(default=256, ge=16, description="Most firings an expert that a formula is fitted on.")
+    kan_experts: int = Field(
+        default=4,
+        ge=0,
+        description="T0 experts a block, those with most output, whose formula is also fitted as a pruned KAN, which "
+        "takes a second each; and half as many of T1.",
+    )
     places: int = Field(default=3, ge=2, le=16, description="Tokens that literals look at, the current one included.")
     identities: int = Field(default=32, ge=1, description="Most frequent tokens that are literals of their own.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How the result is measured.")
@@ -102,9 +108,9 @@ def distill_symbols(
         blocks.append(
             distil_block(
                 int4, layer, fit[layer], check[layer], literals, names, corpus,
-                ladder=config.coordinates, samples=config.samples, least_r2=config.least_r2,
-                least_recovered=config.least_recovered, places=config.places, context_length=config.context_length,
-                generator=generator,
+                ladder=config.coordinates, samples=config.samples, kan_experts=config.kan_experts,
+                least_r2=config.least_r2, least_recovered=config.least_recovered, places=config.places,
+                context_length=config.context_length, generator=generator,
             )
         )  # fmt: skip
     model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
@@ -225,6 +231,10 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
         "description_bits_per_expert_exact": float(torch.cat([block.exact_bits_E for block in blocks]).mean()),
         "formula_coordinates_mean": float(coordinates_E[sparse_E].float().mean()) if bool(sparse_E.any()) else 0.0,
         "gates_per_rule_mean": float(gates_E[gates_E > 0].float().mean()) if bool(gates_E.any()) else 0.0,
+        "kan_experts_tried": float(sum(block.kans.tried for block in blocks)),
+        "kan_experts_won": float(sum(block.kans.won for block in blocks)),
+        "kan_experts_chosen": float(sum(block.kans.chosen for block in blocks)),
+        "kan_seconds": sum(block.kans.seconds for block in blocks),
         "block_loss_recovered_least": min(block.recovered for block in blocks),
     }
 

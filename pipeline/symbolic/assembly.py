@@ -18,6 +18,7 @@ from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, ac
 from pipeline.symbolic.circuits import Circuit, laid_out
 from pipeline.symbolic.formulas import Formulas, fit_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
+from pipeline.symbolic.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
 from pipeline.symbolic.logic import Literals, context_of
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.statements import Rules, Statements, fit_statements
@@ -54,6 +55,7 @@ class BlockSymbols:
     firings_E: Tensor
     """On the checking sample."""
     statements: Statements
+    kans: KanFormulas
     recovered: float
 
 
@@ -77,6 +79,7 @@ def distil_block(
     *,
     ladder: Sequence[int],
     samples: int,
+    kan_experts: int,
     least_r2: float,
     least_recovered: float,
     places: int,
@@ -103,6 +106,16 @@ def distil_block(
     exact_bits_E = _exact_bits(experts, model.shape.d_model)
     option_list, options = _options(experts, model.shape.d_model, energy_E, formulas, with_logic, statements)
 
+    kans = none_tried()
+    if kan_experts:
+        chosen_E = choose(options, (1 - least_r2) * float(variance_E.sum()))
+        tier_E, coordinates_E = _tiers_and_coordinates(option_list, chosen_E)
+        sizes = worth_trying(tier_E, coordinates_E, energy_E, number=kan_experts, most=max(ladder))
+        kans = fit_kans(experts, fit, check, sizes, formulas, what=f"{what} KANs")
+        option_list, options = _options(
+            experts, model.shape.d_model, check, [*formulas, *kans.formulas], with_logic, statements
+        )
+
     share, tightenings = 1.0, 0
     while True:
         chosen_E = choose(options, (1 - least_r2) * share * float(variance_E.sum()))
@@ -112,10 +125,22 @@ def distil_block(
         )  # fmt: skip
         recovered = _recovered_alone(model, layer, symbols, corpus, places, context_length)
         if recovered >= least_recovered or tightenings == TIGHTENINGS:
-            return replace(symbols, recovered=recovered)
+            chosen = sum(
+                int((chosen_E == n).sum())
+                for n, o in enumerate(option_list)
+                if any(o.formulas is f for f in kans.formulas)
+            )
+            return replace(symbols, recovered=recovered, kans=replace(kans, chosen=chosen))
         # What is lost grows about as the error that is allowed.
         share *= 0.95 * (1 - least_recovered) / (1 - recovered)
         tightenings += 1
+
+
+def _tiers_and_coordinates(listed: list[_Option], chosen_E: Tensor) -> tuple[Tensor, Tensor]:
+    """(E) tier and number of coordinates of the option that each expert takes."""
+    tiers = torch.tensor([option.tier for option in listed])
+    sizes = torch.tensor([option.formulas.num_coordinates if option.formulas else 0 for option in listed])
+    return tiers[chosen_E], sizes[chosen_E]
 
 
 def _v_squares(experts: QuantizedExperts) -> Tensor:
@@ -262,6 +287,7 @@ def _fill(
         gates_E=gates_E,
         firings_E=firings_E,
         statements=statements,
+        kans=none_tried(),
         recovered=0.0,
         exact_bits_E=exact_bits_E,
         energy_E=energy_E,

@@ -78,7 +78,7 @@ def _joined(parts: list[Formulas]) -> Formulas:
 
 
 @dataclass(frozen=True, slots=True)
-class _Samples:
+class Samples:
     """At most S firings of each expert of a piece; weight 0 where there are fewer."""
 
     x_ESD: Tensor
@@ -87,7 +87,7 @@ class _Samples:
     used_ES: Tensor
 
 
-def _samples(record: LayerRecord, expert_E: Tensor, samples: int) -> _Samples:
+def firing_samples(record: LayerRecord, expert_E: Tensor, samples: int) -> Samples:
     """Firings spread evenly over the record."""
     start_E, count_E = record.start_E1[expert_E], record.count_E[expert_E]
     take_E = count_E.clamp(max=samples)
@@ -95,7 +95,7 @@ def _samples(record: LayerRecord, expert_E: Tensor, samples: int) -> _Samples:
     used_ES = slot_S < take_E[:, None]
     rank_ES = slot_S * count_E[:, None] // take_E[:, None].clamp(min=1)
     pair_ES = torch.where(used_ES, start_E[:, None] + rank_ES, 0).clamp(max=max(0, len(record.token_P) - 1))
-    return _Samples(record.x_ND[record.token_P[pair_ES]], record.gate_P[pair_ES], record.pre_P[pair_ES], used_ES)
+    return Samples(record.x_ND[record.token_P[pair_ES]], record.gate_P[pair_ES], record.pre_P[pair_ES], used_ES)
 
 
 def _fit_piece(
@@ -107,22 +107,27 @@ def _fit_piece(
     samples: int,
 ) -> list[Formulas]:
     act = activation(experts.spec.activation)
-    sample = _samples(fit, expert_E, samples)
+    sample = firing_samples(fit, expert_E, samples)
+    support = pursue_samples(experts, expert_E, sample, act, ladder)
+    judge = judge_of(check, expert_E, act)
+    known_code = activation_code(experts.spec.activation)
+    return [formulas for size in ladder for formulas in _ways(size, support, sample, judge, act, known_code)]
+
+
+def pursue_samples(
+    experts: QuantizedExperts, expert_E: Tensor, sample: Samples, act: Activation, ladder: tuple[int, ...]
+) -> Support:
+    """Matching pursuit of these experts' u on their samples, each weighted by what an error there would do."""
     assert isinstance(experts.u, Int4Table)
     # An error of the pre-activation counts as far as gate and slope carry it on; a little counts everywhere.
     carried_ES = (sample.gate_ES * act.derivative(sample.pre_ES)).square() * sample.used_ES
     floor_E1 = 0.02 * carried_ES.sum(1, keepdim=True) / sample.used_ES.sum(1, keepdim=True).clamp(min=1)
     weight_ES = (carried_ES + floor_E1) * sample.used_ES
-    support = matching_pursuit(
-        sample.x_ESD, weight_ES, experts.u.rows(expert_E), experts.bias.detach()[expert_E], ladder
-    )
-    judge = _judge(check, expert_E, act)
-    known_code = activation_code(experts.spec.activation)
-    return [formulas for size in ladder for formulas in _ways(size, support, sample, judge, act, known_code)]
+    return matching_pursuit(sample.x_ESD, weight_ES, experts.u.rows(expert_E), experts.bias.detach()[expert_E], ladder)
 
 
 @dataclass(frozen=True, slots=True)
-class _Judge:
+class Judge:
     """The checking sample's firings of a piece: what a formula should have said there."""
 
     x_ND: Tensor
@@ -145,15 +150,20 @@ class _Judge:
         return (x_PK * coefficient_EK[self.local_P]).sum(-1) + intercept_E[self.local_P]
 
 
-def _judge(check: LayerRecord, expert_E: Tensor, act: Activation) -> _Judge:
+def judge_of(check: LayerRecord, expert_E: Tensor, act: Activation) -> Judge:
     pairs = slice(int(check.start_E1[expert_E[0]]), int(check.start_E1[expert_E[-1] + 1]))
     local_P = torch.repeat_interleave(torch.arange(len(expert_E)), check.count_E[expert_E])
     true_P = act.f(check.pre_P[pairs])
-    return _Judge(check.x_ND, check.token_P[pairs], check.gate_P[pairs], true_P, local_P, len(expert_E))
+    return Judge(check.x_ND, check.token_P[pairs], check.gate_P[pairs], true_P, local_P, len(expert_E))
+
+
+def function_formula_bits(size: int, d_model: int) -> float:
+    """Of scale * f(z), z of `size` coordinates and an intercept; an offset is one more coefficient."""
+    return size * (COEFFICIENT_BITS + math.log2(d_model)) + CODE_BITS + 2 * COEFFICIENT_BITS
 
 
 def _ways(
-    size: int, support: Support, sample: _Samples, judge: _Judge, act: Activation, known_code: int
+    size: int, support: Support, sample: Samples, judge: Judge, act: Activation, known_code: int
 ) -> list[Formulas]:
     """The known activation, the best catalogue function and a spline, of the same `size` coordinates."""
     index_EK, full_EK = support.index_EK[:, :size], support.coefficients[size]
@@ -172,7 +182,7 @@ def _ways(
     spline_P = evaluate_pairs(splines, judge.local_P, z_P)
 
     coordinate_bits = size * (COEFFICIENT_BITS + math.log2(judge.x_ND.shape[1]))
-    function_bits = coordinate_bits + CODE_BITS + 2 * COEFFICIENT_BITS  # intercept and scale
+    function_bits = function_formula_bits(size, judge.x_ND.shape[1])
     spline_bits = coordinate_bits + CODE_BITS + (KNOTS + 2 + 3) * COEFFICIENT_BITS  # with both ends and intercept
     ways = (
         (torch.full_like(snapped.code_E, known_code), known_scale_E, zeros_E, act.f(z_P), function_bits),

@@ -175,13 +175,8 @@ def test_logic_with_a_formula_adds_the_formula_where_it_is_true_whatever_the_rou
     ("table", "value", "tier"),
     [
         ("tier_E", 5, None),
-<<<<<<< HEAD
         ("gate_G", 16, Tier.T3),
-        ("code_E", 12, None),
-=======
-        ("gate_E", 16, Tier.T3),
         ("code_E", len(BY_CODE), None),
->>>>>>> f1a9548 (The catalogue holds every function of pykan's that is finite for all z; the snap takes the known activation or the simplest of those that fit alike)
         ("index_EK", D, Tier.T1),
         ("index_EK", -1, Tier.T1),
         ("rule_E", GATES, Tier.T3),

@@ -21,6 +21,8 @@ from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic import assembly, rules
 from pipeline.symbolic.assembly import distil_block, symbol_model
+from pipeline.symbolic.formulas import fit_formulas
+from pipeline.symbolic.kan_formulas import fit_kans, worth_trying
 from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.names import Names
 from pipeline.symbolic.reading import rule_circuit
@@ -73,7 +75,7 @@ def int4(corpus) -> LanguageModel:
 def config(**changes) -> DistillSymbolsConfig:
     smaller = {
         "sample_tokens": 2048, "check_tokens": 2048, "context_length": 32, "coordinates": (1, 2, 4),
-        "samples": 96, "places": 2, "identities": 8, "measure": MeasureConfig(tokens=512),
+        "samples": 96, "kan_experts": 2, "places": 2, "identities": 8, "measure": MeasureConfig(tokens=512),
     }  # fmt: skip
     return DistillSymbolsConfig(**{**smaller, **changes})
 
@@ -177,6 +179,17 @@ def test_the_model_comes_back_from_its_tensors_with_the_same_logits(made, corpus
 
 def test_the_picture_is_there(made):
     assert_picture(made.files["plot.png"])
+
+
+def test_kans_are_tried_and_kept_where_they_help(corpus, int4):
+    output = distill_symbols.fn(config(kan_experts=6, least_r2=0.9), corpus=corpus, int4=int4)
+    tried, won, chosen = (output.metrics[f"kan_experts_{what}"] for what in ("tried", "won", "chosen"))
+    assert LAYERS * (6 + 3) >= tried >= won >= chosen >= 0
+    assert tried > 4
+    assert output.metrics["kan_seconds"] > 0
+    without = distill_symbols.fn(config(kan_experts=0, least_r2=0.9), corpus=corpus, int4=int4)
+    assert [without.metrics[f"kan_experts_{what}"] for what in ("tried", "won", "chosen")] == [0, 0, 0]
+    assert without.metrics["kan_seconds"] == 0
 
 
 def test_every_literal_of_the_artifact_has_a_name(made):
@@ -288,8 +301,8 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
     monkeypatch.setattr(assembly, "choose", take)
     monkeypatch.setattr(rules, "WORTH_A_LITERAL_F1", -1.0)  # longer rules for all, however little they add
     block = distil_block(
-        int4, 0, fit, check, literals, names, corpus, ladder=LADDER, samples=64, least_r2=0.5,
-        least_recovered=1e-9, places=2, context_length=32, generator=generator,
+        int4, 0, fit, check, literals, names, corpus, ladder=LADDER, samples=64, kan_experts=0,
+        least_r2=0.5, least_recovered=1e-9, places=2, context_length=32, generator=generator,
     )  # fmt: skip
     assert int((taken[-1] == option).sum()) > 2
     experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe
@@ -323,6 +336,41 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
         f1_X = 2 * both_E / (fires_EN[by_logic_X].sum(1) + gate_EN[by_logic_X].sum(1)).clamp(min=1)
         torch.testing.assert_close(block.f1_E[by_logic_X], f1_X)
         assert float(f1_X.mean()) > 0.5
+
+
+def test_a_kans_error_is_that_of_its_formula_and_is_kept_only_below_all_its_rivals(corpus, int4):
+    generator = torch.Generator().manual_seed(3)
+    fit, check = (
+        record(int4, [random_windows(corpus.train, batch=32, length=32, generator=generator)[0]], places=2, what="")[1]
+        for _ in range(2)
+    )
+    experts = int4.blocks()[1].moe
+    others = fit_formulas(experts, fit, check, ladder=(2, 6), samples=96, what="")
+    sizes = {e: 6 if e % 2 else 2 for e in fit.count_E.topk(14).indices.tolist()}
+    kans = fit_kans(experts, fit, check, sizes, others, what="")
+    assert kans.tried == 14
+    assert 0 < kans.won < 14
+    kept = [(f, e) for f in kans.formulas for e in torch.nonzero(f.error_E.isfinite())[:, 0].tolist()]
+    assert len(kept) == kans.won
+    for formulas, e in kept:
+        assert sizes[e] == formulas.num_coordinates == int((formulas.coefficient_EK[e] != 0).sum())
+        pairs = slice(int(check.start_E1[e]), int(check.start_E1[e + 1]))
+        z_P = check.x_ND[check.token_P[pairs]][:, formulas.index_EK[e]] @ formulas.coefficient_EK[e]
+        z_P += formulas.intercept_E[e]
+        found_P = formulas.scale_E[e] * torch.relu(z_P).square() + formulas.offset_E[e]
+        wrong_P = check.gate_P[pairs] * (found_P - torch.relu(check.pre_P[pairs]).square())
+        torch.testing.assert_close(formulas.error_E[e], wrong_P.square().sum(), rtol=1e-3, atol=1e-6)
+        for other in others:
+            assert other.bits_E[e] > formulas.bits_E[e] or other.error_E[e] > formulas.error_E[e]
+
+
+def test_kans_are_tried_where_most_output_would_stay_exact_and_where_showcases_come_from():
+    tier_E = torch.tensor([Tier.T0, Tier.T1, Tier.T0, Tier.T4, Tier.T0, Tier.T1, Tier.T3, Tier.T0])
+    energy_E = torch.tensor([3.0, 8.0, 5.0, 99.0, 1.0, 9.0, 50.0, 0.0])
+    coordinates_E = torch.tensor([0, 4, 0, 0, 0, 2, 0, 0])
+    assert worth_trying(tier_E, coordinates_E, energy_E, number=2, most=16) == {2: 16, 0: 16, 5: 2}
+    assert set(worth_trying(tier_E, coordinates_E, energy_E, number=40, most=16)) == {0, 1, 2, 4, 5}
+    assert worth_trying(tier_E, coordinates_E, energy_E, number=0, most=16) == {}
 
 
 def test_nothing_but_the_experts_changes(made, int4):
