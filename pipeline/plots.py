@@ -186,6 +186,31 @@ def symbol_tiers(
     return _png(draw)
 
 
+def length_against_fidelity(
+    title: str, bits: Sequence[float], increase: Sequence[tuple[float, float]], readable: Sequence[float], chosen: float
+) -> bytes:
+    """What shorter descriptions cost, loss with its standard error above, and how much is then readable, below.
+
+    `chosen` are the bits of the model that was kept.
+    """
+
+    def draw(figure: Figure) -> None:
+        _title(figure, title)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+        above.errorbar(bits, [mean for mean, _ in increase], [error for _, error in increase], fmt="o-", color=TEAL)
+        above.set_ylabel("loss increase,\nnats a token")
+        below.plot(bits, readable, "o-", color=AMBER)
+        below.set_ylabel("output energy\nin T1 to T3")
+        below.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        below.set_ylim(0, 1.05)
+        below.set_xlabel("description, bits an expert")
+        for axes in (above, below):
+            axes.axvline(chosen, color=SLATE, linestyle=":", label="this model")
+        above.legend()
+
+    return _png(draw, height=4.6)
+
+
 def chain_costs(
     names: Sequence[str],
     bits_per_byte: Sequence[float],

@@ -131,8 +131,11 @@ def _fit_router(ours: PeerRouter, theirs: PeerRouter, x_ND: Tensor) -> None:
     row_SD, intercept_S = theirs.score_rows()
     white_SD = row_SD.double() @ (basis_DD * variance_D.sqrt())
     loading_SR, direction_RD = dictionary(white_SD, ours.spec.score_features, ours.spec.score_terms)
-    ours.features.weight.copy_(direction_RD / variance_D.sqrt() @ basis_DD.T)
-    ours.query.weight.copy_(loading_SR)
+    feature_RD = direction_RD / variance_D.sqrt() @ basis_DD.T
+    # A feature and its negative do the same; names speak of where it is high, so its long tail points there.
+    sign_R = torch.where((centred_ND @ feature_RD.T).pow(3).mean(0) < 0, -1.0, 1.0)
+    ours.features.weight.copy_(feature_RD * sign_R[:, None])
+    ours.query.weight.copy_(loading_SR * sign_R)
     ours.query.bias.copy_(intercept_S + row_SD @ mean_D - ours.query.weight @ (ours.features.weight @ mean_D))
     for norm, score_NHX in zip((ours.norm1, ours.norm2), ours.scores(x_ND), strict=True):
         assert norm.running_mean is not None

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import torch
@@ -15,20 +15,28 @@ from pipeline.measures import MeasureConfig, measure_against, measure_size
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.models.peer import PeerRouter, PeerSpec
 from pipeline.models.quantized import QuantizedExperts
-from pipeline.plots import symbol_tiers
+from pipeline.plots import length_against_fidelity, symbol_tiers
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.symbolic import length_curve as length_file
 from pipeline.symbolic import names as names_file
 from pipeline.symbolic import page as symbols_page
-from pipeline.symbolic.assembly import BlockSymbols, distil_block, symbol_model
+from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, shortest, symbol_model
 from pipeline.symbolic.contest import rule_metrics
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
+from pipeline.symbolic.length_curve import (
+    Point,
+    formula_coordinates_median,
+    length_curve,
+    r2_energy_weighted,
+    readable_energy_share,
+)
 from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.names import Name, Names, Said
-from pipeline.symbolic.naming import Words, name_coordinates, name_scores, say_experts
+from pipeline.symbolic.naming import Words, name_coordinates, name_features, name_scores, say_experts
 from pipeline.symbolic.recording import LayerRecord, record
 from pipeline.symbolic.showcase import showcases
-from pipeline.symbolic.tiers import READABLE, Tier
+from pipeline.symbolic.tiers import Tier
 
 _TIER_WORDS = {
     Tier.T0: "exact",
@@ -73,6 +81,11 @@ class DistillSymbolsConfig(StageConfig):
         description="T0 experts a block, those with most output, whose formula is also fitted as a pruned KAN, which "
         "takes a second each; and half as many of T1.",
     )
+    budgets: tuple[float, ...] = Field(
+        default=(0.3, 0.1, 0.05, 0.02, 0.01, 0.001),
+        min_length=1,
+        description="Shares of the experts' variance that may be wrong, at which length is set against fidelity.",
+    )
     places: int = Field(default=3, ge=2, le=16, description="Tokens that literals look at, the current one included.")
     identities: int = Field(default=32, ge=1, description="Most frequent tokens that are literals of their own.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How the result is measured.")
@@ -102,15 +115,21 @@ def distill_symbols(
     counts_V = torch.bincount(fit[0].context_ON[0], minlength=corpus.spec.vocab_size)
     literals, names = build_literals(vocabulary, counts_V, places=config.places, identities=config.identities)
 
+    fitted: list[FittedBlock] = []
     blocks: list[BlockSymbols] = []
     generator = current_run().generator("gate networks")
     for layer in range(len(int4.blocks())):
-        blocks.append(
-            distil_block(
-                int4, layer, fit[layer], check[layer], literals, names, corpus,
+        fitted.append(
+            fit_block(
+                int4, layer, fit[layer], check[layer], literals, names,
                 ladder=config.coordinates, samples=config.samples, kan_experts=config.kan_experts,
-                least_r2=config.least_r2, least_recovered=config.least_recovered, places=config.places,
-                context_length=config.context_length, generator=generator,
+                least_r2=config.least_r2, generator=generator,
+            )
+        )  # fmt: skip
+        blocks.append(
+            shortest(
+                fitted[-1], corpus, least_r2=config.least_r2, least_recovered=config.least_recovered,
+                places=config.places, context_length=config.context_length,
             )
         )  # fmt: skip
     model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
@@ -120,6 +139,10 @@ def distill_symbols(
     words = Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
     quantities = _names(int4, blocks, fit, check, words)
     naming_seconds = time.monotonic() - began
+    points = length_curve(
+        int4, fitted, corpus, lost=config.budgets, places=config.places,
+        measure=_smaller(config), context_length=config.context_length,
+    )  # fmt: skip
     metrics = {
         **measure_against(model, int4, corpus, config.measure, config.context_length),
         **_controls(int4, check, corpus, config),
@@ -138,6 +161,8 @@ def distill_symbols(
         names_file.FILE: quantities.model_dump_json().encode(),
         symbols_page.FILE: symbols_page.page(metrics, showcases(model, blocks, check, quantities, words)).encode(),
         "plot.png": _picture(metrics),
+        length_file.FILE: length_file.to_csv(points),
+        "length.png": _length_picture(points, metrics),
     }
     return Output(value=model, metrics=metrics, files=files)
 
@@ -167,6 +192,7 @@ def _names(
         records = fit[layer], check[layer]
         if isinstance(block.router, PeerRouter):
             found += name_scores(block.router, layer, *records, words, generator)
+            found += name_features(block.router, layer, *records, words, generator)
         found += name_coordinates(layer, *records, words, generator)
         said += say_experts(layer, symbols.statements, symbols.energy_E, fit[layer], words)
     return Names(names=tuple(found), experts=tuple(said))
@@ -175,9 +201,15 @@ def _names(
 def _name_metrics(names: Names) -> dict[str, float]:
     return {
         f"{kind}_name_f1_{suffix}": names.mean(kind, figure)
-        for kind in ("score", "coordinate")
+        for kind in ("score", "feature", "coordinate")
+        if any(name.kind == kind for name in names.names)
         for suffix, figure in (("mean", "f1"), ("same_rate_null_mean", "null_f1"), ("permuted_mean", "permuted_f1"))
     }
+
+
+def _smaller(config: DistillSymbolsConfig) -> MeasureConfig:
+    """For what stands beside the result."""
+    return config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
 
 
 def _controls(
@@ -191,13 +223,12 @@ def _controls(
         "constant_magnitude": [ConstantMagnitude(e, m) for e, m in zip(layers, means, strict=True)],
         "permuted_firing": [PermutedFiring(e, generator) for e in layers],
     }
-    smaller = config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
     recovered = {}
     for name, experts in arms.items():
         control = LanguageModel(int4.spec)
         control.load_state_dict(int4.state_dict())
         with replaced(control.eval(), experts):
-            numbers = measure_against(control, int4, corpus, smaller, config.context_length)
+            numbers = measure_against(control, int4, corpus, _smaller(config), config.context_length)
         recovered[f"loss_recovered_{name}"] = numbers["loss_recovered"]
     return recovered
 
@@ -207,7 +238,6 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
     energy_E = torch.cat([block.energy_E for block in blocks])
     f1_E = torch.cat([block.f1_E for block in blocks])
     rate_E = torch.cat([block.rate_E for block in blocks])
-    r2 = [1 - float(block.error_E.sum() / block.variance_E.sum()) for block in blocks]
     token_f1_E = torch.cat([block.statements.token_logic.f1_E for block in blocks])
     live_E = (tier_E != Tier.T4) & (rate_E > 0)
     sparse_E = (tier_E == Tier.T1) | (tier_E == Tier.T2)
@@ -220,15 +250,16 @@ def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
     return {
         **shares,
         **energies,
-        "readable_energy_share": sum(energies[f"energy_share_{tier.name.lower()}"] for tier in READABLE),
+        "readable_energy_share": readable_energy_share(blocks),
         "firing_f1_mean": float(f1_E[live_E].mean()) if bool(live_E.any()) else math.nan,
         "firing_f1_mean_dropped_as_zero": float((f1_E * live_E)[rate_E > 0].mean()),
         "firing_f1_same_rate_null_mean": float(rate_E[live_E].mean()),
         "token_logic_f1_mean": float(token_f1_E[rate_E > 0].mean()),
         "token_logic_f1_same_rate_null_mean": float(rate_E[rate_E > 0].mean()),
-        "r2_energy_weighted": sum(r2) / len(r2),
+        "r2_energy_weighted": r2_energy_weighted(blocks),
         "description_bits_per_expert": float(torch.cat([block.bits_E for block in blocks]).mean()),
         "description_bits_per_expert_exact": float(torch.cat([block.exact_bits_E for block in blocks]).mean()),
+        "formula_coordinates_median": formula_coordinates_median(blocks),
         "formula_coordinates_mean": float(coordinates_E[sparse_E].float().mean()) if bool(sparse_E.any()) else 0.0,
         "gates_per_rule_mean": float(gates_E[gates_E > 0].float().mean()) if bool(gates_E.any()) else 0.0,
         "kan_experts_tried": float(sum(block.kans.tried for block in blocks)),
@@ -252,6 +283,16 @@ def _picture(metrics: Mapping[str, float]) -> bytes:
     loss, divergence = metrics["loss_increase_nats"], metrics["kl_to_teacher_nats"]
     title = f"Symbols: held-out loss {loss:+.4f}, KL {divergence:.4f} nats a token"
     return symbol_tiers(title, [f"{tier.name}\n{words}" for tier, words in _TIER_WORDS.items()], shares, recovered)
+
+
+def _length_picture(points: Sequence[Point], metrics: Mapping[str, float]) -> bytes:
+    return length_against_fidelity(
+        "Shorter descriptions cost loss",
+        [point.bits_per_expert for point in points],
+        [(point.loss_increase_nats, point.loss_increase_standard_error_nats) for point in points],
+        [point.readable_energy_share for point in points],
+        metrics["description_bits_per_expert"],
+    )
 
 
 def _share(chosen_E: Tensor) -> float:

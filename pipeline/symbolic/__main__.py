@@ -20,6 +20,7 @@ from pipeline.symbolic.export import export as write_export
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
 from pipeline.symbolic.reading import (
+    DIGITS,
     Firings,
     Reading,
     coordinates_by_size,
@@ -29,6 +30,7 @@ from pipeline.symbolic.reading import (
     read_expert,
     router_block,
     score_keys,
+    score_of_features,
     symbol_experts,
 )
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
@@ -223,6 +225,7 @@ def _show_names(opened: _Opened, reading: Reading) -> None:
     if reading.tier <= Tier.T1:
         block, keys = score_keys(opened.model, reading.layer, reading.expert)
         named += opened.quantities.of(block, [symbol(*key) for key in keys])
+        named += opened.quantities.of(block, _show_scores(opened.model, reading.layer, keys))
     if reading.function.free_symbols:
         largest = coordinates_by_size(symbol_experts(opened.model, reading.layer), reading.expert)[:NAMED]
         named += opened.quantities.of(reading.layer, [symbol("x", None, index) for index in largest])
@@ -230,6 +233,21 @@ def _show_names(opened: _Opened, reading: Reading) -> None:
         print("\nhigh where (in words of tokens; null: a random statement of that rate, permuted: the best on noise)")
     for name in named:
         print(f"  {name.symbol:>8}  {name.words}")
+
+
+def _show_scores(model: LanguageModel, layer: int, keys: Sequence[tuple[str, int, int]]) -> list[str]:
+    """Prints what these scores are made of, if of features, and returns the features that weigh most in them."""
+    sums = {key: score_of_features(model, layer, key) for key in keys}
+    weight: dict[int, float] = {}
+    if any(sums.values()):
+        print("\nscores, before what passes is normalised")
+    for key, terms in sums.items():
+        if terms:
+            total = " ".join(f"{value:+.{DIGITS}g} {symbol('f', None, feature)}" for feature, value in terms.items())
+            print(f"  {symbol(*key):>8} = {total} + constant")
+        for feature, value in terms.items():
+            weight[feature] = max(weight.get(feature, 0.0), abs(value))
+    return [symbol("f", None, feature) for feature in sorted(weight, key=lambda f: -weight[f])[:NAMED]]
 
 
 def _shortened(reading: Reading) -> str:

@@ -2,6 +2,7 @@
 
 # E experts, O options an expert, D model width, K coordinates, L literals
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,13 +17,13 @@ from pipeline.models.peer import PeerRouting, PeerSpec
 from pipeline.models.quantized import Int4Table, QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
 from pipeline.symbolic.circuits import Circuit, laid_out
-from pipeline.symbolic.formulas import Formulas, fit_formulas
+from pipeline.symbolic.formulas import Formulas, fit_formulas, own_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
 from pipeline.symbolic.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
 from pipeline.symbolic.logic import Literals, context_of
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.statements import Rules, Statements, fit_statements
-from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose, row_share_bits
+from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose_sharing, comparison_bits
 
 LOGIC_COORDINATES = 4
 """Most coordinates of the formula that a T2 statement is paired with, if the ladder has so few."""
@@ -66,29 +67,60 @@ class _Option:
     tier: Tier
     formulas: Formulas | None
     rules: Rules | None = None
+    exact: bool = False
+    """Whether it is the expert itself."""
 
 
-def distil_block(
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FittedBlock:
+    """A block with all ways to write its experts, from which `symbols` chooses."""
+
+    model: LanguageModel
+    layer: int
+    experts: QuantizedExperts
+    listed: list[_Option]
+    options: Options
+    """Without the price of an exact comparison."""
+    statements: Statements
+    kans: KanFormulas
+    coordinates: int
+    energy_E: Tensor
+    variance_E: Tensor
+    firings_E: Tensor
+
+    def comparison_bits(self, users_E: Tensor) -> Tensor:
+        """(E) price of an exact comparison, if these have one."""
+        cell_E = self.experts.index.cell_of_experts()
+        return comparison_bits(self.experts.spec, self.model.shape.d_model, cell_E, users_E)
+
+    def choose(self, lost: float) -> tuple[Tensor, Options]:
+        """(E) the option of each expert, and all at their prices; at most this share of the variance is wrong."""
+        compares_O = torch.tensor([option.tier <= Tier.T1 for option in self.listed])
+        return choose_sharing(self.options, compares_O, self.comparison_bits, lost * float(self.variance_E.sum()))
+
+    def symbols(self, lost: float) -> BlockSymbols:
+        """The shortest description of the block that gets at most this share of the experts' variance wrong."""
+        chosen_E, priced = self.choose(lost)
+        return _fill(self, priced, chosen_E)
+
+
+def fit_block(
     model: LanguageModel,
     layer: int,
     fit: LayerRecord,
     check: LayerRecord,
     literals: Literals,
     names: list[str],
-    corpus: Corpus,
     *,
     ladder: Sequence[int],
     samples: int,
     kan_experts: int,
     least_r2: float,
-    least_recovered: float,
-    places: int,
-    context_length: int,
     generator: torch.Generator,
-) -> BlockSymbols:
-    """Fits all options of one block, then chooses the shortest description within the error budget.
+) -> FittedBlock:
+    """Fits all options of one block on `fit` and judges them on `check`.
 
-    While the block, replaced alone, recovers less of the loss than `least_recovered`, the budget shrinks with it.
+    KANs are tried for the experts with most output that a choice at `least_r2` would leave exact.
     """
     experts = model.blocks()[layer].moe
     assert isinstance(experts, QuantizedExperts)
@@ -96,6 +128,8 @@ def distil_block(
     formulas = fit_formulas(experts, fit, check, ladder=tuple(ladder), samples=samples, what=f"{what} formulas")
     few = max((size for size in ladder if size <= LOGIC_COORDINATES), default=min(ladder))
     with_logic = next(f for f in formulas if f.num_coordinates == few)
+    if experts.spec.u_terms:
+        formulas.append(own_formulas(experts, formulas[0].splines))
     energy_E, variance_E = _energies(experts, check)
     if not float(variance_E.sum()) > 0:
         raise ValueError(f"no expert of block {layer} does anything on the sample; take more check_tokens")
@@ -103,36 +137,43 @@ def distil_block(
         experts, fit, check, literals, names, with_logic, energy_E,
         generator=generator, what=f"{what} statements",
     )  # fmt: skip
-    exact_bits_E = _exact_bits(experts, model.shape.d_model)
-    option_list, options = _options(experts, model.shape.d_model, energy_E, formulas, with_logic, statements)
+    d_model = model.shape.d_model
+    listed, options = _options(experts, d_model, energy_E, formulas, with_logic, statements)
+    fitted = FittedBlock(
+        model=model, layer=layer, experts=experts, listed=listed, options=options, statements=statements,
+        kans=none_tried(), coordinates=max(f.index_EK.shape[1] for f in formulas), energy_E=energy_E,
+        variance_E=variance_E, firings_E=check.count_E,
+    )  # fmt: skip
+    if not kan_experts:
+        return fitted
+    tier_E, coordinates_E = _tiers_and_coordinates(listed, fitted.choose(1 - least_r2)[0])
+    sizes = worth_trying(tier_E, coordinates_E, energy_E, number=kan_experts, most=max(ladder))
+    kans = fit_kans(experts, fit, check, sizes, formulas, what=f"{what} KANs")
+    listed, options = _options(experts, d_model, energy_E, [*formulas, *kans.formulas], with_logic, statements)
+    return replace(fitted, listed=listed, options=options, kans=kans)
 
-    kans = none_tried()
-    if kan_experts:
-        chosen_E = choose(options, (1 - least_r2) * float(variance_E.sum()))
-        tier_E, coordinates_E = _tiers_and_coordinates(option_list, chosen_E)
-        sizes = worth_trying(tier_E, coordinates_E, energy_E, number=kan_experts, most=max(ladder))
-        kans = fit_kans(experts, fit, check, sizes, formulas, what=f"{what} KANs")
-        option_list, options = _options(
-            experts, model.shape.d_model, check, [*formulas, *kans.formulas], with_logic, statements
-        )
 
-    share, tightenings = 1.0, 0
+def shortest(
+    fitted: FittedBlock,
+    corpus: Corpus,
+    *,
+    least_r2: float,
+    least_recovered: float,
+    places: int,
+    context_length: int,
+) -> BlockSymbols:
+    """The shortest description within the error budget.
+
+    While the block, replaced alone, recovers less of the loss than `least_recovered`, the budget shrinks with it.
+    """
+    lost, tightenings = 1 - least_r2, 0
     while True:
-        chosen_E = choose(options, (1 - least_r2) * share * float(variance_E.sum()))
-        symbols = _fill(
-            model, experts, option_list, options, chosen_E, statements, max(ladder),
-            exact_bits_E=exact_bits_E, energy_E=energy_E, variance_E=variance_E, firings_E=check.count_E
-        )  # fmt: skip
-        recovered = _recovered_alone(model, layer, symbols, corpus, places, context_length)
+        symbols = fitted.symbols(lost)
+        recovered = _recovered_alone(fitted.model, fitted.layer, symbols, corpus, places, context_length)
         if recovered >= least_recovered or tightenings == TIGHTENINGS:
-            chosen = sum(
-                int((chosen_E == n).sum())
-                for n, o in enumerate(option_list)
-                if any(o.formulas is f for f in kans.formulas)
-            )
-            return replace(symbols, recovered=recovered, kans=replace(kans, chosen=chosen))
+            return replace(symbols, recovered=recovered)
         # What is lost grows about as the error that is allowed.
-        share *= 0.95 * (1 - least_recovered) / (1 - recovered)
+        lost *= 0.95 * (1 - least_recovered) / (1 - recovered)
         tightenings += 1
 
 
@@ -157,17 +198,6 @@ def _energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Te
     return square_E * v2_E, (square_E - sum_E.square() / len(check.x_ND)) * v2_E
 
 
-def _exact_bits(experts: QuantizedExperts, d_model: int) -> Tensor:
-    everyone_E = torch.ones(experts.spec.num_experts, dtype=torch.bool)
-    return TIER_BITS + (d_model + 1) * COEFFICIENT_BITS + _row_bits(experts, d_model, everyone_E)
-
-
-def _row_bits(experts: QuantizedExperts, d_model: int, users_E: Tensor) -> Tensor:
-    spec = experts.spec
-    grid = spec.num_keys, spec.num_columns
-    return row_share_bits(experts.index.cell_of_experts(), grid, spec.num_heads, d_model, users_E).float()
-
-
 def _options(
     experts: QuantizedExperts,
     d_model: int,
@@ -176,11 +206,12 @@ def _options(
     with_logic: Formulas,
     statements: Statements,
 ) -> tuple[list[_Option], Options]:
-    """Every option with its bits and its error in energy. Score rows are charged as if all experts named them."""
+    """Every option with its bits, but for an exact comparison's, and its error in energy."""
     v2_E = _v_squares(experts)
-    rows_E = _row_bits(experts, d_model, torch.ones(experts.spec.num_experts, dtype=torch.bool))
-    listed = [_Option(Tier.T0, None), *(_Option(Tier.T1, f) for f in formulas)]
-    bits = [_exact_bits(experts, d_model), *(TIER_BITS + f.bits_E + rows_E for f in formulas)]
+    listed = [_Option(Tier.T0, None, exact=True)]
+    listed += [_Option(Tier.T1, f, exact=bool((f.error_E == 0).all())) for f in formulas]
+    dense_bits = TIER_BITS + (d_model + 1) * COEFFICIENT_BITS
+    bits = [torch.full_like(v2_E, dense_bits), *(TIER_BITS + f.bits_E for f in formulas)]
     errors = [torch.zeros_like(v2_E), *(f.error_E * v2_E for f in formulas)]
     for rules in statements.rules:
         listed += [_Option(Tier.T2, with_logic, rules), _Option(Tier.T3, None, rules)]
@@ -194,22 +225,17 @@ def _options(
     return listed, Options(torch.stack(bits, dim=1), error_EO.clamp(max=1e30))
 
 
-def _fill(
-    model: LanguageModel,
-    experts: QuantizedExperts,
-    listed: list[_Option],
-    options: Options,
-    chosen_E: Tensor,
-    statements: Statements,
-    coordinates: int,
-    *,
-    exact_bits_E: Tensor,
-    energy_E: Tensor,
-    variance_E: Tensor,
-    firings_E: Tensor,
-) -> BlockSymbols:
+def _exact_bits(fitted: FittedBlock) -> Tensor:
+    """(E) of the shortest way to write every expert exactly."""
+    everyone_E = torch.ones(len(fitted.energy_E), dtype=torch.bool)
+    exact_O = torch.tensor([option.exact for option in fitted.listed])
+    return fitted.options.bits_EO[:, exact_O].amin(1) + fitted.comparison_bits(everyone_E)
+
+
+def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbols:
     """The tables of a block whose experts take these options."""
-    num_experts, d_model = len(chosen_E), model.shape.d_model
+    experts, statements, listed = fitted.experts, fitted.statements, fitted.listed
+    num_experts, d_model, coordinates = len(chosen_E), fitted.model.shape.d_model, fitted.coordinates
     tier_E = torch.tensor([option.tier for option in listed], dtype=torch.uint8)[chosen_E]
     tables: dict[str, Tensor] = {
         "tier_E": tier_E,
@@ -228,10 +254,11 @@ def _fill(
         if option.formulas is not None:
             f = option.formulas
             for table, column in (("code_E", f.code_E), ("scale_E", f.scale_E), ("offset_E", f.offset_E),
-                                  ("coefficient_EK", f.coefficient_EK), ("intercept_E", f.intercept_E)):  # fmt: skip
+                                  ("intercept_E", f.intercept_E)):  # fmt: skip
                 tables[table][at_X] = column[at_X]
-            tables["index_EK"][at_X] = f.index_EK[at_X].to(torch.int16)
-            coordinates_E[at_X] = f.num_coordinates
+            tables["index_EK"][at_X, : f.index_EK.shape[1]] = f.index_EK[at_X].to(torch.int16)
+            tables["coefficient_EK"][at_X, : f.index_EK.shape[1]] = f.coefficient_EK[at_X]
+            coordinates_E[at_X] = (f.coefficient_EK[at_X] != 0).sum(1)
             curved_X = at_X[f.code_E[at_X] == SPLINE_CODE]
             spline_row_E[curved_X] = torch.arange(splines, splines + len(curved_X), dtype=torch.int32)
             splines += len(curved_X)
@@ -268,6 +295,7 @@ def _fill(
     literal_names = _fill_logic(tables, circuits, statements)
     gates_E = torch.zeros(num_experts, dtype=torch.int64)
     gates_E[[*circuits]] = torch.tensor([len(circuit.gates) for circuit in circuits.values()], dtype=torch.int64)
+    by_kan_O = torch.tensor([any(option.formulas is f for f in fitted.kans.formulas) for option in listed])
     live_E = statements.rate_E > 0
     exact_E = (tier_E <= Tier.T1) & live_E
     return BlockSymbols(
@@ -279,19 +307,19 @@ def _fill(
         num_splines=splines,
         coordinates=coordinates,
         tier_E=tier_E,
-        bits_E=options.bits_EO.gather(1, chosen_E[:, None])[:, 0],
-        error_E=options.error_EO.gather(1, chosen_E[:, None])[:, 0],
+        bits_E=priced.bits_EO.gather(1, chosen_E[:, None])[:, 0],
+        error_E=priced.error_EO.gather(1, chosen_E[:, None])[:, 0],
         # Exact tiers compute the very comparison the model fires by; the others' rule was judged.
         f1_E=torch.where(exact_E, 1.0, f1_E),
         coordinates_E=coordinates_E,
         gates_E=gates_E,
-        firings_E=firings_E,
+        firings_E=fitted.firings_E,
         statements=statements,
-        kans=none_tried(),
-        recovered=0.0,
-        exact_bits_E=exact_bits_E,
-        energy_E=energy_E,
-        variance_E=variance_E,
+        kans=replace(fitted.kans, chosen=int(by_kan_O[chosen_E].sum())),
+        recovered=math.nan,
+        exact_bits_E=_exact_bits(fitted),
+        energy_E=fitted.energy_E,
+        variance_E=fitted.variance_E,
         rate_E=statements.rate_E,
     )
 

@@ -62,6 +62,28 @@ def fit_formulas(
     return [_joined([piece[i] for piece in pieces]) for i in range(len(pieces[0]))]
 
 
+def own_formulas(experts: QuantizedExperts, splines: Splines) -> Formulas:
+    """Every expert as it is, of rows of u that are sparse already: nothing is lost, and few coordinates are named."""
+    terms, num_experts = experts.spec.u_terms, experts.spec.num_experts
+    assert isinstance(experts.u, Int4Table)
+    u_ED = experts.u.rows(torch.arange(num_experts))
+    index_EK = u_ED.abs().topk(min(terms, u_ED.shape[1]), dim=1).indices
+    coefficient_EK = u_ED.gather(1, index_EK)
+    term_bits = COEFFICIENT_BITS + math.log2(u_ED.shape[1])
+    return Formulas(
+        num_coordinates=index_EK.shape[1],
+        index_EK=index_EK,
+        coefficient_EK=coefficient_EK,
+        intercept_E=experts.bias.detach().clone(),
+        code_E=torch.full((num_experts,), activation_code(experts.spec.activation), dtype=torch.uint8),
+        scale_E=torch.ones(num_experts),
+        offset_E=torch.zeros(num_experts),
+        splines=splines,
+        error_E=torch.zeros(num_experts),
+        bits_E=(coefficient_EK != 0).sum(1) * term_bits + CODE_BITS + COEFFICIENT_BITS,
+    )
+
+
 def _joined(parts: list[Formulas]) -> Formulas:
     def cat(name: str) -> Tensor:
         return torch.cat([getattr(part, name) for part in parts])

@@ -1,4 +1,7 @@
-"""What is known of the quantities that statements speak of: scores A^h_r and B^h_c, coordinates x_d. Text to show."""
+"""What is known of the quantities that statements speak of, as text to show.
+
+They are scores A^h_r and B^h_c, features f_i that scores may be made of, and coordinates x_d.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Literal
@@ -28,15 +31,17 @@ class TopToken(BaseModel):
 
 
 class Name(BaseModel):
-    """One score or coordinate, and when it is high: a statement about tokens, with its F1 beside two nulls."""
+    """One score, feature or coordinate, and when it is high: a statement about tokens, with its F1 beside two nulls."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    kind: Literal["score", "coordinate"]
-    block: int = Field(description="Block whose router has the score, or whose experts read the coordinate.")
-    axis: Literal["A", "B", "x"] = Field(description="A: rows, B: columns of the key grid; x: the state.")
-    head: int | None = Field(description="Head of the router; nothing for a coordinate.")
-    index: int = Field(description="Number of the sub-key or coordinate.")
+    kind: Literal["score", "feature", "coordinate"]
+    block: int = Field(description="Block whose router has the score or feature, or whose experts read the coordinate.")
+    axis: Literal["A", "B", "f", "x"] = Field(
+        description="A: rows, B: columns of the key grid; f: the features of scores; x: the state."
+    )
+    head: int | None = Field(description="Head of the router; nothing for a feature or a coordinate.")
+    index: int = Field(description="Number of the sub-key, feature or coordinate.")
     statement: str
     brief: str = Field(description="The statement with no more than a few tokens of each set.")
     f1: float = Field(description="F1 of the statement against 'high', on the checking sample.")

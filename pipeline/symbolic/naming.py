@@ -1,11 +1,12 @@
-"""Names for all scores of a router and all coordinates of a block at once, from a recorded sample.
+"""Names for all scores and features of a router and all coordinates of a block at once, from a recorded sample.
 
-A score is high where an expert of its row or column may fire by its head; a coordinate, in its upper tail. The
-statement that says so best is searched on one sample and judged on another; a permutation of the tokens is the control.
+A score is high where an expert of its row or column may fire by its head; a feature or coordinate, in its upper tail.
+The statement that says so best is searched on one sample and judged on another; a permutation of the tokens is the
+control.
 """
 
-# N tokens, E quantities (scores or coordinates), D model width, H heads, I sub-keys of the rows, J of the columns,
-# P pairs (a quantity and a token where it is high), V vocabulary, L literals, K contexts shown
+# N tokens, E quantities (scores, features or coordinates), D model width, H heads, I sub-keys of rows, J of columns,
+# P pairs (a quantity and a token where it is high), V vocabulary, L literals, K contexts shown, R features
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -131,17 +132,17 @@ def high_scores(router: PeerRouter, record: LayerRecord) -> High:
     return High(_events(event_P, token_P, value_KE.shape[1], record), highest_KE.T)
 
 
-def high_coordinates(record: LayerRecord, limit_D: Tensor) -> High:
-    """Of all coordinates of a block's normalised state: those above their limits."""
-    event_P, token_P = torch.nonzero((record.x_ND > limit_D).T, as_tuple=True)
-    highest_KD = record.x_ND.topk(min(CONTEXTS, len(record.x_ND)), dim=0).indices
-    return High(_events(event_P, token_P, len(limit_D), record), highest_KD.T)
+def high_values(value_NE: Tensor, limit_E: Tensor, record: LayerRecord) -> High:
+    """Of quantities with these values on the record's tokens: where they are above their limits."""
+    event_P, token_P = torch.nonzero((value_NE > limit_E).T, as_tuple=True)
+    highest_KE = value_NE.topk(min(CONTEXTS, len(value_NE)), dim=0).indices
+    return High(_events(event_P, token_P, len(limit_E), record), highest_KE.T)
 
 
-def upper_tail(record: LayerRecord) -> Tensor:
-    """(D) the limits above which TAIL of the tokens lie; never below 0, so that high is positive."""
-    rank = max(1, round(TAIL * len(record.x_ND)))
-    return record.x_ND.topk(min(rank + 1, len(record.x_ND)), dim=0).values[-1].clamp(min=0)
+def upper_tail(value_NE: Tensor) -> Tensor:
+    """(E) the limits above which TAIL of the tokens lie; never below 0, so that high is positive."""
+    rank = max(1, round(TAIL * len(value_NE)))
+    return value_NE.topk(min(rank + 1, len(value_NE)), dim=0).values[-1].clamp(min=0)
 
 
 def _events(event_P: Tensor, token_P: Tensor, count: int, record: LayerRecord) -> Events:
@@ -171,10 +172,23 @@ def name_coordinates(
     block: int, fit: LayerRecord, check: LayerRecord, words: Words, generator: torch.Generator
 ) -> list[Name]:
     """A name for each coordinate of the state that the block's experts read."""
-    limit_D = upper_tail(fit)
+    limit_D = upper_tail(fit.x_ND)
     keys = [("x", None, index) for index in range(len(limit_D))]
-    high = high_coordinates(fit, limit_D)
-    return _named("coordinate", block, keys, high, high_coordinates(check, limit_D).events, words, generator)
+    high, other = (high_values(record.x_ND, limit_D, record) for record in (fit, check))
+    return _named("coordinate", block, keys, high, other.events, words, generator)
+
+
+@torch.no_grad()
+def name_features(
+    router: PeerRouter, block: int, fit: LayerRecord, check: LayerRecord, words: Words, generator: torch.Generator
+) -> list[Name]:
+    """A name for each feature of the router that `block` has, if its scores are made of any."""
+    if not router.spec.score_features:
+        return []
+    limit_R = upper_tail(router.features(fit.x_ND))
+    keys = [("f", None, index) for index in range(len(limit_R))]
+    high, other = (high_values(router.features(record.x_ND), limit_R, record) for record in (fit, check))
+    return _named("feature", block, keys, high, other.events, words, generator)
 
 
 def say_experts(block: int, statements: Statements, energy_E: Tensor, fit: LayerRecord, words: Words) -> Iterator[Said]:

@@ -24,7 +24,9 @@ BESIDE: Sequence[tuple[str, tuple[str, ...]]] = (
     ("gates_per_rule_mean", ()),
     ("token_logic_f1_mean", ("token_logic_f1_same_rate_null_mean",)),
     ("score_name_f1_mean", ("score_name_f1_same_rate_null_mean", "score_name_f1_permuted_mean")),
+    ("feature_name_f1_mean", ("feature_name_f1_same_rate_null_mean", "feature_name_f1_permuted_mean")),
     ("coordinate_name_f1_mean", ("coordinate_name_f1_same_rate_null_mean", "coordinate_name_f1_permuted_mean")),
+    ("formula_coordinates_median", ("formula_coordinates_mean",)),
     ("description_bits_per_expert", ("description_bits_per_expert_exact",)),
 )
 """Metrics, and the controls, nulls and bounds that they are read beside."""

@@ -89,6 +89,21 @@ def score_keys(model: LanguageModel, layer: int, expert: int) -> tuple[int, list
     return router_block(model, layer), keys
 
 
+def score_of_features(model: LanguageModel, layer: int, key: tuple[str, int, int]) -> dict[int, float]:
+    """What multiplies each feature in a score of the router that this block obeys, the largest first.
+
+    Empty where scores are made of no features. The score that is compared is the log gate of this sum.
+    """
+    router = _router(model, layer)
+    if not router.spec.score_features:
+        return {}
+    axis, head, index = key
+    before = 0 if axis == "A" else router.widths[0]
+    per_head = router.widths[0 if axis == "A" else 1] // router.spec.num_heads
+    weight_R = router.query.weight[before + head * per_head + index].tolist()
+    return {feature: w for feature, w in sorted(enumerate(weight_R), key=lambda term: -abs(term[1])) if w}
+
+
 def router_block(model: LanguageModel, layer: int) -> int:
     """The block whose router this one obeys: its own, or the nearest below."""
     blocks = model.blocks()

@@ -6,12 +6,15 @@ price over all experts is the shortest total description for the error it leaves
 
 # E experts, O options an expert
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from kernels.symbol_table.tables import Tier
+from pipeline.models.peer import PeerSpec
 
 READABLE = (Tier.T1, Tier.T2, Tier.T3)
 TIER_WORDS = {
@@ -26,6 +29,8 @@ COEFFICIENT_BITS = 8.0
 """Of a coefficient in a formula: enough for two significant digits and an exponent."""
 GATE_BITS = 4.0
 TIER_BITS = 3.0
+SHARING_ROUNDS = 4
+"""Choices in which the users of score rows settle; two to three were enough (tiny, 2026-11)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,22 +55,48 @@ def choose(options: Options, budget: float) -> Tensor:
     return chosen_E
 
 
+def choose_sharing(
+    options: Options, compares_O: Tensor, comparison: Callable[[Tensor], Tensor], budget: float
+) -> tuple[Tensor, Options]:
+    """As `choose`, where options that `compares_O` marks name what others name too, so that fewer users pay more.
+
+    `comparison(users_E)` is its price for each expert. Prices are those of the choice before, at first of all experts,
+    until the users stay the same. Returns the choice and the options at the prices that it was made by.
+    """
+    users_E, rounds = torch.ones(len(options.bits_EO), dtype=torch.bool), 0
+    while True:
+        priced_EO = options.bits_EO + compares_O * comparison(users_E)[:, None].to(options.bits_EO)
+        priced = Options(priced_EO, options.error_EO)
+        chosen_E = choose(priced, budget)
+        before_E, users_E, rounds = users_E, compares_O[chosen_E], rounds + 1
+        if rounds == SHARING_ROUNDS or torch.equal(users_E, before_E):
+            return chosen_E, priced
+
+
 def _at(options: Options, price: float) -> Tensor:
     """Least bits + price * error; `price` in bits a unit of energy."""
     return (options.bits_EO.double() + price * options.error_EO.double()).argmin(1)
 
 
-def row_share_bits(cell_E: Tensor, grid: tuple[int, int], num_heads: int, d_model: int, users_E: Tensor) -> Tensor:
-    """(E) bits of the dense score rows that an exact comparison names, shared by the experts that use them.
+def score_row_bits(spec: PeerSpec, d_model: int) -> float:
+    """Bits of what one score is made of: coefficients of the state, or of its features with their numbers."""
+    if spec.score_features:
+        return spec.score_terms * (COEFFICIENT_BITS + math.log2(spec.score_features)) + COEFFICIENT_BITS
+    return d_model * COEFFICIENT_BITS
 
-    `grid` has so many rows and columns. Expert (r, c) needs row r and column c of every head: 2 H rows of D
-    coefficients, each shared by the experts in `users_E` (bool) that name it too, and one threshold a head, shared by
-    all of them.
+
+def comparison_bits(spec: PeerSpec, d_model: int, cell_E: Tensor, users_E: Tensor) -> Tensor:
+    """(E) bits that an exact comparison of an expert's row and column costs, if `users_E` (bool) have one beside it.
+
+    Expert (r, c) needs row r and column c of every head, each shared with the others that name it; the features, where
+    scores have them, and one threshold a head are shared by all.
     """
-    row_bits = num_heads * d_model * COEFFICIENT_BITS
-    num_rows, num_columns = grid
-    row_E, column_E = cell_E // num_columns, cell_E % num_columns
-    users = users_E.double()
-    per_row = torch.zeros(num_rows, dtype=torch.float64).index_add(0, row_E, users).clamp(min=1)
-    per_column = torch.zeros(num_columns, dtype=torch.float64).index_add(0, column_E, users).clamp(min=1)
-    return row_bits / per_row[row_E] + row_bits / per_column[column_E]
+    row_bits = spec.num_heads * score_row_bits(spec, d_model)
+    row_E, column_E = cell_E // spec.num_columns, cell_E % spec.num_columns
+    users_E = users_E.double()
+    shared = spec.score_features * d_model * COEFFICIENT_BITS + spec.num_heads * COEFFICIENT_BITS
+    share_E = shared / (users_E.sum() + 1 - users_E)
+    for key_E, count in ((row_E, spec.num_keys), (column_E, spec.num_columns)):
+        users = torch.zeros(count, dtype=torch.float64).index_add(0, key_E, users_E)
+        share_E = share_E + row_bits / (users[key_E] + 1 - users_E)
+    return share_E

@@ -5,7 +5,16 @@ import itertools
 import pytest
 import torch
 
-from pipeline.symbolic.tiers import COEFFICIENT_BITS, Options, Tier, choose, row_share_bits
+from pipeline.models.peer import PeerSpec
+from pipeline.symbolic.tiers import (
+    COEFFICIENT_BITS,
+    Options,
+    Tier,
+    choose,
+    choose_sharing,
+    comparison_bits,
+    score_row_bits,
+)
 
 # E experts, O options an expert
 
@@ -68,20 +77,49 @@ def test_an_expert_that_never_fires_is_dropped_even_without_a_budget():
     assert choose(options, 0.0).tolist() == [1]
 
 
+def dense_spec(num_keys, num_heads, **changes):
+    shape = {"num_keys": num_keys, "d_key": num_keys, "sub_keys": "identity", "query_norm": False, "active_keys": 2}
+    return PeerSpec.model_validate({**shape, "num_heads": num_heads, "pairs_per_head": 2, "num_experts": 8, **changes})
+
+
 def test_experts_that_share_score_rows_pay_for_each_row_once_between_them():
-    num_keys, num_heads, d_model = 5, 3, 14
-    cell_E = torch.tensor([0, 0, 7, 12, 12, 12, 24, 3])
-    share_E = row_share_bits(cell_E, (num_keys, num_keys), num_heads, d_model, torch.ones(8, dtype=torch.bool))
+    spec, d_model, cell_E = dense_spec(5, 3), 14, torch.tensor([0, 0, 7, 12, 12, 12, 24, 3])
+    share_E = comparison_bits(spec, d_model, cell_E, torch.ones(8, dtype=torch.bool))
     rows, columns = len(set((cell_E // 5).tolist())), len(set((cell_E % 5).tolist()))
-    assert float(share_E.sum()) == pytest.approx((rows + columns) * num_heads * d_model * COEFFICIENT_BITS)
+    thresholds = 3 * COEFFICIENT_BITS
+    assert float(share_E.sum()) == pytest.approx((rows + columns) * 3 * d_model * COEFFICIENT_BITS + thresholds)
     assert float(share_E[0]) == float(share_E[1]) < float(share_E[2])
 
 
-def test_score_rows_are_shared_by_their_users_alone():
-    cell_E = torch.tensor([0, 0, 0, 6])
+def test_score_rows_are_shared_by_their_users_and_one_more_joins_them():
+    spec, cell_E = dense_spec(5, 1), torch.tensor([0, 0, 0, 6])
     users_E = torch.tensor([True, False, False, True])
-    share_E = row_share_bits(cell_E, (5, 5), 1, 10, users_E)
-    assert float(share_E[users_E].sum()) == pytest.approx(4 * 10 * COEFFICIENT_BITS)
+    share_E = comparison_bits(spec, 10, cell_E, users_E)
+    assert float(share_E[users_E].sum()) == pytest.approx((4 * 10 + 1) * COEFFICIENT_BITS)
+    assert float(share_E[1]) == pytest.approx((2 * 10 / 2 + 1 / 3) * COEFFICIENT_BITS)
+
+
+def test_scores_of_few_features_cost_their_terms_and_all_share_the_features():
+    spec, d_model = dense_spec(5, 2, score_features=8, score_terms=3), 14
+    assert score_row_bits(spec, d_model) == 3 * (COEFFICIENT_BITS + 3) + COEFFICIENT_BITS
+    alone = comparison_bits(spec, d_model, torch.tensor([7]), torch.ones(1, dtype=torch.bool))
+    rows = 2 * 2 * score_row_bits(spec, d_model)
+    assert float(alone) == pytest.approx(rows + (8 * d_model + 2) * COEFFICIENT_BITS)
+
+
+def test_where_few_compare_the_comparison_costs_them_all_and_they_leave_together():
+    """Two options: 10 bits and a comparison shared by all, which is 30 bits for each of 6 users and 180 for one."""
+    options = Options(torch.tensor([[10.0, 35.0]] * 6), torch.zeros(6, 2))
+    compares_O = torch.tensor([True, False])
+
+    def price(users_E):
+        return 180.0 / (users_E.double().sum() + 1 - users_E.double())
+
+    chosen_E, priced = choose_sharing(options, compares_O, price, 1.0)
+    assert chosen_E.tolist() == [1] * 6
+    assert float(priced.bits_EO[0, 0]) == pytest.approx(10 + 180)
+    cheap = Options(torch.tensor([[1.0, 35.0]] * 6), torch.zeros(6, 2))
+    assert choose_sharing(cheap, compares_O, price, 1.0)[0].tolist() == [0] * 6
 
 
 def test_tiers_keep_their_numbers():

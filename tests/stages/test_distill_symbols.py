@@ -19,8 +19,9 @@ from pipeline.models.peer import PeerRouter, threshold_for
 from pipeline.models.quantization import to_int4
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic import assembly, rules
-from pipeline.symbolic.assembly import distil_block, symbol_model
+from pipeline.symbolic import rules
+from pipeline.symbolic import tiers as tiers_of_experts
+from pipeline.symbolic.assembly import fit_block, shortest, symbol_model
 from pipeline.symbolic.formulas import fit_formulas
 from pipeline.symbolic.kan_formulas import fit_kans, worth_trying
 from pipeline.symbolic.logic import build_literals
@@ -298,12 +299,13 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
         taken.append(torch.where(options.error_EO[:, option] < 1e29, option, 0))
         return taken[-1]
 
-    monkeypatch.setattr(assembly, "choose", take)
+    monkeypatch.setattr(tiers_of_experts, "choose", take)
     monkeypatch.setattr(rules, "WORTH_A_LITERAL_F1", -1.0)  # longer rules for all, however little they add
-    block = distil_block(
-        int4, 0, fit, check, literals, names, corpus, ladder=LADDER, samples=64, kan_experts=0,
-        least_r2=0.5, least_recovered=1e-9, places=2, context_length=32, generator=generator,
+    fitted = fit_block(
+        int4, 0, fit, check, literals, names, ladder=LADDER, samples=64, kan_experts=0, least_r2=0.5,
+        generator=generator,
     )  # fmt: skip
+    block = shortest(fitted, corpus, least_r2=0.5, least_recovered=1e-9, places=2, context_length=32)
     assert int((taken[-1] == option).sum()) > 2
     experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe
     assert isinstance(experts, SymbolExperts)
