@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.symbolic.bits import count, everything
 from pipeline.symbolic.circuits import Circuit, Gate, minimised
 from pipeline.symbolic.logic import GATE_OUTPUT_G4, BestGates, best_gates, four_cells
+from pipeline.symbolic.token_logic import IS_A, OR, XOR
 
 WORTH_A_LITERAL_F1 = 0.01
 """What one more literal must add on the fitting sample."""
@@ -66,7 +67,7 @@ def search(sample: Sample) -> Found:
     given = fired_QCC, count(sample.fire_QW), count_QCC, place_QC, sample.num_tokens
     starts = [best_gates(*given, kinds=kinds) for kinds in STARTS]
     f1_QC = _f1_alone(fired_QCC, count_QCC, count(sample.fire_QW))
-    single, alone_Q = _one_or_two(sample, best_gates(*given), f1_QC)
+    single, alone_Q = _one_or_two(sample, best_gates(*given), f1_QC, count_QCC)
     chain, chain_Q = _chains(sample, starts)
     threshold, threshold_Q = _thresholds(sample, f1_QC)
     return Found(
@@ -97,11 +98,13 @@ def _f1_alone(fired_QCC: Tensor, count_QCC: Tensor, total_Q: Tensor) -> Tensor:
     return 2 * fired_QC / (count_QC + total_Q[:, None]).clamp(min=1)
 
 
-def _one_or_two(sample: Sample, best: BestGates, f1_QC: Tensor) -> tuple[list[Circuit], Tensor]:
+def _one_or_two(sample: Sample, best: BestGates, f1_QC: Tensor, count_QCC: Tensor) -> tuple[list[Circuit], Tensor]:
     """The gate, or one literal where the second is not worth it; (Q) its F1."""
     one_Q, at_Q = f1_QC.max(1)
     alone_Q = best.score_E < one_Q + WORTH_A_LITERAL_F1
-    kind_Q = torch.where(alone_Q, 3, best.kind_E)
+    # Of literals that exclude each other, such as two tokens of one place, "or" says the same as "either".
+    apart_Q = count_QCC[torch.arange(len(at_Q)), best.a_E, best.b_E] == 0
+    kind_Q = torch.where(alone_Q, IS_A, torch.where(apart_Q & (best.kind_E == XOR), OR, best.kind_E))
     a_Q, b_Q = torch.where(alone_Q, at_Q, best.a_E), torch.where(alone_Q, at_Q, best.b_E)
     columns = (kind_Q.tolist(), a_Q.tolist(), b_Q.tolist(), sample.literal_QC.tolist())
     circuits = [minimised([own[a], own[b]], [(kind, 0, 1)]) for kind, a, b, own in zip(*columns, strict=True)]
@@ -128,7 +131,7 @@ def _chains(sample: Sample, starts: Sequence[BestGates]) -> tuple[list[Circuit],
         for _ in range(CHAIN_LITERALS - 2):
             kind_Q, at_Q, new_Q = _best_link(sample, state_QW)
             going_Q = going_Q & (new_Q >= f1_Q + WORTH_A_LITERAL_F1)
-            links.append((torch.where(going_Q, kind_Q, 3), at_Q))  # "what was so far", where it is not worth it
+            links.append((torch.where(going_Q, kind_Q, IS_A), at_Q))  # "what was so far", where it is not worth it
             state_QW = gate_words(links[-1][0], state_QW, sample.value_QCW[experts, at_Q], sample.num_tokens)
             f1_Q = torch.where(going_Q, new_Q, f1_Q)
         grown.append((start.a_E, links, f1_Q))

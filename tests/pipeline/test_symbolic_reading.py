@@ -212,6 +212,26 @@ def test_the_logic_rule_is_true_where_the_model_fires(model):
     assert token_P.tolist() == wanted
 
 
+def test_a_rule_of_several_gates_is_read_whole_and_is_true_where_the_model_fires(model):
+    experts = model.blocks()[0].moe
+    experts.tier_E[DROPPED] = Tier.T3
+    try:
+        reading = read_expert(model, 0, DROPPED, NAMES, VOCABULARY)
+        context_ON = context_of(torch.randint(256, (1, 3000), generator=torch.Generator().manual_seed(9)), 2)
+        context_ON[:, :1500] = context_of(torch.tensor([list((TEXT * 40).encode()[:1500])]), 2)
+        token_P, _ = experts.logic_firings(torch.tensor([DROPPED]), context_ON)
+        value_LN = experts.literals.values(context_ON)
+    finally:
+        experts.tier_E[DROPPED] = Tier.T4
+    own, alike = "token[-1] in {'\\n', 't'}", [f"{NAMES[2]} (literal {i})" for i in (2, 3)]
+    letters, not_own = sympy.Symbol("letters"), sympy.Not(sympy.Symbol(own))
+    assert reading.rule == sympy.And(letters, not_own, sympy.Or(*map(sympy.Symbol, alike)))
+    assert r"\wedge" in latex(reading.rule)
+    wanted_N = value_LN[0] & ~value_LN[1] & (value_LN[2] | value_LN[3])
+    assert 0 < len(token_P) == int(wanted_N.sum())
+    assert bool(wanted_N[token_P].all())
+
+
 def test_literals_that_look_alike_stay_two(model):
     assert len(firing_statement(model, 0, CONSTANT, NAMES, VOCABULARY).free_symbols) == 2
 

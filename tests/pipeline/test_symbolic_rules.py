@@ -49,6 +49,13 @@ def test_a_planted_gate_is_found_and_nothing_longer_is_kept(kind):
     assert found.chain == found.threshold == [None] * Q
 
 
+def test_either_of_two_literals_that_exclude_each_other_is_said_as_or():
+    value_QCN = values(8)
+    value_QCN[:, 2] &= ~value_QCN[:, 5]
+    found = search(sample(value_QCN, value_QCN[:, 2] ^ value_QCN[:, 5]))
+    assert [circuit.gates for circuit in found.gate] == [((7, 0, 1),)] * Q
+
+
 def test_one_literal_is_a_rule_of_one_gate():
     value_QCN = values(2)
     found = search(sample(value_QCN, value_QCN[:, 7]))
