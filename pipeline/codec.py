@@ -64,7 +64,10 @@ def load(artifact: Artifact) -> Persistent:
     try:
         return _CLASSES[artifact.kind].restore(artifact.kind, artifact.spec, artifact.tensors(), artifact.files())
     except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['input']!r}, {e['msg']}" for e in error.errors())
+        wrong = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {'' if e['type'] == 'missing' else repr(e['input']) + ', '}{e['msg']}"
+            for e in error.errors()
+        )
         raise ArtifactError(
             f"{artifact.id} has a spec that this version does not read ({wrong}); make it again, or use the version "
             f"that made it, commit {artifact.lineage.commit}"

@@ -444,6 +444,6 @@ def test_an_artifact_whose_rules_are_one_gate_an_expert_is_refused_with_what_to_
     )  # fmt: skip
     code, out, err = show(older, capsys, "latest")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert "num_gates" in err
+    assert "(experts.symbols.num_gates: Field required)" in err
     assert "has a spec that this version does not read" in err
     assert "make it again" in err
