@@ -100,7 +100,10 @@ class LanguageModel(Transformer):
         model = cls(ModelSpec.model_validate(spec))
         _check_tensors(model.state_dict(), tensors)
         model.load_state_dict(tensors)
-        for block in model.blocks():
+        for layer, block in enumerate(model.blocks()):
             if isinstance(block.moe, SymbolExperts):
-                block.moe.check()
+                try:
+                    block.moe.check()
+                except ValueError as error:
+                    raise ArtifactError(f"layer {layer}, {error}") from None
         return model

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.symbolic._difflogic import gate_layer, run
-from pipeline.symbolic.circuits import Circuit, Gate, minimised, simplified
+from pipeline.symbolic.circuits import IS_A, Circuit, Gate, minimised, simplified
 from pipeline.symbolic.logic_layer import GateLayer
 from pipeline.symbolic.trees import Patterns
 
@@ -27,7 +27,6 @@ SURE = 5.0
 """Weight of the type that a gate begins as; the others' are 0."""
 RESTARTS = 2
 """Networks an expert, each with other random wires."""
-IS_A = 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,8 +47,8 @@ class Sample:
         return 2 * count(true_QW & fire_QW) / (count(true_QW) + count(fire_QW)).clamp(min=1)
 
 
-Rules = list[Circuit | None]
-"""Of some experts: none where a learner has nothing better than what is simpler."""
+Longer = list[Circuit | None]
+"""Rules of some experts; none where nothing is better than the gate by what its literals must be worth."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,8 @@ class Found:
     """What was found for some experts, on the fitting sample."""
 
     gate: list[Circuit]
-    chain: Rules
-    threshold: Rules
+    chain: Longer
+    threshold: Longer
 
 
 def search(sample: Sample) -> Found:
@@ -77,7 +77,7 @@ def search(sample: Sample) -> Found:
     )
 
 
-def _where(wins_Q: Tensor, circuits: Sequence[Circuit]) -> Rules:
+def _where(wins_Q: Tensor, circuits: Sequence[Circuit]) -> Longer:
     return [circuit if wins else None for wins, circuit in zip(wins_Q.tolist(), circuits, strict=True)]
 
 

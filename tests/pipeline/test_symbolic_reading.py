@@ -447,3 +447,31 @@ def test_an_artifact_whose_rules_are_one_gate_an_expert_is_refused_with_what_to_
     assert "(experts.symbols.num_gates: Field required)" in err
     assert "has a spec that this version does not read" in err
     assert "make it again" in err
+
+
+LIES = [
+    ("gate_G", 1, 16, "gate_G holds 16 at 1, which is outside 0 to 15"),
+    ("wire_b_G", 2, 7, "wire_b_G holds 7 at 2, which is outside 0 to 6"),
+    ("wire_a_G", 0, 5, "wire_a_G holds 5 at 0, which is a cycle"),
+    ("wire_b_G", 1, 5, "wire_b_G holds 5 at 1, which is a cycle"),
+    ("rule_E", 4, 3, "rule_E holds 3 at 4, which is outside 0 to 2"),
+    ("code_E", 3, 12, "code_E holds 12 at 3, which is no function"),
+    ("coefficient_EK", 9, float("nan"), "coefficient_EK holds nan at 9, which is not finite"),
+    ("scale_E", 2, float("inf"), "scale_E holds inf at 2, which is not finite"),
+]
+
+
+@pytest.mark.parametrize(("table", "at", "value", "message"), LIES)
+def test_an_artifact_with_a_wrong_entry_is_refused_with_its_place(model, tmp_path, capsys, table, at, value, message):
+    tensors = {name: tensor.clone() for name, tensor in model.to_tensors().items()}
+    tensors[f"model.layers.1.moe.{table}"].view(-1)[at] = value
+    damaged = Store(tmp_path / "store")
+    damaged.publish(
+        recipe=Recipe(stage="distill-symbols", stage_version=4, config={}, seed=0, inputs={}),
+        kind="symbols", spec=model.spec.model_dump(mode="json"), tensors=tensors, metrics={}, files={},
+        circumstance=Circumstance.now(device="cpu", seconds=0.0),
+    )  # fmt: skip
+    code, out, err = show(damaged, capsys, "latest")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert f"layer 1, symbolic experts: {message}" in err
+    assert "make the artifact again" in err
