@@ -10,6 +10,8 @@ from torch import Tensor
 from pipeline.symbolic.logic import Literals
 
 WORD = 64
+TOKENS_A_PIECE = 512
+"""Of the vocabulary, compared with the sample at once."""
 
 
 def packed(true_XN: Tensor) -> Tensor:
@@ -42,11 +44,9 @@ class LiteralWords:
     def __init__(self, literals: Literals, num_shared: int, context_ON: Tensor) -> None:
         self._literals, self._num_shared = literals, num_shared
         self._shared_LW = packed(literals.values(context_ON, torch.arange(num_shared)))
-        known_V1 = torch.arange(literals.member_LV.shape[1])[:, None]
-        # One row of zeros more, for sets with fewer members than others.
-        self._token_OVW = torch.stack(
-            [torch.cat([packed(context_N == known_V1), packed(context_N[None] < -1)]) for context_N in context_ON]
-        )
+        places = int(literals.offset_L[num_shared:].max()) + 1
+        vocabulary = literals.member_LV.shape[1]
+        self._token_OVW = torch.stack([_of_tokens(context_N, vocabulary) for context_N in context_ON[:places]])
 
     def of(self, literal_X: Tensor) -> Tensor:
         """(X, W) for the literals of these numbers; an expert's own sets have few members, which are put together."""
@@ -62,3 +62,9 @@ class LiteralWords:
             own_YW |= self._token_OVW[offset_Y, at_Y]
         found_XW[own_X] = own_YW
         return found_XW
+
+
+def _of_tokens(context_N: Tensor, vocabulary: int) -> Tensor:
+    """(V + 1, W) where each token is; one row of zeros more, for sets with fewer members than others."""
+    pieces = [packed(context_N == token_V[:, None]) for token_V in torch.arange(vocabulary).split(TOKENS_A_PIECE)]
+    return torch.cat([*pieces, torch.zeros_like(pieces[0][:1])])

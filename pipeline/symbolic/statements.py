@@ -7,7 +7,7 @@ Rules are searched on one sample; their constants are fitted on it, and they are
 # are searched
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +91,7 @@ def fit_statements(
     literals = with_own_sets(fit.events, shared)
     candidate_EC, single_f1_E = candidates(fit.events, shared, literals)
     token_logic = best_statements(fit.events, check.events, literals, candidate_EC)
-    deep_E = _tried_deeply(energy_E, token_logic.f1_E, check.count_E)
+    deep_E = _tried_deeply(energy_E, token_logic.f1_E, check.count_E) & (fit.count_E > 0)
     searched_X = torch.nonzero((single_f1_E >= WORTH_SEARCHING_F1) | deep_E)[:, 0]
     words = [LiteralWords(literals, num_shared, record.context_ON) for record in (fit, check)]
     circuits = _search(fit, words[0], candidate_EC, searched_X, deep_E, generator, f"{what} search")
@@ -116,9 +116,10 @@ def _tried_deeply(energy_E: Tensor, token_f1_E: Tensor, count_E: Tensor) -> Tens
     return deep_E & (energy_E > 0)
 
 
-def _pieces(expert_X: Tensor, what: str) -> Sequence[Tensor]:
+def _pieces(expert_X: Tensor, what: str) -> Iterator[Tensor]:
     cut = expert_X.split(EXPERTS_A_PIECE) if len(expert_X) else ()
-    return [cut[piece] for piece in steps(what, len(cut))]
+    for piece in steps(what, len(cut)):
+        yield cut[piece]
 
 
 def _search(
