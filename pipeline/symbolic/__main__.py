@@ -1,4 +1,4 @@
-"""Reads experts of a symbols model, and writes it as C: python -m pipeline.symbolic show | export ID."""
+"""Reads experts of a symbols model, writes one as a KAN or all as C: python -m pipeline.symbolic show | kan | export"""
 
 import argparse
 import json
@@ -17,6 +17,7 @@ from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
 from pipeline.symbolic.export import export as write_export
+from pipeline.symbolic.kan_folder import write_kan
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
 from pipeline.symbolic.reading import (
@@ -65,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     if args.command == "export":
         return _export(args)
+    if args.command == "kan":
+        return _kan(args)
     try:
         opened, layers, reading = _chosen(args)
     except (ArtifactError, ValueError) as error:
@@ -107,6 +110,15 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
     )
+    summary = "Write one expert's formula as a KAN that pykan loads, plots, edits and refits."
+    kan = commands.add_parser("kan", help=summary, description=summary)
+    kan.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
+    kan.add_argument("--layer", type=int, required=True, metavar="L", help="number of the layer, from 0")
+    kan.add_argument("--expert", type=int, required=True, metavar="E", help="number of the expert in it, from 0")
+    kan.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    kan.add_argument(
+        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+    )
     summary = "Write a model as one C source with its tables and a check, which needs no Python."
     export = commands.add_parser("export", help=summary, description=summary)
     export.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
@@ -126,6 +138,21 @@ def _export(args: argparse.Namespace) -> int:
         print(error, file=sys.stderr)
         return 2
     print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
+    return 0
+
+
+def _kan(args: argparse.Namespace) -> int:
+    try:
+        opened, layers, reading = _chosen(args)
+        assert reading is not None
+        tokens_WT, _ = _sample(opened, layers)
+        states = write_kan(opened.model, reading, tokens_WT, args.to, id=opened.id)
+    except (ArtifactError, ValueError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(
+        f"{args.to}: {reading.tier.name}, {reading.num_coordinates} coordinates, {states:,} states; see its README.md"
+    )
     return 0
 
 

@@ -75,7 +75,7 @@ def read_expert(
         function=_function(experts, expert, Z, DIGITS),
         argument=_argument(experts, expert, DIGITS),
         magnitude=magnitude_expression(experts, expert),
-        num_coordinates=len(_coefficients(experts, expert)),
+        num_coordinates=len(coefficients(experts, expert)),
         direction=_direction(model, experts, expert, vocabulary),
     )
 
@@ -110,17 +110,29 @@ def router_block(model: LanguageModel, layer: int) -> int:
     return next(below for below in range(layer, -1, -1) if blocks[below].router is not None)
 
 
+def coefficients(experts: SymbolExperts, expert: int) -> dict[int, float]:
+    """What multiplies each coordinate in the expert's argument, in order of their indices."""
+    if experts.tier_E[expert] == Tier.T0:
+        u_D = experts.dense_u_FD[int(experts.dense_row_E[expert])]
+        return {index: float(value) for index, value in enumerate(u_D) if value != 0}
+    found: dict[int, float] = {}
+    for index, value in zip(experts.index_EK[expert].tolist(), experts.coefficient_EK[expert].tolist(), strict=True):
+        if value != 0:
+            found[index] = found.get(index, 0.0) + value
+    return dict(sorted(found.items()))
+
+
 def coordinates_by_size(experts: SymbolExperts, expert: int) -> list[int]:
     """The coordinates that the expert's argument names, those with the largest coefficients first."""
-    coefficients = _coefficients(experts, expert)
-    return sorted(coefficients, key=lambda index: -abs(coefficients[index]))
+    found = coefficients(experts, expert)
+    return sorted(found, key=lambda index: -abs(found[index]))
 
 
 def arguments(experts: SymbolExperts, expert: int, x_ND: Tensor) -> Tensor:
     """(N) z of the expert on these states."""
-    coefficients = _coefficients(experts, expert)
-    weight_K = torch.tensor(list(coefficients.values()))
-    return x_ND[:, list(coefficients)] @ weight_K + experts.intercept_E[expert]
+    found = coefficients(experts, expert)
+    weight_K = torch.tensor(list(found.values()))
+    return x_ND[:, list(found)] @ weight_K + experts.intercept_E[expert]
 
 
 def function_values(experts: SymbolExperts, expert: int, z_N: Tensor) -> Tensor:
@@ -253,22 +265,10 @@ def _number(value: float, digits: int | None) -> sympy.Float:
     return sympy.Float(value) if digits is None else sympy.Float(float(f"{value:.{digits}g}"), digits)
 
 
-def _coefficients(experts: SymbolExperts, expert: int) -> dict[int, float]:
-    """What multiplies each coordinate in the expert's argument, in order of their indices."""
-    if experts.tier_E[expert] == Tier.T0:
-        u_D = experts.dense_u_FD[int(experts.dense_row_E[expert])]
-        return {index: float(value) for index, value in enumerate(u_D) if value != 0}
-    found: dict[int, float] = {}
-    for index, value in zip(experts.index_EK[expert].tolist(), experts.coefficient_EK[expert].tolist(), strict=True):
-        if value != 0:
-            found[index] = found.get(index, 0.0) + value
-    return dict(sorted(found.items()))
-
-
 def _argument(experts: SymbolExperts, expert: int, digits: int | None) -> sympy.Expr:
     terms = [
         _number(value, digits) * sympy.Symbol(f"x_{index}", real=True)
-        for index, value in _coefficients(experts, expert).items()
+        for index, value in coefficients(experts, expert).items()
     ]
     intercept = float(experts.intercept_E[expert])
     return sympy.Add(*terms, *([_number(intercept, digits)] if intercept or not terms else []))

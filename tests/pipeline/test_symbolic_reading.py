@@ -1,6 +1,9 @@
-"""Experts read out: expressions say what the tables compute, statements say when, and the command shows both."""
+"""Experts read out: expressions and KANs say what the tables compute, statements say when, commands show it all."""
 
 import json
+import re
+import subprocess
+import sys
 
 import pytest
 import sympy
@@ -13,8 +16,10 @@ from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerSpec
 from pipeline.models.symbols import SymbolSpec
 from pipeline.models.transformer import TransformerSpec
+from pipeline.symbolic import kan_folder
 from pipeline.symbolic.__main__ import main
-from pipeline.symbolic.functions import CATALOGUE, SPLINE_CODE
+from pipeline.symbolic._pykan import pykan
+from pipeline.symbolic.functions import BY_NAME, CATALOGUE, SPLINE_CODE
 from pipeline.symbolic.logic import context_of
 from pipeline.symbolic.names import Name, Names, Said
 from pipeline.symbolic.reading import (
@@ -34,6 +39,8 @@ from pipeline.symbolic.reading import (
     symbol_experts,
 )
 from pipeline.symbolic.tiers import Tier
+from tests.pictures import assert_picture
+from tests.tolerances import assert_close
 
 # N tokens, D model width, E experts, P pairs
 
@@ -455,7 +462,7 @@ LIES = [
     ("wire_a_G", 0, 5, "wire_a_G holds 5 at 0, which is a cycle"),
     ("wire_b_G", 1, 5, "wire_b_G holds 5 at 1, which is a cycle"),
     ("rule_E", 4, 3, "rule_E holds 3 at 4, which is outside 0 to 2"),
-    ("code_E", 3, 12, "code_E holds 12 at 3, which is no function"),
+    ("code_E", 3, len(BY_NAME), f"code_E holds {len(BY_NAME)} at 3, which is no function"),
     ("coefficient_EK", 9, float("nan"), "coefficient_EK holds nan at 9, which is not finite"),
     ("scale_E", 2, float("inf"), "scale_E holds inf at 2, which is not finite"),
 ]
@@ -475,3 +482,94 @@ def test_an_artifact_with_a_wrong_entry_is_refused_with_its_place(model, tmp_pat
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"layer 1, symbolic experts: {message}" in err
     assert "make the artifact again" in err
+
+
+CONSTANT_FUNCTION = 1 + BY_NAME["constant"].code
+
+
+@pytest.mark.parametrize("expert", [e for e in range(CONSTANT) if e != CONSTANT_FUNCTION])
+def test_the_kan_of_an_expert_is_its_formula_beyond_a_splines_range_too(model, expert):
+    experts = model.blocks()[1].moe
+    x_ND = 2 * torch.randn(301, D, generator=torch.Generator().manual_seed(expert))
+    with torch.no_grad(), pykan() as kan:
+        made = kan_folder.build(kan, experts, expert)
+        columns = sorted(coordinates_by_size(experts, expert))
+        found_N = made(x_ND[:, columns]).detach()[:, 0]
+        assert made.depth == (3 if expert == SPLINE else 2)
+        assert made.width_in[0] == len(columns)
+    assert_close(found_N, function_values(experts, expert, arguments(experts, expert, x_ND)), 1e-5)
+
+
+BY_KANPILER = ("identity", "square", "tanh", "gaussian", "cube", "fourth_power", "fifth_power", "sin", "cos", "arctan")
+
+
+@pytest.mark.parametrize("name", BY_KANPILER)
+def test_kanpilers_kan_of_the_expression_is_the_same_where_it_knows_the_function(model, name):
+    experts, expert = model.blocks()[1].moe, 1 + BY_NAME[name].code
+    expression = magnitude_expression(experts, expert, digits=None)
+    symbols = sorted(expression.free_symbols, key=lambda symbol: int(str(symbol)[2:]))
+    x_NK = torch.randn(97, len(symbols), generator=torch.Generator().manual_seed(0))
+    with pykan() as kan:
+        theirs_N1 = kan.kanpiler(symbols, expression)(x_NK).detach()
+        ours_N1 = kan_folder.build(kan, experts, expert)(x_NK).detach()
+    assert_close(ours_N1, theirs_N1, 2e-5)
+
+
+def blocks_of(readme):
+    """The indented lines of Python in a README, section by section."""
+    parts = re.split(r"^## ", readme, flags=re.MULTILINE)[1:]
+    return ["\n".join(line[4:] for line in part.splitlines() if line.startswith("    ")) for part in parts]
+
+
+@pytest.mark.parametrize("expert", [DENSE, 1 + BY_NAME["relu2"].code, 1 + BY_NAME["signed_root"].code, SPLINE, LOGIC])
+def test_the_folder_of_a_kan_is_loaded_by_three_lines_edited_and_refitted_by_plain_pykan(
+    store, model, tmp_path, capsys, expert
+):
+    folder = tmp_path / "made" / "kan"
+    arguments_ = ["kan", "latest", "--layer", "1", "--expert", str(expert), "--to", str(folder)]
+    assert main([*arguments_, "--store", str(store.root)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "see its README.md" in out
+    assert list(folder.parent.iterdir()) == [folder]
+    assert {path.name for path in folder.iterdir()} == {
+        "README.md", "firings.pt", "kan_cache_data", "kan_config.yml", "kan_functions.py", "kan_state", "plot.png",
+    }  # fmt: skip
+    assert_picture((folder / "plot.png").read_bytes())
+    load, look, edit = blocks_of((folder / "README.md").read_text())
+    assert len(load.splitlines()) == 3
+    probe = "torch.save(model(data['train_input']).detach(), 'found.pt')"
+    code = f"import matplotlib; matplotlib.use('Agg')\n{load}\n{look}\n{probe}\n{edit}"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "x_1" in done.stdout.splitlines()[-1]
+    experts, data = model.blocks()[1].moe, torch.load(folder / "firings.pt")
+    x_SD = torch.zeros(len(data["train_input"]), D)
+    x_SD[:, sorted(coordinates_by_size(experts, expert))] = data["train_input"]
+    wanted_S = function_values(experts, expert, arguments(experts, expert, x_SD))
+    assert_close(torch.load(folder / "found.pt")[:, 0], wanted_S, 1e-5)
+    assert_close(data["train_label"][:, 0], wanted_S)
+    assert (folder / "figures").is_dir()
+    assert not (folder / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("expert", "message"),
+    [(CONSTANT, "adds a constant"), (CONSTANT_FUNCTION, "adds a constant"), (DROPPED, "was dropped")],
+)
+def test_an_expert_without_a_formula_and_a_full_folder_are_refused_in_one_sentence(
+    store, tmp_path, capsys, expert, message
+):
+    def command(expert, folder):
+        given = ["kan", "latest", "--layer", "0", "--expert", str(expert), "--to", str(folder)]
+        return main([*given, "--store", str(store.root)])
+
+    assert command(expert, tmp_path / "new") == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "mine").write_text("")
+    assert command(DENSE, tmp_path) == 2
+    assert "is no empty folder" in capsys.readouterr().err
