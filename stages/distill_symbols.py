@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated
 
 import torch
@@ -21,7 +22,7 @@ from pipeline.stage import Output, StageConfig, stage
 from pipeline.symbolic import length_curve as length_file
 from pipeline.symbolic import names as names_file
 from pipeline.symbolic import page as symbols_page
-from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, shortest, symbol_model
+from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, shortest, symbol_model, with_kans
 from pipeline.symbolic.contest import rule_metrics
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.length_curve import (
@@ -78,8 +79,8 @@ class DistillSymbolsConfig(StageConfig):
     kan_experts: int = Field(
         default=4,
         ge=0,
-        description="T0 experts a block, those with most output, whose formula is also fitted as a pruned KAN, which "
-        "takes a second each; and half as many of T1.",
+        description="T0 experts a block, of those that half the error would make T1 the ones with most output, whose "
+        "formula is also fitted as a pruned KAN, which takes a second each; and half as many of T1.",
     )
     budgets: tuple[float, ...] = Field(
         default=(0.3, 0.1, 0.05, 0.02, 0.01, 0.001),
@@ -119,19 +120,19 @@ def distill_symbols(
     blocks: list[BlockSymbols] = []
     generator = current_run().generator("gate networks")
     for layer in range(len(int4.blocks())):
-        fitted.append(
-            fit_block(
-                int4, layer, fit[layer], check[layer], literals, names,
-                ladder=config.coordinates, samples=config.samples, kan_experts=config.kan_experts,
-                least_r2=config.least_r2, generator=generator,
-            )
+        block = fit_block(
+            int4, layer, fit[layer], check[layer], literals, names,
+            ladder=config.coordinates, samples=config.samples, generator=generator,
         )  # fmt: skip
-        blocks.append(
-            shortest(
-                fitted[-1], corpus, least_r2=config.least_r2, least_recovered=config.least_recovered,
-                places=config.places, context_length=config.context_length,
-            )
-        )  # fmt: skip
+        symbols = _shortest(block, corpus, config, 1 - config.least_r2)
+        if config.kan_experts:
+            most = config.coordinates[-1]
+            block = with_kans(block, symbols, fit[layer], check[layer], number=config.kan_experts, most=most)
+            # Experts that KANs help may choose again, at the same budget.
+            again = _shortest(block, corpus, config, symbols.lost) if block.kans.won else symbols
+            symbols = replace(again, kans=replace(block.kans, chosen=again.kans.chosen))
+        fitted.append(block)
+        blocks.append(symbols)
     model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
     seconds = time.monotonic() - began
     num_experts = sum(len(block.tier_E) for block in blocks)
@@ -165,6 +166,13 @@ def distill_symbols(
         "length.png": _length_picture(points, metrics),
     }
     return Output(value=model, metrics=metrics, files=files)
+
+
+def _shortest(block: FittedBlock, corpus: Corpus, config: DistillSymbolsConfig, lost: float) -> BlockSymbols:
+    return shortest(
+        block, corpus, lost=lost, least_recovered=config.least_recovered, places=config.places,
+        context_length=config.context_length,
+    )  # fmt: skip
 
 
 def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: int) -> list[Tensor]:

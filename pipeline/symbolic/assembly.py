@@ -58,6 +58,9 @@ class BlockSymbols:
     statements: Statements
     kans: KanFormulas
     recovered: float
+    """Of the loss, replaced alone; not a number before it was measured, as is what comes next."""
+    lost: float
+    """Share of the experts' variance that it was allowed to get wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,9 @@ class FittedBlock:
     listed: list[_Option]
     options: Options
     """Without the price of an exact comparison."""
+    formulas: list[Formulas]
+    """Without KANs."""
+    with_logic: Formulas
     statements: Statements
     kans: KanFormulas
     coordinates: int
@@ -114,14 +120,9 @@ def fit_block(
     *,
     ladder: Sequence[int],
     samples: int,
-    kan_experts: int,
-    least_r2: float,
     generator: torch.Generator,
 ) -> FittedBlock:
-    """Fits all options of one block on `fit` and judges them on `check`.
-
-    KANs are tried for the experts with most output that a choice at `least_r2` would leave exact.
-    """
+    """Fits all options of one block, but for KANs, on `fit` and judges them on `check`."""
     experts = model.blocks()[layer].moe
     assert isinstance(experts, QuantizedExperts)
     what = f"block {layer}"
@@ -139,17 +140,26 @@ def fit_block(
     )  # fmt: skip
     d_model = model.shape.d_model
     listed, options = _options(experts, d_model, energy_E, formulas, with_logic, statements)
-    fitted = FittedBlock(
-        model=model, layer=layer, experts=experts, listed=listed, options=options, statements=statements,
-        kans=none_tried(), coordinates=max(f.index_EK.shape[1] for f in formulas), energy_E=energy_E,
-        variance_E=variance_E, firings_E=check.count_E,
+    return FittedBlock(
+        model=model, layer=layer, experts=experts, listed=listed, options=options, formulas=formulas,
+        with_logic=with_logic, statements=statements, kans=none_tried(),
+        coordinates=max(f.index_EK.shape[1] for f in formulas), energy_E=energy_E, variance_E=variance_E,
+        firings_E=check.count_E,
     )  # fmt: skip
-    if not kan_experts:
-        return fitted
-    tier_E, coordinates_E = _tiers_and_coordinates(listed, fitted.choose(1 - least_r2)[0])
-    sizes = worth_trying(tier_E, coordinates_E, energy_E, number=kan_experts, most=max(ladder))
-    kans = fit_kans(experts, fit, check, sizes, formulas, what=f"{what} KANs")
-    listed, options = _options(experts, d_model, energy_E, [*formulas, *kans.formulas], with_logic, statements)
+
+
+def with_kans(
+    fitted: FittedBlock, symbols: BlockSymbols, fit: LayerRecord, check: LayerRecord, *, number: int, most: int
+) -> FittedBlock:
+    """The block with pruned KANs of at most `most` coordinates as further options, of the experts that may gain.
+
+    `symbols` is the choice without them: now it is known who would stay exact.
+    """
+    in_reach_E = fitted.energy_E * _in_reach(fitted, symbols)
+    sizes = worth_trying(symbols.tier_E, symbols.coordinates_E, in_reach_E, number=number, most=most)
+    kans = fit_kans(fitted.experts, fit, check, sizes, fitted.formulas, what=f"block {fitted.layer} KANs")
+    formulas, d_model = [*fitted.formulas, *kans.formulas], fitted.model.shape.d_model
+    listed, options = _options(fitted.experts, d_model, fitted.energy_E, formulas, fitted.with_logic, fitted.statements)
     return replace(fitted, listed=listed, options=options, kans=kans)
 
 
@@ -157,31 +167,39 @@ def shortest(
     fitted: FittedBlock,
     corpus: Corpus,
     *,
-    least_r2: float,
+    lost: float,
     least_recovered: float,
     places: int,
     context_length: int,
 ) -> BlockSymbols:
-    """The shortest description within the error budget.
+    """The shortest description that gets at most the share `lost` of the experts' variance wrong.
 
-    While the block, replaced alone, recovers less of the loss than `least_recovered`, the budget shrinks with it.
+    While the block, replaced alone, recovers less of the loss than `least_recovered`, that share shrinks with it.
     """
-    lost, tightenings = 1 - least_r2, 0
+    tightenings = 0
     while True:
         symbols = fitted.symbols(lost)
         recovered = _recovered_alone(fitted.model, fitted.layer, symbols, corpus, places, context_length)
         if recovered >= least_recovered or tightenings == TIGHTENINGS:
-            return replace(symbols, recovered=recovered)
+            return replace(symbols, recovered=recovered, lost=lost)
         # What is lost grows about as the error that is allowed.
         lost *= 0.95 * (1 - least_recovered) / (1 - recovered)
         tightenings += 1
 
 
-def _tiers_and_coordinates(listed: list[_Option], chosen_E: Tensor) -> tuple[Tensor, Tensor]:
-    """(E) tier and number of coordinates of the option that each expert takes."""
-    tiers = torch.tensor([option.tier for option in listed])
-    sizes = torch.tensor([option.formulas.num_coordinates if option.formulas else 0 for option in listed])
-    return tiers[chosen_E], sizes[chosen_E]
+def _in_reach(fitted: FittedBlock, symbols: BlockSymbols) -> Tensor:
+    """(E) bool: experts with a formula that errs, and dense ones that half the error of some formula would give one.
+
+    A dense one stays so while the price of an error is above (bits saved) / error of all its formulas; so the price
+    that was paid is at least the largest of these.
+    """
+    of_T1 = [number for number, option in enumerate(fitted.listed) if option.tier == Tier.T1]
+    saved_EO = fitted.options.bits_EO[:, :1] - fitted.options.bits_EO[:, of_T1]
+    leaves_E = (saved_EO / fitted.options.error_EO[:, of_T1].clamp(min=1e-30)).amax(1)
+    dense_E = symbols.tier_E == Tier.T0
+    if not bool(dense_E.any()):
+        return symbols.error_E > 0
+    return (symbols.error_E > 0) | (dense_E & (2 * leaves_E >= leaves_E[dense_E].max()))
 
 
 def _v_squares(experts: QuantizedExperts) -> Tensor:
@@ -317,6 +335,7 @@ def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbol
         statements=statements,
         kans=replace(fitted.kans, chosen=int(by_kan_O[chosen_E].sum())),
         recovered=math.nan,
+        lost=math.nan,
         exact_bits_E=_exact_bits(fitted),
         energy_E=fitted.energy_E,
         variance_E=fitted.variance_E,

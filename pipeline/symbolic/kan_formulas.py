@@ -1,4 +1,4 @@
-"""Formulas of a few experts a second time, as pruned KANs: of those that matter most and would otherwise stay exact."""
+"""Formulas of a few experts a second time, as pruned KANs: those with most output that would otherwise stay exact."""
 
 # E experts, S samples of one, D model width, C candidate coordinates, K coordinates kept, P firings of one
 

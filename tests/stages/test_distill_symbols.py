@@ -301,11 +301,8 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
 
     monkeypatch.setattr(tiers_of_experts, "choose", take)
     monkeypatch.setattr(rules, "WORTH_A_LITERAL_F1", -1.0)  # longer rules for all, however little they add
-    fitted = fit_block(
-        int4, 0, fit, check, literals, names, ladder=LADDER, samples=64, kan_experts=0, least_r2=0.5,
-        generator=generator,
-    )  # fmt: skip
-    block = shortest(fitted, corpus, least_r2=0.5, least_recovered=1e-9, places=2, context_length=32)
+    fitted = fit_block(int4, 0, fit, check, literals, names, ladder=LADDER, samples=64, generator=generator)
+    block = shortest(fitted, corpus, lost=0.5, least_recovered=1e-9, places=2, context_length=32)
     assert int((taken[-1] == option).sum()) > 2
     experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe
     assert isinstance(experts, SymbolExperts)
