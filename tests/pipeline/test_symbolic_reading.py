@@ -40,7 +40,7 @@ from pipeline.symbolic.reading import (
 )
 from pipeline.symbolic.tiers import Tier
 from tests.pictures import assert_picture
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, relative_rms
 
 # N tokens, D model width, E experts, P pairs
 
@@ -513,6 +513,22 @@ def test_kanpilers_kan_of_the_expression_is_the_same_where_it_knows_the_function
         theirs_N1 = kan.kanpiler(symbols, expression)(x_NK).detach()
         ours_N1 = kan_folder.build(kan, experts, expert)(x_NK).detach()
     assert_close(ours_N1, theirs_N1, 2e-5)
+
+
+@pytest.mark.parametrize("name", ["relu", "relu2", "clipped_exp", "abs", "gelu"])
+def test_kanpiler_fails_or_says_something_else_of_functions_that_it_does_not_know(model, name):
+    """Why KANs are built edge by edge; when this fails, kanpiler has learnt them."""
+    experts, expert = model.blocks()[1].moe, 1 + BY_NAME[name].code
+    expression = magnitude_expression(experts, expert, digits=None)
+    symbols = sorted(expression.free_symbols, key=lambda symbol: int(str(symbol)[2:]))
+    x_NK = torch.randn(97, len(symbols), generator=torch.Generator().manual_seed(0))
+    with pykan() as kan:
+        if name not in ("abs", "gelu"):
+            with pytest.raises(IndexError):
+                kan.kanpiler(symbols, expression)
+        else:
+            theirs_N1 = kan.kanpiler(symbols, expression)(x_NK).detach()
+            assert relative_rms(theirs_N1, kan_folder.build(kan, experts, expert)(x_NK).detach()) > 0.1
 
 
 def blocks_of(readme):
