@@ -47,7 +47,7 @@ class _Net:
 
 
 def learned(tasks: Sequence[Task], *, generator: torch.Generator) -> list[Circuit]:
-    """For each task the best rule that its networks came to, by F1 on its patterns and length."""
+    """For each task the best rule by F1 on its patterns and length: one that its networks came to, or the first."""
     if not tasks:
         return []
     nets = [_begin(task, generator) for task in tasks for _ in range(RESTARTS)]
@@ -58,7 +58,10 @@ def learned(tasks: Sequence[Task], *, generator: torch.Generator) -> list[Circui
         _rule(net, [kind_MG[at].tolist() for kind_MG in kinds], tasks[at // RESTARTS]) for at, net in enumerate(nets)
     ]
     return [
-        max(rules[at * RESTARTS : (at + 1) * RESTARTS], key=lambda rule: task.given.worth(rule, task.literals))
+        max(
+            [task.start, *rules[at * RESTARTS : (at + 1) * RESTARTS]],
+            key=lambda rule: task.given.worth(rule, task.literals),
+        )
         for at, task in enumerate(tasks)
     ]
 

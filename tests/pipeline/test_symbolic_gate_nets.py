@@ -36,15 +36,20 @@ STARTS = [
 
 
 @pytest.mark.parametrize("start", STARTS, ids=str)
-def test_before_it_learns_a_network_is_the_rule_that_it_begins_as(start, monkeypatch):
-    monkeypatch.setattr(gate_nets, "STEPS", 0)
+def test_before_it_learns_a_network_is_the_rule_that_it_begins_as(start):
     assert fits(start)
-    given = task(lambda v: v[0], start)
-    (rule,) = learned([given], generator=torch.Generator().manual_seed(1))
+    net = gate_nets._begin(task(lambda v: v[0], start), torch.Generator().manual_seed(1))
+    rule = minimised(LITERALS, [gate for level in net.levels for gate in level])
     values_CX = list((torch.arange(2**C) >> torch.arange(C)[:, None] & 1).bool())
     by_literal = dict(zip(LITERALS, values_CX, strict=True))
     assert torch.equal(outputs(rule, by_literal), outputs(start, by_literal))
     assert len(rule.gates) <= len(start.gates)
+
+
+def test_a_network_that_learned_nothing_leaves_the_rule_as_it_was(monkeypatch):
+    monkeypatch.setattr(gate_nets, "STEPS", 0)
+    tasks = [task(lambda v: v[3], start, seed) for seed, start in enumerate(STARTS)]
+    assert learned(tasks, generator=torch.Generator().manual_seed(2)) == STARTS
 
 
 def test_networks_learn_what_their_rule_lacks_and_none_gets_worse():
