@@ -57,7 +57,7 @@ def by_operator():
     made = {
         name: torch.zeros(shape, dtype=dtype)
         for name, (shape, dtype) in shapes(
-            d_model=2 * count, experts=count, coordinates=1, dense=0, literals=0, vocabulary=2, splines=0
+            d_model=2 * count, experts=count, coordinates=1, dense=0, literals=0, gates=0, vocabulary=2, splines=0
         ).items()
     }
     made |= {

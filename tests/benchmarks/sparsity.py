@@ -1,0 +1,70 @@
+"""What sparsity costs: distil-peer of one Monet over numbers of features, of terms a score and of terms a row of u.
+
+`python -m tests.benchmarks.sparsity MONET_ID ... --store DIR [--plot FILE]` makes an artifact for each Monet and arm
+(what the store has is reused), and prints a table in Markdown: increases of the loss over that of the dense arm, paired
+by Monet, and 95 % intervals where there are several. One thread.
+"""
+
+import argparse
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from artifacts import ArtifactId, Store
+from pipeline.plots import intervals
+from pipeline.sparsity import Sparsity
+from pipeline.stage import run_stage
+from pipeline.trials import Interval, paired
+from stages.distill_peer import DistillPeerConfig, distill_peer
+
+CONSOLE = Console(width=200, soft_wrap=True)
+ARMS: dict[str, Sparsity] = {
+    "dense": Sparsity(),
+    "u 16": Sparsity(u_terms=16),
+    "u 8": Sparsity(u_terms=8),
+    "8 of 64 features": Sparsity(score_features=64, score_terms=8),
+    "4 of 64 features": Sparsity(score_features=64, score_terms=4),
+    "8 of 32 features": Sparsity(score_features=32, score_terms=8),
+    "8 of 64 features, u 16": Sparsity(score_features=64, score_terms=8, u_terms=16),
+    "4 of 64 features, u 8": Sparsity(score_features=64, score_terms=4, u_terms=8),
+}
+
+
+def losses(monet: ArtifactId, arm: Sparsity, store: Store) -> tuple[float, float, float]:
+    """Held-out loss, its increase over the Monet's and KL from it, nats a token."""
+    lineage = store.open(monet).manifest.lineage
+    inputs = {"monet": monet, "corpus": lineage.inputs["corpus"].id}
+    made = run_stage(distill_peer, DistillPeerConfig(sparsity=arm), inputs=inputs, store=store, seed=lineage.seed)
+    metrics = store.open(made.id).manifest.metrics
+    return metrics["held_out_loss_nats"], metrics["loss_increase_nats"], metrics["kl_to_teacher_nats"]
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks.sparsity")
+    parser.add_argument("monets", nargs="+", metavar="MONET_ID")
+    parser.add_argument("--store", type=Path, default=Path("store"))
+    parser.add_argument("--plot", type=Path, help="a PNG of the intervals, where there are several Monets")
+    values = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    store = Store(values.store)
+    found = {name: [losses(store.resolve(monet), arm, store) for monet in values.monets] for name, arm in ARMS.items()}
+    dense = [loss for loss, _, _ in found["dense"]]
+    CONSOLE.print("| arm | over dense, nats | over Monet, nats | KL, nats |\n| --- | ---: | ---: | ---: |")
+    costs: dict[str, tuple[float, float]] = {}
+    for name, rows in found.items():
+        own, increase, divergence = zip(*rows, strict=True)
+        cost = paired(own, dense) if len(rows) > 1 else Interval(mean=own[0] - dense[0], half_width=0.0)
+        costs[name] = cost.mean, cost.half_width
+        means = f"{statistics.fmean(increase):+.4f} | {statistics.fmean(divergence):.4f}"
+        CONSOLE.print(f"| {name} | {cost if len(rows) > 1 else f'{cost.mean:+.4f}'} | {means} |")
+    if values.plot:
+        values.plot.write_bytes(intervals("Loss over the dense PEER", costs, "nats a token"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
