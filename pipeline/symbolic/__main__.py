@@ -266,12 +266,12 @@ def _show_scores(model: LanguageModel, layer: int, keys: Sequence[tuple[str, int
     """Prints what these scores are made of, if of features, and returns the features that weigh most in them."""
     sums = {key: score_of_features(model, layer, key) for key in keys}
     weight: dict[int, float] = {}
-    if any(sums.values()):
+    if any(terms for terms, _ in sums.values()):
         print("\nscores, before what passes is normalised")
-    for key, terms in sums.items():
+    for key, (terms, intercept) in sums.items():
         if terms:
             total = " ".join(f"{value:+.{DIGITS}g} {symbol('f', None, feature)}" for feature, value in terms.items())
-            print(f"  {symbol(*key):>8} = {total} + constant")
+            print(f"  {symbol(*key):>8} = {total} {intercept:+.{DIGITS}g}")
         for feature, value in terms.items():
             weight[feature] = max(weight.get(feature, 0.0), abs(value))
     return [symbol("f", None, feature) for feature in sorted(weight, key=lambda f: -weight[f])[:NAMED]]

@@ -89,19 +89,20 @@ def score_keys(model: LanguageModel, layer: int, expert: int) -> tuple[int, list
     return router_block(model, layer), keys
 
 
-def score_of_features(model: LanguageModel, layer: int, key: tuple[str, int, int]) -> dict[int, float]:
-    """What multiplies each feature in a score of the router that this block obeys, the largest first.
+def score_of_features(model: LanguageModel, layer: int, key: tuple[str, int, int]) -> tuple[dict[int, float], float]:
+    """What multiplies each feature in a score of the router that this block obeys, the largest first; the intercept.
 
-    Empty where scores are made of no features. The score that is compared is the log gate of this sum.
+    No terms where scores are made of no features. The score that is compared is the log gate of this sum.
     """
     router = _router(model, layer)
     if not router.spec.score_features:
-        return {}
+        return {}, 0.0
     axis, head, index = key
     before = 0 if axis == "A" else router.widths[0]
     per_head = router.widths[0 if axis == "A" else 1] // router.spec.num_heads
-    weight_R = router.query.weight[before + head * per_head + index].tolist()
-    return {feature: w for feature, w in sorted(enumerate(weight_R), key=lambda term: -abs(term[1])) if w}
+    row = before + head * per_head + index
+    terms = sorted(enumerate(router.query.weight[row].tolist()), key=lambda term: -abs(term[1]))
+    return {feature: weight for feature, weight in terms if weight}, router.query.bias[row].item()
 
 
 def router_block(model: LanguageModel, layer: int) -> int:

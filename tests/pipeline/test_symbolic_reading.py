@@ -36,6 +36,7 @@ from pipeline.symbolic.reading import (
     read_expert,
     router_block,
     score_keys,
+    score_of_features,
     symbol_experts,
 )
 from pipeline.symbolic.tiers import Tier
@@ -589,3 +590,24 @@ def test_an_expert_without_a_formula_and_a_full_folder_are_refused_in_one_senten
     (tmp_path / "mine").write_text("")
     assert command(DENSE, tmp_path) == 2
     assert "is no empty folder" in capsys.readouterr().err
+
+
+def test_a_score_is_the_sum_of_features_that_it_is_said_to_be(model):
+    features = 5
+    update = {"score_features": features, "score_terms": 3}
+    peer = PeerSpec.model_validate({**model.spec.experts.peer.model_dump(), **update})
+    spec = model.spec.experts.model_copy(update={"peer": peer})
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(6)
+        sparse = LanguageModel(ModelSpec(transformer=model.spec.transformer, experts=spec)).eval()
+        router = sparse.blocks()[0].router.scores
+        router.query.weight[torch.rand(router.query.weight.shape) < 0.4] = 0
+        x_ND = torch.randn(9, D)
+        axes, read_NR = dict(zip("AB", router.scores(x_ND), strict=True)), router.features(x_ND)
+    for key in [("A", 0, 1), ("A", 1, 2), ("B", 0, 0), ("B", 1, 1)]:
+        terms, intercept = score_of_features(sparse, 1, key)
+        assert list(map(abs, terms.values())) == sorted(map(abs, terms.values()), reverse=True)
+        assert all(terms.values())
+        found_N = sum(weight * read_NR[:, feature] for feature, weight in terms.items()) + intercept
+        assert_close(found_N, axes[key[0]][:, key[1], key[2]], 1e-5)
+    assert score_of_features(model, 1, ("A", 0, 1)) == ({}, 0.0)

@@ -1,5 +1,6 @@
 """distill-symbols on a tiny int4 model: what it promises of tiers, budgets, controls and the artifact."""
 
+import itertools
 import json
 import math
 from collections import Counter
@@ -19,6 +20,7 @@ from pipeline.models.peer import PeerRouter, threshold_for
 from pipeline.models.quantization import to_int4
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerSpec
+from pipeline.sparsity import Sparsity, sparsified
 from pipeline.symbolic import rules
 from pipeline.symbolic import tiers as tiers_of_experts
 from pipeline.symbolic.assembly import fit_block, shortest, symbol_model
@@ -419,3 +421,48 @@ def test_the_stage_leaves_the_model_it_reads_as_it_was(corpus, int4):
 def test_a_config_out_of_range_is_refused(wrong):
     with pytest.raises(ValidationError):
         config(**wrong)
+
+
+@pytest.fixture(scope="module")
+def sparse(corpus, int4):
+    """The int4 model made sparse, untrained."""
+    generator = torch.Generator().manual_seed(8)
+    batches = [random_windows(corpus.train, batch=16, length=32, generator=generator)[0]]
+    return sparsified(int4, batches, Sparsity(score_features=8, score_terms=3, u_terms=5))
+
+
+@pytest.fixture(scope="module")
+def sparse_made(corpus, sparse):
+    return distill_symbols.fn(config(least_r2=1.0, least_recovered=0.05), corpus=corpus, int4=sparse)
+
+
+def test_experts_with_sparse_rows_are_readable_and_lose_nothing(corpus, sparse, sparse_made):
+    assert set(tiers(sparse_made).tolist()) <= {Tier.T1, Tier.T2, Tier.T3, Tier.T4}
+    assert sparse_made.metrics["readable_energy_share"] == pytest.approx(1)
+    assert sparse_made.metrics["formula_coordinates_median"] <= 5
+    assert (
+        sparse_made.metrics["description_bits_per_expert"] <= sparse_made.metrics["description_bits_per_expert_exact"]
+    )
+    tokens_BT, _ = random_windows(corpus.held_out, batch=3, length=32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(sparse_made.value(tokens_BT), sparse(tokens_BT), atol=1e-3, rtol=1e-3)
+
+
+def test_features_have_names_that_beat_their_control(sparse_made, made):
+    names = Names.model_validate_json(sparse_made.files["names.json"])
+    assert len([name for name in names.names if name.kind == "feature"]) == 8  # of the one router
+    for name in ("feature_name_f1_mean", "feature_name_f1_permuted_mean"):
+        assert name not in made.metrics
+    assert sparse_made.metrics["feature_name_f1_mean"] > sparse_made.metrics["feature_name_f1_permuted_mean"]
+
+
+def test_length_is_set_against_fidelity_at_each_budget(made):
+    lines = made.files["length.csv"].decode().splitlines()
+    points = [dict(zip(lines[0].split(","), map(float, line.split(",")), strict=True)) for line in lines[1:]]
+    assert [point["lost"] for point in points] == list(DistillSymbolsConfig().budgets)
+    for longer, shorter in itertools.pairwise(reversed(points)):
+        assert longer["bits_per_expert"] >= shorter["bits_per_expert"]
+        assert longer["r2_energy_weighted"] >= shorter["r2_energy_weighted"] - 1e-6
+    assert all(1 - point["r2_energy_weighted"] <= point["lost"] + 1e-6 for point in points)
+    assert points[-1]["loss_increase_nats"] <= points[0]["loss_increase_nats"]
+    assert_picture(made.files["length.png"])
