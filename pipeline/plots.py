@@ -304,3 +304,32 @@ def _bars(
 
 def _cut(name: str) -> str:
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelPoint:
+    """A model by what it costs and what it is worth."""
+
+    name: str
+    microseconds: float
+    """A token, of all its expert layers."""
+    loss_nats: float
+
+
+def loss_by_speed(title: str, points: Sequence[ModelPoint]) -> bytes:
+    """One point a model: to the left is faster, below is better."""
+
+    def draw(figure: Figure) -> None:
+        _title(figure, title)
+        axes = figure.subplots()
+        colours = [TEAL if point.name.startswith("symbols") else AMBER for point in points]
+        axes.scatter([p.microseconds for p in points], [p.loss_nats for p in points], c=colours, s=50, zorder=3)
+        for point in points:
+            place = point.microseconds, point.loss_nats
+            axes.annotate(point.name, place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+        axes.margins(x=0.25, y=0.2)
+        axes.grid(visible=True, axis="both")
+        axes.set_xlabel("us a token in all expert layers, routers included")
+        axes.set_ylabel("held-out loss, nats a token")
+
+    return _png(draw)

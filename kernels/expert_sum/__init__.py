@@ -17,8 +17,7 @@ from kernels.expert_sum.checks import check
 from kernels.expert_sum.reference import tokens_of_pairs
 
 
-@torch.library.custom_op("legible::expert_sum", mutates_args=(), device_types="cpu")
-def expert_sum_forward(
+def _on_cpu(
     x_TD: Tensor,
     u_EB: Tensor,
     u_scale_E: Tensor | None,
@@ -33,6 +32,9 @@ def expert_sum_forward(
     """(T, D) output in x's dtype and (P) pre-activations u . x + b, float32 (float64 for float64 tables)."""
     check(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P)
     return cpu.forward(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, act)
+
+
+expert_sum_forward = torch.library.custom_op("legible::expert_sum", _on_cpu, mutates_args=(), device_types="cpu")
 
 
 @expert_sum_forward.register_kernel("cuda")
@@ -126,4 +128,7 @@ def expert_sum(
     gradients of the others see `expert_sum_backward`. ValueError names the argument that does not fit.
     """
     u_scale_E, v_scale_E = scales
-    return expert_sum_forward(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, act)[0]
+    # Without gradients torch's dispatcher has nothing to add, and takes longer than a token's experts.
+    direct = x_TD.is_cpu and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    forward = _on_cpu if direct else expert_sum_forward
+    return forward(x_TD, u_EB, u_scale_E, bias_E, v_EB, v_scale_E, expert_P, start_T1, gate_P, act)[0]

@@ -7,6 +7,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from kernels import backends
+from kernels.expert_sum import native
+
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
 PRECISIONS = "float32, float64, bfloat16, int8, or uint8 (two int4 a byte, kernels/packing.py)"
 
@@ -25,14 +28,14 @@ def check(
     """ValueError for the first argument that does not fit."""
     if x_TD.ndim != 2 or x_TD.dtype not in FLOATS:
         _refuse("x_TD", f"{_shape(x_TD)}, {x_TD.dtype}", "(tokens, width) of float32, float64 or bfloat16")
-    num_experts = len(u_EB)
+    num_experts = u_EB.shape[0]
     _check_table("u", u_EB, u_scale_E, num_experts, x_TD)
     _check_table("v", v_EB, v_scale_E, num_experts, x_TD)
     if u_EB.dtype != v_EB.dtype:
         _refuse("v", f"{v_EB.dtype} beside u of {u_EB.dtype}", "tables of one precision")
     if bias_E.shape != (num_experts,) or not bias_E.is_floating_point():
         _refuse("bias_E", f"{_shape(bias_E)}, {bias_E.dtype}", f"({num_experts},) of a float, one an expert")
-    _check_pairs(len(x_TD), num_experts, expert_P, start_T1, gate_P)
+    _check_pairs(x_TD.shape[0], num_experts, expert_P, start_T1, gate_P)
     for name, tensor in (("u", u_EB), ("v", v_EB), ("expert_P", expert_P), ("start_T1", start_T1), ("gate_P", gate_P)):
         if tensor.device != x_TD.device:
             _refuse(name, f"a tensor on {tensor.device}", f"all on the device of x_TD, {x_TD.device}")
@@ -68,11 +71,16 @@ def _check_pairs(tokens: int, num_experts: int, expert_P: Tensor, start_T1: Tens
         _refuse(
             "start_T1", f"{_shape(start_T1)}, {start_T1.dtype} for {tokens} tokens", f"({tokens + 1},) of torch.int64"
         )
-    pairs = len(expert_P)
+    pairs = expert_P.shape[0]
     if expert_P.ndim != 1 or expert_P.dtype != torch.int64:
         _refuse("expert_P", f"{_shape(expert_P)}, {expert_P.dtype}", "(pairs,) of torch.int64")
     if gate_P.shape != expert_P.shape or not gate_P.is_floating_point():
         _refuse("gate_P", f"{_shape(gate_P)}, {gate_P.dtype}", f"({pairs},) of a float, one a pair")
+    library = backends.cpu_library()
+    given = expert_P, start_T1, gate_P
+    readable = expert_P.is_cpu and gate_P.dtype == torch.float32 and all(tensor.is_contiguous() for tensor in given)
+    if library is not None and readable and native.pairs_are_sound(library, *given, num_experts):
+        return
     wrong = [(start_T1[0] != 0) | (start_T1[-1] != pairs) | (start_T1.diff() < 0).any()]
     if pairs:
         lowest, highest = torch.aminmax(expert_P)

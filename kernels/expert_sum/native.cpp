@@ -214,6 +214,51 @@ AVX512_TARGET void sums_in_registers(const uint8_t* table, int64_t width, Pairs 
     }
 }
 
+// As above with eight registers of eight: 64 output columns at a time, of an int4 row 32 and the 32 half a row on.
+template <class Rows>
+AVX2_TARGET void sums_in_eights(const uint8_t* table, int64_t width, Pairs pairs, const float* weight, float* y) {
+    constexpr bool int4 = std::is_same<Rows, Int4>::value;
+    constexpr int64_t block = int4 ? 32 : 64;
+    const int64_t bytes = Rows::bytes(width), half = width / 2;
+    int64_t c = 0;
+    for (; c + block <= bytes; c += block) {
+        __m256 sum[8];
+        for (auto& s : sum) s = _mm256_setzero_ps();
+        for (int64_t p = pairs.first; p < pairs.last; p++) {
+            const int64_t ahead = p + (pairs.last - pairs.first);
+            if (ahead < pairs.all && (!int4 || c == 0))
+                prefetch(table + pairs.expert[ahead] * bytes + c, int4 ? bytes : block);
+            const uint8_t* row = table + pairs.expert[p] * bytes + c;
+            const __m256 w = _mm256_set1_ps(weight[p - pairs.first]);
+            for (int j = 0; j < (int4 ? 4 : 8); j++) {
+                const __m256i b = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + 8 * j)));
+                const __m256i first = int4 ? _mm256_srai_epi32(_mm256_slli_epi32(b, 28), 28) : b;
+                sum[j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(first), w, sum[j]);
+                if (int4) sum[4 + j] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(_mm256_srai_epi32(b, 4)), w, sum[4 + j]);
+            }
+        }
+        for (int j = 0; j < 8; j++) _mm256_storeu_ps(y + c + (int4 && j >= 4 ? half + 8 * (j - 4) : 8 * j), sum[j]);
+    }
+    for (; c < bytes; c++) {
+        float first = 0, second = 0;
+        for (int64_t p = pairs.first; p < pairs.last; p++) {
+            const uint8_t stored = table[pairs.expert[p] * bytes + c];
+            first += weight[p - pairs.first] * (int4 ? Int4::low(stored) : float(int8_t(stored)));
+            if (int4) second += weight[p - pairs.first] * Int4::high(stored);
+        }
+        y[c] = first;
+        if (int4) y[half + c] = second;
+    }
+}
+
+template <>
+void sums_avx2<Int8>(const uint8_t* table, int64_t width, Pairs pairs, const float* weight, float* y) {
+    sums_in_eights<Int8>(table, width, pairs, weight, y);
+}
+template <>
+void sums_avx2<Int4>(const uint8_t* table, int64_t width, Pairs pairs, const float* weight, float* y) {
+    sums_in_eights<Int4>(table, width, pairs, weight, y);
+}
 template <>
 void dots_avx512<Int8>(const float* x, const uint8_t* table, int64_t width, Pairs pairs, float* out) {
     dots_vnni<Int8>(x, table, width, pairs, out);
@@ -283,5 +328,17 @@ void row_sums(const uint8_t* table, const uint16_t* scale, const int64_t* expert
               const float* weight, int64_t tokens, int64_t width, int32_t precision, int32_t set, int32_t threads,
               float* out) {
     OF_PRECISION(precision, row_sums_of)(table, scale, expert, start, weight, tokens, width, set, threads, out);
+}
+
+int32_t pairs_are_sound(const int64_t* expert, const int64_t* start, const float* gate, int64_t tokens, int64_t pairs,
+                        int64_t experts) {
+    bool sound = start[0] == 0 && start[tokens] == pairs;
+    for (int64_t t = 0; t < tokens; t++) sound &= start[t] <= start[t + 1];
+    float poison = 0;
+    for (int64_t p = 0; p < pairs; p++) {
+        sound &= uint64_t(expert[p]) < uint64_t(experts);
+        poison += gate[p] * 0;  // nan from then on if a gate is not finite
+    }
+    return sound && poison == 0;
 }
 }

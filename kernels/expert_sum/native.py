@@ -20,7 +20,7 @@ def row_dots(
 
     Tokens are rounded to 15 bits of their largest element where AVX-512 multiplies int8 and int4 tables.
     """
-    out_P = torch.empty(len(expert_P))
+    out_P = torch.empty(expert_P.shape[0])
     library.functions.row_dots(
         pointer(x_TD), pointer(table_EB), pointer(scale_E), pointer(expert_P), pointer(start_T1),
         ctypes.c_int64(x_TD.shape[0]), ctypes.c_int64(x_TD.shape[1]), ctypes.c_int32(PRECISIONS.index(table_EB.dtype)),
@@ -34,10 +34,20 @@ def row_sums(
 ) -> Tensor:
     """(T, D) float32: for each token the sum of its pairs' (scaled) table rows by their weights, which are float32."""
     width = table_EB.shape[1] * (2 if table_EB.dtype == torch.uint8 else 1)
-    out_TD = torch.empty(len(start_T1) - 1, width)
+    out_TD = torch.empty(start_T1.shape[0] - 1, width)
     library.functions.row_sums(
         pointer(table_EB), pointer(scale_E), pointer(expert_P), pointer(start_T1), pointer(weight_P),
         ctypes.c_int64(out_TD.shape[0]), ctypes.c_int64(width), ctypes.c_int32(PRECISIONS.index(table_EB.dtype)),
         library.code, ctypes.c_int32(torch.get_num_threads()), pointer(out_TD),
     )  # fmt: skip
     return out_TD
+
+
+def pairs_are_sound(library: CpuLibrary, expert_P: Tensor, start_T1: Tensor, gate_P: Tensor, num_experts: int) -> bool:
+    """Whether starts ascend from 0 to P, experts are in range and gates, float32, are finite."""
+    return bool(
+        library.functions.pairs_are_sound(
+            pointer(expert_P), pointer(start_T1), pointer(gate_P), ctypes.c_int64(start_T1.shape[0] - 1),
+            ctypes.c_int64(expert_P.shape[0]), ctypes.c_int64(num_experts),
+        )
+    )  # fmt: skip

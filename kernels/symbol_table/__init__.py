@@ -16,6 +16,18 @@ from kernels.symbol_table.checks import check_pairs, check_shapes
 from kernels.symbol_table.tables import SymbolTables
 
 
+def _run(
+    x_ND: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Tensor, tables: SymbolTables
+) -> Tensor:
+    x_ND = x_ND.contiguous()
+    check_shapes(x_ND, cell_P, start_N1, gate_P, context_ON, tables)
+    library = backends.cpu_library()
+    if library is not None:
+        return native.forward(library, x_ND, cell_P, start_N1, gate_P, context_ON, tables)
+    check_pairs(cell_P, start_N1, gate_P, context_ON, tables)
+    return stock.forward(x_ND, cell_P, start_N1, gate_P, context_ON, tables)
+
+
 @torch.library.custom_op("legible::symbol_table", mutates_args=(), device_types=None)
 def _symbol_table(
     x_ND: Tensor,
@@ -25,14 +37,7 @@ def _symbol_table(
     context_ON: Tensor,
     tables: Sequence[Tensor],
 ) -> Tensor:
-    named = SymbolTables(*tables)
-    x_ND = x_ND.contiguous()
-    check_shapes(x_ND, cell_P, start_N1, gate_P, context_ON, named)
-    library = backends.cpu_library()
-    if library is not None:
-        return native.forward(library, x_ND, cell_P, start_N1, gate_P, context_ON, named)
-    check_pairs(cell_P, start_N1, gate_P, context_ON, named)
-    return stock.forward(x_ND, cell_P, start_N1, gate_P, context_ON, named)
+    return _run(x_ND, cell_P, start_N1, gate_P, context_ON, SymbolTables(*tables))
 
 
 @_symbol_table.register_fake
@@ -49,4 +54,7 @@ def symbol_table(
     is the token o places back, -1 before the beginning. `check_tables` says once whether tables are sound; here shapes
     are checked, and each index that C++ uses. ValueError names the argument and the entry that does not fit.
     """
-    return _symbol_table(x_ND, cell_P, start_N1, gate_P, context_ON, list(tables))
+    # A backward pass is an error, which the dispatcher raises; without gradients it only takes longer than a token.
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _symbol_table(x_ND, cell_P, start_N1, gate_P, context_ON, list(tables))
+    return _run(x_ND, cell_P, start_N1, gate_P, context_ON, tables)

@@ -19,17 +19,17 @@ def check_shapes(
         refuse("x_ND", f"a tensor on {x_ND.device}", "tensors of the CPU, where symbols run; move them there")
     if x_ND.ndim != 2 or x_ND.dtype != torch.float32 or x_ND.shape[1] % 2:
         refuse("x_ND", f"{_form(x_ND)}", "(tokens, width) of torch.float32, the width even")
-    tokens, pairs = len(x_ND), len(cell_P)
+    tokens, pairs = x_ND.shape[0], cell_P.shape[0]
     _check_form("cell_P", cell_P, (pairs,), torch.int64)
     _check_form("start_N1", start_N1, (tokens + 1,), torch.int64)
     _check_form("gate_P", gate_P, (pairs,), torch.float32)
     _check_form("context_ON", context_ON, (max(1, context_ON.shape[0]), tokens), torch.int64)
     cell_start_C1, *others = tables
-    _check_form("cell_start_C1", cell_start_C1, (max(2, len(cell_start_C1)),), torch.int32)
+    _check_form("cell_start_C1", cell_start_C1, (max(2, cell_start_C1.shape[0]),), torch.int32)
     sizes = shapes(
-        d_model=x_ND.shape[1], experts=len(tables.tier_E), coordinates=tables.index_EK.shape[-1],
-        dense=len(tables.dense_u_FD), gates=len(tables.gate_G), literals=len(tables.member_LV),
-        vocabulary=tables.member_LV.shape[-1], splines=len(tables.spline_low_W),
+        d_model=x_ND.shape[1], experts=tables.tier_E.shape[0], coordinates=tables.index_EK.shape[-1],
+        dense=tables.dense_u_FD.shape[0], gates=tables.gate_G.shape[0], literals=tables.member_LV.shape[0],
+        vocabulary=tables.member_LV.shape[-1], splines=tables.spline_low_W.shape[0],
     )  # fmt: skip
     for (name, (shape, dtype)), table in zip(sizes.items(), others, strict=True):
         _check_form(name, table, shape, dtype)

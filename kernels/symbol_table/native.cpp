@@ -147,29 +147,58 @@ bool add_routed(const SymbolTables& tables, const int64_t* cell, const float* ga
     return true;
 }
 
-bool add_logical(const SymbolTables& tables, const std::vector<int32_t>& logical, const int64_t* context,
-                 int64_t tokens, int64_t token, Firings& firings, Wrong& wrong) {
-    if (logical.empty()) return true;
-    std::vector<uint8_t>& wire = firings.wire;
-    wire.resize(tables.literals + tables.gates);
+// What literals and gates say of some tokens, a row of TOKENS_AT_ONCE bytes each: gates are then a few vectors.
+bool evaluate(const SymbolTables& tables, const int64_t* context, int64_t tokens, int64_t first, int64_t count,
+              std::vector<uint8_t>& wire, Wrong& wrong) {
+    wire.resize((tables.literals + tables.gates) * TOKENS_AT_ONCE);
     for (int64_t l = 0; l < tables.literals; l++) {
         if (outside(tables.literal_offset[l], 0, tables.places - 1, LITERAL_OFFSET, l, wrong)) return false;
-        const int64_t at = tables.literal_offset[l] * tokens + token;
-        if (outside(context[at], -1, tables.vocabulary - 1, CONTEXT, at, wrong)) return false;
-        wire[l] = context[at] >= 0 && tables.member[l * tables.vocabulary + context[at]];
+        const uint8_t* member = tables.member + l * tables.vocabulary;
+        for (int64_t t = 0; t < count; t++) {
+            const int64_t at = tables.literal_offset[l] * tokens + first + t;
+            if (outside(context[at], -1, tables.vocabulary - 1, CONTEXT, at, wrong)) return false;
+            wire[l * TOKENS_AT_ONCE + t] = context[at] >= 0 && member[context[at]];
+        }
     }
     for (int64_t g = 0; g < tables.gates; g++) {
         const int64_t before = tables.literals + g - 1;
         if (outside(tables.wire_a[g], 0, before, WIRE_A, g, wrong)) return false;
         if (outside(tables.wire_b[g], 0, before, WIRE_B, g, wrong)) return false;
-        wire[before + 1] = tables.gate[g] >> (3 - (2 * wire[tables.wire_a[g]] + wire[tables.wire_b[g]])) & 1;
+        const uint8_t* a = wire.data() + tables.wire_a[g] * TOKENS_AT_ONCE;
+        const uint8_t* b = wire.data() + tables.wire_b[g] * TOKENS_AT_ONCE;
+        uint8_t* out = wire.data() + (before + 1) * TOKENS_AT_ONCE;
+        // The gate as a sum modulo 2 of 1, a, b and ab (its algebraic normal form).
+        const uint8_t none = tables.gate[g] >> 3 & 1, with_b = none ^ (tables.gate[g] >> 2 & 1);
+        const uint8_t with_a = none ^ (tables.gate[g] >> 1 & 1);
+        const uint8_t with_both = none ^ with_a ^ with_b ^ (tables.gate[g] & 1);
+        for (int64_t t = 0; t < count; t++) out[t] = none ^ (with_a & a[t]) ^ (with_b & b[t]) ^ (with_both & a[t] & b[t]);
     }
+    return true;
+}
+
+bool add_logical(const SymbolTables& tables, const std::vector<int32_t>& logical, int64_t t, Firings& firings,
+                 Wrong& wrong) {
     for (const int32_t e : logical) {
         if (outside(tables.rule[e], 0, tables.gates - 1, RULE, e, wrong)) return false;
-        if (!wire[tables.literals + tables.rule[e]]) continue;
+        if (!firings.wire[(tables.literals + tables.rule[e]) * TOKENS_AT_ONCE + t]) continue;
         firings.expert.push_back(e);
         firings.weight.push_back(1);
     }
+    return true;
+}
+
+// A sum of few coordinates, in four chains of additions that do not wait for each other. False for one that is not there.
+INLINE bool sparse_dot(const int16_t* index, const float* coefficient, int64_t count, const float* x, int64_t width,
+                       float& sum) {
+    uint16_t furthest = 0;
+    for (int64_t k = 0; k < count; k++) furthest = std::max(furthest, uint16_t(index[k]));
+    if (furthest >= width) return false;
+    float part[4] = {0, 0, 0, 0};
+    int64_t k = 0;
+    for (; k + 4 <= count; k += 4)
+        for (int j = 0; j < 4; j++) part[j] += coefficient[k + j] * x[index[k + j]];
+    for (; k < count; k++) part[0] += coefficient[k] * x[index[k]];
+    sum = (part[0] + part[1]) + (part[2] + part[3]);
     return true;
 }
 
@@ -185,9 +214,10 @@ bool weigh(const SymbolTables& tables, const float* x, int64_t tokens, Firings& 
             } else {
                 const int16_t* index = tables.index + e * tables.coordinates;
                 const float* coefficient = tables.coefficient + e * tables.coordinates;
-                for (int64_t k = 0; k < tables.coordinates; k++) {
-                    if (outside(index[k], 0, tables.width - 1, INDEX, e * tables.coordinates + k, wrong)) return false;
-                    z += coefficient[k] * x[index[k]];
+                if (!sparse_dot(index, coefficient, tables.coordinates, x, tables.width, z)) {
+                    int64_t k = 0;
+                    while (!outside(index[k], 0, tables.width - 1, INDEX, e * tables.coordinates + k, wrong)) k++;
+                    return false;
                 }
             }
             z += tables.intercept[e];
@@ -225,10 +255,10 @@ void symbol_table(const SymbolTables* given, const float* x, const int64_t* cell
             const int64_t count = std::min(TOKENS_AT_ONCE, end - first);
             const float* x_first = x + first * tables.width;
             firings.clear();
-            bool well = true;
+            bool well = logical.empty() || evaluate(tables, context, tokens, first, count, firings.wire, mine);
             for (int64_t t = first; well && t < first + count; t++) {
                 well = add_routed(tables, cell, gate, start[t], start[t + 1], firings, mine) &&
-                       add_logical(tables, logical, context, tokens, t, firings, mine);
+                       add_logical(tables, logical, t - first, firings, mine);
                 firings.start.push_back(int64_t(firings.expert.size()));
                 firings.dense_start.push_back(int64_t(firings.dense_row.size()));
             }

@@ -42,13 +42,13 @@ def forward(
     """(N, D). ValueError for the first index that is out of range, and gates that are not finite."""
     y_ND, wrong = torch.empty_like(x_ND), _Wrong()
     given = _Tables(
-        *(table.data_ptr() for table in tables),
-        x_ND.shape[1], len(tables.cell_start_C1) - 1, len(tables.tier_E), tables.index_EK.shape[1],
-        len(tables.dense_u_FD), len(tables.gate_G), *tables.member_LV.shape, len(tables.spline_low_W), len(context_ON),
+        *[table.data_ptr() for table in tables],
+        x_ND.shape[1], tables.cell_start_C1.shape[0] - 1, *tables.index_EK.shape, tables.dense_u_FD.shape[0],
+        tables.gate_G.shape[0], *tables.member_LV.shape, tables.spline_low_W.shape[0], context_ON.shape[0],
     )  # fmt: skip
     library.functions.symbol_table(
         ctypes.byref(given), pointer(x_ND), pointer(cell_P), pointer(start_N1), pointer(gate_P), pointer(context_ON),
-        ctypes.c_int64(len(x_ND)), ctypes.c_int64(len(cell_P)), library.code,
+        ctypes.c_int64(x_ND.shape[0]), ctypes.c_int64(cell_P.shape[0]), library.code,
         ctypes.c_int32(torch.get_num_threads()), pointer(y_ND), ctypes.byref(wrong),
     )  # fmt: skip
     if wrong.what:

@@ -19,6 +19,8 @@ from kernels.cells import experts_of_cells, starts
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
 from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.jump_router import axis_bias, jump_router
+from kernels.jump_router.tables import AxisStatistics, Rule, SparseRows, compact
 from kernels.packing import LAYOUT
 from kernels.product_key_topk import product_key_threshold, product_key_topk
 from pipeline.models.monet import axis_deviations, passing_logits
@@ -151,6 +153,26 @@ class PeerSpec(BaseModel):
         return "peer" if self.precision == "float" else f"peer-{self.precision}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassingKeys:
+    """The sub-keys that pass, and nothing of those that do not, as kernels/jump_router lists them."""
+
+    sizes: tuple[int, int, int]
+    """H, I and J."""
+    score_Q: Tensor
+    start_N1: Tensor
+    log_gate_Q: Tensor
+    gate_Q: Tensor
+
+    def log_gates(self) -> tuple[Tensor, Tensor]:
+        """(N, H, I) and (N, H, J), minus infinity where a sub-key does not pass."""
+        heads, rows, columns = self.sizes
+        log_gate_NS = self.log_gate_Q.new_full((len(self.start_N1) - 1, heads * (rows + columns)), -torch.inf)
+        log_gate_NS[tokens_of_pairs(self.start_N1), self.score_Q.long()] = self.log_gate_Q
+        row_NX, column_NX = log_gate_NS.split((heads * rows, heads * columns), dim=1)
+        return row_NX.unflatten(1, (heads, rows)), column_NX.unflatten(1, (heads, columns))
+
+
 @dataclass(frozen=True, slots=True)
 class PeerRouting:
     """Which cells a token reaches, with what gates."""
@@ -159,9 +181,36 @@ class PeerRouting:
     start_N1: Tensor
     """Where each token's pairs start."""
     gate_P: Tensor
-    log_gate1_NHI: Tensor | None
-    """Log gates of the axes, minus infinity where a sub-key does not pass; only the jumprelu gate has them."""
-    log_gate2_NHJ: Tensor | None
+    axes: tuple[Tensor, Tensor] | PassingKeys | None
+    """Log gates of the axes or what passes of them; only the jumprelu gate has them."""
+
+    @property
+    def log_gate1_NHI(self) -> Tensor | None:
+        """Log gates of the rows, minus infinity where a sub-key does not pass."""
+        axes = self.axes.log_gates() if isinstance(self.axes, PassingKeys) else self.axes
+        return None if axes is None else axes[0]
+
+    @property
+    def log_gate2_NHJ(self) -> Tensor | None:
+        """Log gates of the columns."""
+        axes = self.axes.log_gates() if isinstance(self.axes, PassingKeys) else self.axes
+        return None if axes is None else axes[1]
+
+
+class CompactRows:
+    """The non-zeros of a layer's rows, found again whenever its weight or bias is another or was written to."""
+
+    def __init__(self) -> None:
+        self._of: tuple[object, ...] | None = None
+        self._rows: SparseRows | None = None
+
+    def of(self, layer: nn.Linear) -> SparseRows:
+        parts = weight, bias = layer.weight, layer.bias
+        # Writing raises a tensor's version; what changes its memory instead (a move, a cast) changes where it lies.
+        now = tuple((id(part), part._version, part.data_ptr()) for part in parts)
+        if self._rows is None or self._of != now:
+            self._rows, self._of = compact(weight.detach(), bias.detach()), now
+        return self._rows
 
 
 class PeerRouter(nn.Module):
@@ -181,6 +230,7 @@ class PeerRouter(nn.Module):
         if spec.score_features:
             self.features = nn.Linear(d_model, spec.score_features, bias=False)
             nn.init.normal_(self.features.weight, std=d_model**-0.5)
+            self.rows = CompactRows()
         read = spec.score_features or d_model
         self.query = nn.Linear(read, sum(self.widths), bias=spec.score_features > 0)
         nn.init.normal_(self.query.weight, std=read**-0.5)
@@ -193,6 +243,7 @@ class PeerRouter(nn.Module):
             self.deviations = axis_deviations(spec.active_keys, spec.num_keys)
             self.norm1 = nn.BatchNorm1d(spec.num_heads, affine=False)
             self.norm2 = nn.BatchNorm1d(spec.num_heads, affine=False)
+            self.rule = Rule(spec.num_keys, self.deviations, spec.tie_margin, self.norm1.eps)
             # Minus infinity: every pair that passes both axes fires, as in Monet; the first training batch sets it.
             self.register_buffer("threshold_H", torch.full((spec.num_heads,), -torch.inf))
 
@@ -234,13 +285,15 @@ class PeerRouter(nn.Module):
         )
 
     def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> PeerRouting:
-        return self._jump(x_ND) if self.spec.gate == "jumprelu" else self._softmax(x_ND)
+        if self.spec.gate == "softmax":
+            return self._softmax(x_ND)
+        return self._jump(x_ND) if self.training or torch.is_grad_enabled() else self._fired(x_ND)
 
     def _softmax(self, x_ND: Tensor) -> PeerRouting:
         score_NHK, cell_NHK = product_key_topk(*self.scores(x_ND), self.spec.pairs_per_head)
         pairs = cell_NHK[0].numel() if len(cell_NHK) else 0
         start_N1 = torch.arange(len(x_ND) + 1, device=x_ND.device) * pairs
-        return PeerRouting(cell_NHK.flatten(), start_N1, torch.softmax(score_NHK, dim=-1).flatten(), None, None)
+        return PeerRouting(cell_NHK.flatten(), start_N1, torch.softmax(score_NHK, dim=-1).flatten(), None)
 
     def _jump(self, x_ND: Tensor) -> PeerRouting:
         row_NHI, column_NHJ = self.log_gates(x_ND)
@@ -252,7 +305,36 @@ class PeerRouter(nn.Module):
             self.threshold_H += THRESHOLD_GAIN * (fired_H - self.spec.pairs_per_head)
         gate_P = torch.exp(row_NHI[token_P, head_P, r_P] + column_NHJ[token_P, head_P, c_P]).to(x_ND.dtype)
         start_N1 = starts(torch.bincount(token_P, minlength=len(x_ND)))
-        return PeerRouting(r_P * self.spec.num_columns + c_P, start_N1, gate_P, row_NHI, column_NHJ)
+        return PeerRouting(r_P * self.spec.num_columns + c_P, start_N1, gate_P, (row_NHI, column_NHJ))
+
+    def _fired(self, x_ND: Tensor) -> PeerRouting:
+        """What `_jump` gives in evaluation, without gradients and without a tensor of all log gates."""
+        spec = self.spec
+        read_XN, rows = self._read(x_ND)
+        fired = jump_router(read_XN, rows, self._statistics(), self.rule)
+        keys = PassingKeys(
+            sizes=(spec.num_heads, spec.num_keys, spec.num_keys * spec.aspect),
+            score_Q=fired.score_Q, start_N1=fired.key_start_N1, log_gate_Q=fired.log_gate_Q, gate_Q=fired.gate_Q,
+        )  # fmt: skip
+        return PeerRouting(fired.cell_P, fired.start_N1, fired.gate_P.to(x_ND.dtype), keys)
+
+    def _read(self, x_ND: Tensor) -> tuple[Tensor, SparseRows | None]:
+        """(S, N) scores, or (R, N) features and the rows that make them scores; in float32 or higher."""
+        if self.spec.score_terms:
+            return at_least_float32(self.features.weight @ x_ND.T), self.rows.of(self.query)
+        if self.spec.sub_keys == "identity" and not self.spec.query_norm and not self.spec.score_features:
+            return at_least_float32(self.query.weight @ x_ND.T), None
+        score_NS = torch.cat([score_NHX.flatten(1) for score_NHX in self.scores(x_ND)], dim=1)
+        return at_least_float32(score_NS.T), None
+
+    def _statistics(self) -> AxisStatistics:
+        row, column = self.norm1._buffers, self.norm2._buffers
+        numbers = (row["running_mean"], row["running_var"], column["running_mean"], column["running_var"])
+        return AxisStatistics(*numbers, self.threshold_H)  # type: ignore[arg-type]
+
+
+def at_least_float32(score_X: Tensor) -> Tensor:
+    return score_X if score_X.dtype == torch.float64 else score_X.float()
 
 
 def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) -> Tensor:
@@ -295,9 +377,14 @@ class AxisBias(nn.Module):
         self.column = nn.Parameter(torch.zeros(spec.num_columns, d_model))
 
     def forward(self, routing: PeerRouting) -> Tensor:
-        if routing.log_gate1_NHI is None or routing.log_gate2_NHJ is None:
+        axes = routing.axes
+        if axes is None:
             raise AssertionError("axis biases need the log gates of a jumprelu router")
-        gate1_NI, gate2_NJ = routing.log_gate1_NHI.exp().sum(1), routing.log_gate2_NHJ.exp().sum(1)
+        if isinstance(axes, PassingKeys):
+            if not torch.is_grad_enabled():
+                return axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], self.row, self.column)
+            axes = axes.log_gates()
+        gate1_NI, gate2_NJ = (log_gate_NHX.exp().sum(1) for log_gate_NHX in axes)
         return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
 
 

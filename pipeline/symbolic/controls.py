@@ -46,8 +46,9 @@ class PermutedFiring(nn.Module):
         start_N1 = torch.cat([count_N.new_zeros(1), count_N.cumsum(0)])
         first_P = torch.repeat_interleave(routing.start_N1[:-1][order_N] - start_N1[:-1], count_N)
         pair_P = first_P + torch.arange(len(first_P))
-        axes = (a if a is None else a[order_N] for a in (routing.log_gate1_NHI, routing.log_gate2_NHJ))
-        return self.experts(x_ND, PeerRouting(routing.cell_P[pair_P], start_N1, routing.gate_P[pair_P], *axes))
+        row_NHI, column_NHJ = routing.log_gate1_NHI, routing.log_gate2_NHJ
+        axes = None if row_NHI is None or column_NHJ is None else (row_NHI[order_N], column_NHJ[order_N])
+        return self.experts(x_ND, PeerRouting(routing.cell_P[pair_P], start_N1, routing.gate_P[pair_P], axes))
 
 
 def mean_magnitudes(model: LanguageModel, records: Sequence[LayerRecord]) -> list[Tensor]:

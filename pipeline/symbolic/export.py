@@ -28,7 +28,7 @@ from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Block
 from pipeline.symbolic.spline import KNOTS
 
-MAGIC, VERSION = b"LEGIBLE1", 2
+MAGIC, VERSION = b"LEGIBLE1", 3
 NAME_BYTES = 40
 _TYPES = (torch.float32, torch.uint8, torch.int16, torch.int32, torch.float16)
 """As runtime.c numbers them."""
@@ -100,7 +100,7 @@ def tables_file(model: LanguageModel, *, window: int) -> bytes:
     if not isinstance(spec, SymbolSpec):
         raise ValueError(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
     body = b"".join(_record(name, table) for name, table in _tables(model, spec))
-    sizes = struct.pack("<22I6d", *_sizes(model, spec, window), *_numbers(model, spec))
+    sizes = struct.pack("<24I6d", *_sizes(model, spec, window), *_numbers(model, spec))
     header_bytes = len(MAGIC) + struct.calcsize("<2I2Q") + len(sizes)
     promised = struct.pack("<2I2Q", VERSION, header_bytes, header_bytes + len(body), zlib.crc32(sizes + body))
     return MAGIC + promised + sizes + body
@@ -113,7 +113,8 @@ def _sizes(model: LanguageModel, spec: SymbolSpec, window: int) -> tuple[int, ..
         shape.d_model, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.vocab_size,
         peer.num_heads, peer.num_keys, peer.num_columns, peer.d_key, column_width, _SUB_KEYS.index(peer.sub_keys),
         int(peer.query_norm), _GATES.index(peer.gate), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
-        peer.num_experts, spec.coordinates, spec.places, KNOTS, window, CONTEXT,
+        peer.num_experts, spec.coordinates, spec.places, KNOTS, window, CONTEXT, peer.score_features,
+        _terms(model),
     )  # fmt: skip
 
 
@@ -122,6 +123,12 @@ def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
     query_eps = router.query_norm.eps if isinstance(router.query_norm, nn.BatchNorm1d) else 0.0
     axis_eps, deviations = (router.norm1.eps, router.deviations) if spec.peer.gate == "jumprelu" else (0.0, 0.0)
     return model.shape.rope_theta, model.shape.norm_eps, query_eps, axis_eps, deviations, spec.peer.tie_margin
+
+
+def _terms(model: LanguageModel) -> int:
+    """Most terms of a score; 0 where all features are read, or none are."""
+    routers = [_router(block) for block in model.blocks() if block.router is not None]
+    return max(router.rows.of(router.query).index_SK.shape[1] if router.spec.score_terms else 0 for router in routers)
 
 
 def _router(block: Block) -> PeerRouter:
@@ -134,14 +141,15 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
     sizes = (spec.num_dense, spec.num_literals, spec.num_gates, spec.num_splines)
     yield "blocks", torch.tensor([*zip(*sizes, strict=True)]).int()
     yield "embedding", model.model.embed_tokens.weight
+    terms = _terms(model)
     for layer, block in enumerate(model.blocks()):
-        for name, table in _block_tables(block):
+        for name, table in _block_tables(block, terms):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
     yield "head", model.lm_head.weight.T
 
 
-def _block_tables(block: Block) -> Iterator[tuple[str, Tensor]]:
+def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
     attention, experts = block.self_attn, block.moe
     assert isinstance(experts, SymbolExperts)
     yield "attention_norm", block.input_layernorm.weight
@@ -149,7 +157,7 @@ def _block_tables(block: Block) -> Iterator[tuple[str, Tensor]]:
     yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
     yield "expert_norm", block.post_attention_layernorm.weight
     if block.router is not None:
-        yield from _router_tables(_router(block))
+        yield from _router_tables(_router(block), terms)
     tables = experts.tables._asdict()
     yield "cell_start", tables.pop("cell_start_C1")
     if experts.axis_bias is not None:
@@ -157,8 +165,16 @@ def _block_tables(block: Block) -> Iterator[tuple[str, Tensor]]:
     yield from ((name.rpartition("_")[0], table) for name, table in tables.items())
 
 
-def _router_tables(router: PeerRouter) -> Iterator[tuple[str, Tensor]]:
-    yield "query", router.query.weight.T
+def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor]]:
+    if router.spec.score_features:
+        yield from (("features", router.features.weight.T), ("score_intercept", router.query.bias))
+    if terms:
+        rows = router.rows.of(router.query)
+        short = terms - rows.index_SK.shape[1]
+        yield "term_index", nn.functional.pad(rows.index_SK, (0, short)).to(torch.int16)
+        yield "term_coefficient", nn.functional.pad(rows.coefficient_SK, (0, short))
+    else:
+        yield "query", router.query.weight.T
     if isinstance(router.query_norm, nn.BatchNorm1d):
         yield from _statistics("query", router.query_norm)
     if router.spec.sub_keys != "identity":

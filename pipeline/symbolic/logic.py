@@ -67,12 +67,16 @@ class Literals:
 
 def context_of(tokens_BT: Tensor, places: int) -> Tensor:
     """(places, B * T): the token 0, 1, ... places back within its sequence, -1 before the beginning."""
-    rows = []
-    for back in range(places):
-        shifted_BT = torch.full_like(tokens_BT, -1)
-        shifted_BT[:, back:] = tokens_BT[:, : tokens_BT.shape[1] - back]
-        rows.append(shifted_BT.flatten())
-    return torch.stack(rows)
+    batch, length = tokens_BT.shape
+    before_BX = tokens_BT.new_full((batch, places - 1), -1)
+    return (
+        torch.cat([before_BX, tokens_BT], dim=1)
+        .unfold(1, length, 1)
+        .permute(1, 0, 2)
+        .flip(0)
+        .reshape(places, batch * length)
+        .contiguous()
+    )
 
 
 _CLASSES = {

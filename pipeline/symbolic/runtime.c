@@ -6,7 +6,8 @@
  * README.md beside this file has the options and the layout of tables.bin. The file is read whole and every size, index
  * and number in it is checked once, here in `load`; what runs afterwards trusts them.
  *
- * D model width, H query heads, T tokens of a window, E experts, I rows and J columns of the key grid.
+ * D model width, H query heads, T tokens of a window, E experts, I rows and J columns of the key grid, R features that a
+ * router's scores are sums of.
  */
 #include <errno.h>
 #include <math.h>
@@ -16,7 +17,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { VERSION = 2, NAME_BYTES = 40, KNOTS = 9, FUNCTIONS = 22, SPLINE = 255 };
+enum { VERSION = 3, NAME_BYTES = 40, KNOTS = 9, FUNCTIONS = 22, SPLINE = 255 };
 #define EXP_END 10.0f
 enum { F32, U8, I16, I32, F16 };                      /* types of tables */
 enum { KEYS_IDENTITY, KEYS_SHARED, KEYS_PER_HEAD };   /* sub-keys of a router */
@@ -44,6 +45,7 @@ typedef struct {
     uint32_t d_model, layers, heads, kv_heads, vocabulary;
     uint32_t router_heads, rows, columns, row_width, column_width, sub_keys, query_norm, gate, pairs_per_head;
     uint32_t axis_bias, router_group, experts, coordinates, places, knots, window, context;
+    uint32_t features, terms; /* R, 0 where scores are sums of the state itself; terms of a score, 0 for all of R */
 } Sizes;
 
 typedef struct {
@@ -51,13 +53,16 @@ typedef struct {
 } Numbers;
 
 typedef struct {
+    int there;
+    const float *features, *intercept, *term_coefficient;
+    const int16_t *term_index;
     const float *query, *query_mean, *query_var, *row_keys, *column_keys;
     const float *row_mean, *row_var, *column_mean, *column_var, *threshold;
 } Router;
 
 typedef struct {
     const float *attention_norm, *q, *k, *v, *o, *expert_norm;
-    Router router; /* query is null where the block uses the routing of one below */
+    Router router; /* not there where the block uses the routing of one below */
     const int32_t *cell_start;
     const float *row_bias, *column_bias;
     uint32_t dense, literals, gates, splines;
@@ -212,6 +217,7 @@ static void check_sizes(const File *file, const Sizes *s, const Numbers *n) {
         {"router_group", s->router_group, 1, 1u << 30}, {"experts", s->experts, 1, 1u << 30},
         {"coordinates", s->coordinates, 1, 4096}, {"places", s->places, 1, 64}, {"knots", s->knots, KNOTS, KNOTS},
         {"window", s->window, 1, 1 << 16}, {"context", s->context, 1, 1 << 16},
+        {"features", s->features, 0, 4096}, {"terms", s->terms, 0, 4096},
     };
     for (size_t i = 0; i < sizeof limits / sizeof *limits; i++)
         if (limits[i].value < limits[i].least || limits[i].value > limits[i].most)
@@ -227,6 +233,9 @@ static void check_sizes(const File *file, const Sizes *s, const Numbers *n) {
     if (s->gate == SOFTMAX && (s->axis_bias || s->pairs_per_head > s->rows || s->pairs_per_head > s->columns))
         die("%s: the header's pairs_per_head %u or axis_bias %u does not go with its softmax gate; copy the file again",
             file->path, s->pairs_per_head, s->axis_bias);
+    if (s->features ? !identity || s->query_norm || s->terms > s->features : s->terms)
+        die("%s: the header's features %u and terms %u do not go with its sub_keys and query_norm; copy the file again",
+            file->path, s->features, s->terms);
     const double *number = &n->rope_theta;
     for (int i = 0; i < 6; i++)
         if (!isfinite(number[i]) || (i != 4 && number[i] < 0))
@@ -236,7 +245,17 @@ static void check_sizes(const File *file, const Sizes *s, const Numbers *n) {
 static void load_router(File *file, int l, const Sizes *s, Router *router) {
     const uint64_t width = (uint64_t)s->router_heads * (s->row_width + s->column_width);
     const uint64_t sets = s->sub_keys == KEYS_PER_HEAD ? s->router_heads : 1;
-    router->query = table(file, l, "query", F32, width * s->d_model);
+    router->there = 1;
+    if (s->features) {
+        router->features = table(file, l, "features", F32, (uint64_t)s->features * s->d_model);
+        router->intercept = table(file, l, "score_intercept", F32, width);
+    }
+    if (s->terms) {
+        router->term_index = indices(file, l, "term_index", I16, width * s->terms, (int64_t)s->features - 1);
+        router->term_coefficient = table(file, l, "term_coefficient", F32, width * s->terms);
+    } else {
+        router->query = table(file, l, "query", F32, width * (s->features ? s->features : s->d_model));
+    }
     if (s->query_norm) {
         router->query_mean = table(file, l, "query_mean", F32, width);
         router->query_var = table(file, l, "query_var", F32, width);
@@ -389,7 +408,7 @@ typedef struct {
     uint16_t *token;
     float *keys, *values; /* of the attention: (layers, capacity, kv width) */
     float *turn;          /* (capacity, head width): cosines, then sines */
-    float *x, *h, *q, *mixed, *weight, *y, *query, *row, *column, *row_gate, *column_gate, *logits;
+    float *x, *h, *q, *mixed, *weight, *y, *feature, *query, *row, *column, *row_gate, *column_gate, *logits;
     uint32_t *passing, pairs, room;
     int64_t *cell; /* what the router of the last block that has one reaches */
     float *gate;
@@ -410,6 +429,7 @@ static State new_state(const Model *model, uint32_t capacity) {
     float **of_width[] = {&state.x, &state.h, &state.q, &state.mixed, &state.y};
     for (int i = 0; i < 5; i++) *of_width[i] = need(D, sizeof(float));
     state.weight = need(capacity, sizeof(float));
+    state.feature = need(s->features, sizeof(float));
     state.query = need(queries, sizeof(float));
     state.row = need(s->rows, sizeof(float)), state.column = need(s->columns, sizeof(float));
     state.row_gate = need(s->rows, sizeof(float)), state.column_gate = need(s->columns, sizeof(float));
@@ -570,7 +590,20 @@ static void route(const Model *model, const Router *router, State *state) {
     const Sizes *s = &model->s;
     const uint64_t row_queries = (uint64_t)s->router_heads * s->row_width;
     const uint64_t queries = row_queries + (uint64_t)s->router_heads * s->column_width;
-    product(router->query, state->h, (uint32_t)queries, s->d_model, state->query);
+    if (s->features) product(router->features, state->h, s->features, s->d_model, state->feature);
+    if (s->terms)
+        for (uint64_t i = 0; i < queries; i++) {
+            const int16_t *index = router->term_index + i * s->terms;
+            const float *coefficient = router->term_coefficient + i * s->terms;
+            float sum = 0;
+            for (uint32_t k = 0; k < s->terms; k++) sum += coefficient[k] * state->feature[index[k]];
+            state->query[i] = sum;
+        }
+    else if (s->features)
+        product(router->query, state->feature, (uint32_t)queries, s->features, state->query);
+    else
+        product(router->query, state->h, (uint32_t)queries, s->d_model, state->query);
+    for (uint64_t i = 0; s->features && i < queries; i++) state->query[i] += router->intercept[i];
     const float eps = (float)model->n.query_norm_eps;
     for (uint64_t i = 0; s->query_norm && i < queries; i++)
         state->query[i] = (state->query[i] - router->query_mean[i]) / sqrtf(router->query_var[i] + eps);
@@ -697,7 +730,7 @@ static void advance(const Model *model, State *state, uint16_t token, int wants_
         rms_norm(state->x, layer->attention_norm, model->n.norm_eps, s->d_model, state->h);
         attend(model, state, l, t);
         rms_norm(state->x, layer->expert_norm, model->n.norm_eps, s->d_model, state->h);
-        if (layer->router.query) route(model, &layer->router, state);
+        if (layer->router.there) route(model, &layer->router, state);
         add_experts(model, state, l, t);
     }
     if (!wants_logits) return;

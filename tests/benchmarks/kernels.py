@@ -20,12 +20,16 @@ from rich.table import Table
 
 from kernels import backends
 from kernels.expert_sum import expert_sum
+from kernels.jump_router import jump_router
+from kernels.jump_router import stock as router_stock
+from kernels.jump_router.tables import AxisStatistics, Rule, compact
 from kernels.monet_mix import monet_mix
 from kernels.packing import pack_int4
 from kernels.product_key_topk import product_key_topk
 from kernels.sr_update import NibbleTable, RowGradients, UpdateCounts, pairs_by_row, sr_update
 from kernels.symbol_table import stock, symbol_table
 from kernels.symbol_table.tables import SymbolTables, Tier, shapes
+from pipeline.models.monet import axis_deviations
 from tests.benchmarks import baselines
 from tests.tolerances import relative_rms
 
@@ -144,6 +148,31 @@ def mix_row() -> Row:
     ops: dict[str, Op] = {"ours": lambda: both(monet_mix), "baseline": lambda: both(baselines.monet_einsum)}
     shape = f"d={D} n={n} m={m} {heads} heads T={T}, forward + backward"
     return Row(op="monet_mix", shape=shape, baseline="the public einsum", seconds=take_turns(ops))
+
+
+def router_row() -> Row:
+    """Scores of 8 of 64 features against rows over the state; four sub-keys of an axis pass, as in the tiny chain."""
+    heads, keys, features, terms = 4, 128, 64, 8
+    generator, scores = torch.Generator().manual_seed(10), 2 * heads * keys
+    order = torch.rand(scores, features, generator=generator).argsort(1)
+    weight = normal(scores, features, seed=11) * (order < terms) * terms**-0.5
+    sparse, feature, x = compact(weight, torch.zeros(scores)), normal(features, T, seed=12), normal(D, T, seed=13)
+    rows, directions = (normal(count, D, seed=14) * D**-0.5 for count in (scores, features))
+    moments = torch.zeros(heads), torch.ones(heads)
+    statistics = AxisStatistics(*moments, *moments, torch.full((heads,), -2.8))
+    rule = Rule(keys, axis_deviations(4, keys), 0.0, 1e-5)
+    got, wanted = (
+        jump_router(feature, sparse, statistics, rule),
+        router_stock.forward(feature, sparse, statistics, rule),
+    )
+    agree(got.gate_Q, wanted.gate_Q, 1e-5)
+    ops: dict[str, Op] = {
+        "ours": lambda: jump_router(directions @ x, sparse, statistics, rule),
+        "baseline": lambda: router_stock.forward(rows @ x, None, statistics, rule),
+        "dense rows, C++": lambda: jump_router(rows @ x, None, statistics, rule),
+    }
+    shape = f"{heads} heads √N={keys} d={D} T={T}, {terms} of {features} features"
+    return Row(op="jump_router", shape=shape, baseline="stock torch ops, dense rows", seconds=take_turns(ops))
 
 
 def symbol_row() -> Row:
@@ -301,6 +330,7 @@ def main() -> None:
         "product_key_topk": lambda: [topk_row()],
         "monet_mix": lambda: [mix_row()],
         "sr_update": lambda: [update_row()],
+        "jump_router": lambda: [router_row()],
         "symbol_table": lambda: [symbol_row()],
     }
     passing = [op for op in measured if tests_pass(op)]

@@ -255,7 +255,8 @@ def test_a_wire_to_its_own_gate_or_a_later_one_is_a_cycle_and_refused_with_its_p
 
 
 WRONG_ENTRIES = [
-    ("gate_G", 9, 16, "outside 0 to 15"), ("code_E", 4, 22, "no function: 0 to 21, or 255"),
+    ("gate_G", 9, 16, "outside 0 to 15"),
+    ("code_E", 4, len(FUNCTIONS), f"no function: 0 to {len(FUNCTIONS) - 1}, or 255"),
     ("rule_E", 6, G, f"outside 0 to {G - 1}"), ("wire_b_G", 8, L + G, f"outside 0 to {L + G - 1}"),
     ("scale_E", 7, float("nan"), "not finite"), ("coefficient_EK", 11, float("inf"), "not finite"),
     ("spline_low_W", 2, 99.0, "not below spline_high_W"), ("cell_start_C1", 3, 0, "no part of a rise from 0 to"),

@@ -204,9 +204,7 @@ def test_retrieval_obeys_the_rule():
 )
 def test_a_retrieval_that_errs_is_counted(tamper, mismatches):
     router, routing = routed()
-    wrong = PeerRouting(
-        tamper(routing.cell_P), routing.start_N1, routing.gate_P, routing.log_gate1_NHI, routing.log_gate2_NHJ
-    )
+    wrong = PeerRouting(tamper(routing.cell_P), routing.start_N1, routing.gate_P, routing.axes)
     assert firing_mismatches(router, wrong) == mismatches
 
 

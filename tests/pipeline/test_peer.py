@@ -170,7 +170,7 @@ def test_heads_with_shared_keys_and_equal_queries_have_equal_scores():
 def routing_of(cells_of_tokens):
     counts = torch.tensor([len(cells) for cells in cells_of_tokens])
     cell_P = torch.tensor([cell for cells in cells_of_tokens for cell in cells], dtype=torch.int64)
-    return PeerRouting(cell_P, starts(counts), torch.linspace(0.1, 1, len(cell_P)), None, None)
+    return PeerRouting(cell_P, starts(counts), torch.linspace(0.1, 1, len(cell_P)), None)
 
 
 @pytest.mark.parametrize("counts", [[2, 0, 3, 0, 0, 1, 1, 0, 4], [0, 0, 0, 5, 0, 0, 0, 0, 0]], ids=str)

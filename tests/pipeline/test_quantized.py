@@ -165,8 +165,8 @@ def test_taped_gradients_are_autograds_of_the_dequantized_tables():
     for experts in (block.moe, twin):
         x = x_ND.clone().requires_grad_()
         gate_P = routing.gate_P.detach().clone().requires_grad_()
-        log_gates = [g.detach() for g in (routing.log_gate1_NHI, routing.log_gate2_NHJ)]
-        y = experts(x, type(routing)(routing.cell_P, routing.start_N1, gate_P, *log_gates))
+        log_gates = tuple(g.detach() for g in (routing.log_gate1_NHI, routing.log_gate2_NHJ))
+        y = experts(x, type(routing)(routing.cell_P, routing.start_N1, gate_P, log_gates))
         biases = [experts.bias, experts.axis_bias.row, experts.axis_bias.column]
         experts.zero_grad()
         y.backward(dy_ND)

@@ -12,7 +12,7 @@ import torch
 from artifacts import ArtifactError, Recipe, Store
 from kernels.packing import pack_int4
 from pipeline.generate import CONTEXT, Sampling, generate
-from pipeline.models.peer import PeerSpec
+from pipeline.models.peer import PeerRouter, PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.symbolic.__main__ import main
@@ -23,11 +23,17 @@ from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_corpus, tiny_model
 
 VOCABULARY, LENGTH, PLACES, COORDINATES = 256, 24, 3, 4
 DENSE_ROWS, LITERALS, GATES, SPLINES = 6, 5, 23, 3
+SPARSE = {"query_norm": False, "sub_keys": "identity", "d_key": JUMP.num_keys}
 PEERS = {
     "jumprelu, shared routers, axis biases": JUMP,
     "jumprelu, no query norm, ties": JUMP.model_copy(
         update={"query_norm": False, "sub_keys": "identity", "d_key": 5, "aspect": 2, "tie_margin": 0.05}
     ),
+    "jumprelu, scores of few features": JUMP.model_copy(
+        update=SPARSE | {"aspect": 2, "score_features": 7, "score_terms": 3}
+    ),
+    "jumprelu, scores of all features": JUMP.model_copy(update=SPARSE | {"score_features": 6}),
+    "softmax, scores of features": SOFTMAX.model_copy(update=SPARSE | {"score_features": 6, "score_terms": 2}),
     "softmax": SOFTMAX,
     "softmax, shared keys": SOFTMAX.model_copy(update={"sub_keys": "shared", "aspect": 3, "router_group": 3}),
 }
@@ -44,12 +50,24 @@ def symbols(peer: PeerSpec, *, shape: TransformerShape = SHAPE, sizes=(DENSE_ROW
     model = tiny_model(spec, vocab_size=VOCABULARY, shape=shape)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
+        for block in model.blocks() if peer.score_features else ():
+            if block.router is not None:
+                _make_sparse(block.router.scores, generator)
         model.lm_head.weight.mul_(3)
         model.model.embed_tokens.weight.mul_(50)  # so that what comes next depends on the tokens
         for block in model.blocks():
             assert isinstance(block.moe, SymbolExperts)
             _fill(block.moe, shape.d_model, sizes, generator)
     return model
+
+
+def _make_sparse(router: PeerRouter, generator):
+    """Scores of as many features as the spec allows, and of fewer."""
+    weight_SR = router.query.weight
+    terms = router.spec.score_terms or router.spec.score_features
+    order_SR = torch.rand(weight_SR.shape, generator=generator).argsort(1)
+    weight_SR.mul_(order_SR < torch.randint(terms + 1, (len(weight_SR), 1), generator=generator))
+    router.query.bias.copy_(torch.randn(len(weight_SR), generator=generator))
 
 
 def _fill(experts: SymbolExperts, d_model, sizes, generator):
@@ -267,17 +285,17 @@ def test_another_magic_version_or_header_is_refused(compiled, tmp_path, sound):
     assert "does not begin with LEGIBLE1" in refusal(compiled, tmp_path, b"X" + sound[1:])
     assert "does not begin with LEGIBLE1" in refusal(compiled, tmp_path, b"")
     assert "is of version 1" in refusal(compiled, tmp_path, with_bytes(sound, 8, struct.pack("<I", 1)))
-    for at in range(22):
+    for at in range(24):
         for value in (0xFFFFFFFF, 0, 3):
             damaged = with_bytes(sound, 32 + 4 * at, struct.pack("<I", value), sealed=False)
             if damaged != sound:
                 refusal(compiled, tmp_path, damaged)
     assert "d_model" in refusal(compiled, tmp_path, with_bytes(sound, 32, struct.pack("<I", 0)))
-    assert "number 0" in refusal(compiled, tmp_path, with_bytes(sound, 120, struct.pack("<d", float("nan"))))
+    assert "number 0" in refusal(compiled, tmp_path, with_bytes(sound, 128, struct.pack("<d", float("nan"))))
 
 
 def test_a_file_cut_short_is_refused_with_the_table_that_it_ends_in(compiled, tmp_path, sound):
-    for size in (7, 20, 40, 167, 168, 200, place_of(sound, "layers.1.index") + 5, len(sound) - 1):
+    for size in (7, 20, 40, 175, 176, 200, place_of(sound, "layers.1.index") + 5, len(sound) - 1):
         message = refusal(compiled, tmp_path, sound[:size])
         assert ("LEGIBLE1" if size < 8 else f"ends at byte {size} within ") in message
     cut = place_of(sound, "layers.1.index") + 5
@@ -286,7 +304,7 @@ def test_a_file_cut_short_is_refused_with_the_table_that_it_ends_in(compiled, tm
 
 
 def test_a_bit_that_changes_a_weight_into_another_is_refused_too(compiled, tmp_path, sound):
-    for at in (place_of(sound, "layers.0.scale") + 1, place_of(sound, "layers.2.v"), 126, len(sound) - 3):
+    for at in (place_of(sound, "layers.0.scale") + 1, place_of(sound, "layers.2.v"), 134, len(sound) - 3):
         damaged = with_bytes(sound, at, bytes([sound[at] ^ 1]), sealed=False)
         assert "checksum" in refusal(compiled, tmp_path, damaged)
 

@@ -5,6 +5,9 @@
 import torch
 from torch import Tensor
 
+from kernels import backends
+from kernels.cells import native
+
 
 def starts(count_X: Tensor) -> Tensor:
     """(X + 1) starts of consecutive runs of these lengths."""
@@ -14,7 +17,19 @@ def starts(count_X: Tensor) -> Tensor:
 def experts_of_cells(
     cell_start_C1: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q) experts, (N + 1) where each token's begin, (Q) gates; cell c holds cell_start_C1[c] to [c + 1]."""
+    """(Q) experts, (N + 1) where each token's begin, (Q) gates; cell c holds cell_start_C1[c] to [c + 1].
+
+    Differentiable in the gates. In C++ where no gradient is wanted and the library was built.
+    """
+    library = backends.cpu_library()
+    if (
+        library is not None
+        and gate_P.device.type == "cpu"
+        and gate_P.dtype == torch.float32
+        and not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+    ):
+        return native.experts_of_cells(library, cell_start_C1, cell_P, start_N1, gate_P.contiguous())
     first_P = cell_start_C1[cell_P].long()
     count_P = cell_start_C1[cell_P + 1].long() - first_P
     pair_Q = torch.repeat_interleave(torch.arange(len(count_P), device=count_P.device), count_P)

@@ -1,0 +1,78 @@
+"""What `jump_router` refuses."""
+
+# N tokens, H heads, S scores, R features, K features a score is a sum of, Q scores that pass
+
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from kernels.jump_router.tables import AxisStatistics, Rule, SparseRows
+
+
+def check_shapes(read_XN: Tensor, rows: SparseRows | None, statistics: AxisStatistics, rule: Rule) -> None:
+    """ValueError for shapes and dtypes that do not fit each other; costs no pass over values."""
+    if read_XN.ndim != 2 or not read_XN.is_floating_point():
+        raise ValueError(
+            f"jump_router got read_XN of shape {tuple(read_XN.shape)}, {read_XN.dtype}; it takes scores or features, "
+            "floating, a row of tokens each"
+        )
+    heads = statistics.threshold_H.shape[0]
+    for name, number_H in zip(AxisStatistics._fields, statistics, strict=True):
+        if number_H.shape != (heads,) or number_H.dtype != read_XN.dtype:
+            raise ValueError(
+                f"jump_router got {name} of shape {tuple(number_H.shape)}, {number_H.dtype}; it takes ({heads},), "
+                f"{read_XN.dtype}, one a head"
+            )
+    scores = (read_XN if rows is None else rows.index_SK).shape[0]
+    if not heads or rule.num_rows < 1 or scores % heads or scores // heads <= rule.num_rows:
+        raise ValueError(
+            f"jump_router got {scores} scores for {heads} heads of {rule.num_rows} rows; it takes a head, a row and a "
+            "column at least, and as many scores for each head"
+        )
+    if rows is not None:
+        _check_rows(rows, read_XN.dtype)
+
+
+def _check_rows(rows: SparseRows, dtype: torch.dtype) -> None:
+    shape = rows.index_SK.shape
+    if len(shape) != 2 or rows.index_SK.dtype != torch.int32:
+        raise ValueError(
+            f"jump_router got index_SK of shape {tuple(shape)}, {rows.index_SK.dtype}; it takes (S, K) int32"
+        )
+    for name, wanted, part in (
+        ("coefficient_SK", shape, rows.coefficient_SK),
+        ("intercept_S", shape[:1], rows.intercept_S),
+    ):
+        if part.shape != wanted or part.dtype != dtype:
+            raise ValueError(
+                f"jump_router got {name} of shape {tuple(part.shape)}, {part.dtype}; it takes {tuple(wanted)}, {dtype}"
+            )
+
+
+_WRONG = {
+    "score": "a score that is nan or infinite; scores must be finite: the model diverged, lower the learning rate",
+    "index": "an index that points outside; make sparse rows with `compact`, and pass on what the router returned",
+    "begins": "key_start_N1 that does not ascend within score_Q; pass on what the router returned",
+}
+
+
+def refuse(what: str) -> NoReturn:
+    raise ValueError(f"jump_router got {_WRONG[what]}")
+
+
+def check_bias(
+    score_Q: Tensor, gate_Q: Tensor, key_start_N1: Tensor, heads: int, row_ID: Tensor, column_JD: Tensor
+) -> None:
+    """ValueError for shapes and dtypes that do not fit each other."""
+    dtypes = score_Q.dtype, key_start_N1.dtype
+    if dtypes != (torch.int32, torch.int64) or score_Q.shape != gate_Q.shape or not key_start_N1.shape[0]:
+        raise ValueError(
+            f"axis_bias got score_Q of shape {tuple(score_Q.shape)}, {dtypes[0]}, gate_Q of {tuple(gate_Q.shape)} and "
+            f"key_start_N1 of {tuple(key_start_N1.shape)}, {dtypes[1]}; pass on what the router returned"
+        )
+    if row_ID.ndim != 2 or column_JD.ndim != 2 or row_ID.shape[1] != column_JD.shape[1] or heads < 1:
+        raise ValueError(
+            f"axis_bias got biases of shapes {tuple(row_ID.shape)} and {tuple(column_JD.shape)} for {heads} heads; "
+            "it takes rows of one width and a head at least"
+        )
