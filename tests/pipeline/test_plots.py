@@ -16,7 +16,18 @@ from matplotlib.image import imread
 
 from pipeline.curve import Point
 from pipeline.models.quantization_error import TableErrors
-from pipeline.plots import MOST_GROUPS, Panel, chain_costs, corpus_mix, quantization_error, symbol_tiers, training_curve
+from pipeline.plots import (
+    MOST_GROUPS,
+    ModelPoint,
+    Panel,
+    chain_costs,
+    corpus_mix,
+    length_against_fidelity,
+    loss_by_speed,
+    quantization_error,
+    symbol_tiers,
+    training_curve,
+)
 from tests.pictures import assert_picture
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +94,12 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "tiers": tiers,
     "all in one tier": lambda: tiers(shares=(1.0, 0.0, 0.0, 0.0, 0.0)),
     "less than nothing recovered": lambda: tiers(recovered=-3.0),
+    "loss by speed": lambda: loss_by_speed(
+        "a batch", [ModelPoint(name=name, microseconds=3.0 * len(name), loss_nats=2.0) for name in ("symbols", "b")]
+    ),
+    "one model by speed": lambda: loss_by_speed("a", [ModelPoint(name="b", microseconds=3.0, loss_nats=2.0)]),
+    "length": lambda: length_against_fidelity("a", [9.0, 3.0], [(0.1, 0.01), (0.5, 0.02)], [1.0, 0.8], 5.0),
+    "one length": lambda: length_against_fidelity("a", [9.0], [(-0.1, 0.0)], [0.0], 9.0),
     "the chain": costs,
     "a chain of what was not measured": lambda: costs(bits=(math.nan, math.nan), sizes=(0.0, 0.0)),
 }  # fmt: skip
