@@ -282,7 +282,9 @@ def _shortened(reading: Reading) -> str:
     terms = sorted(sympy.Add.make_args(reading.argument), key=lambda term: -abs(float(term.as_coeff_Mul()[0])))
     if len(terms) <= TERMS:
         return str(reading.argument)
-    return f"{' + '.join(map(str, terms[:TERMS]))} and {len(terms) - TERMS} smaller terms".replace("+ -", "- ")
+    left = len(terms) - TERMS
+    shown = " + ".join(map(str, terms[:TERMS])).replace("+ -", "- ")
+    return f"{shown} and {left} smaller term{'s' if left > 1 else ''}"
 
 
 def _show_contexts(opened: _Opened, reading: Reading) -> None:
