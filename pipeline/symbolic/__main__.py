@@ -21,17 +21,17 @@ from pipeline.symbolic.kan_folder import write_kan
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
 from pipeline.symbolic.reading import (
-    DIGITS,
     Firings,
     Reading,
     coordinates_by_size,
     firings,
+    heaviest_features,
     latex,
     output_energies,
     read_expert,
     router_block,
     score_keys,
-    score_of_features,
+    score_sums,
     symbol_experts,
 )
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
@@ -252,7 +252,12 @@ def _show_names(opened: _Opened, reading: Reading) -> None:
     if reading.tier <= Tier.T1:
         block, keys = score_keys(opened.model, reading.layer, reading.expert)
         named += opened.quantities.of(block, [symbol(*key) for key in keys])
-        named += opened.quantities.of(block, _show_scores(opened.model, reading.layer, keys))
+        sums = score_sums(opened.model, reading.layer, keys)
+        if sums:
+            print("\nscores, before what passes is normalised")
+        for score in sums:
+            print(f"  {score}")
+        named += opened.quantities.of(block, heaviest_features(sums, NAMED))
     if reading.function.free_symbols:
         largest = coordinates_by_size(symbol_experts(opened.model, reading.layer), reading.expert)[:NAMED]
         named += opened.quantities.of(reading.layer, [symbol("x", None, index) for index in largest])
@@ -260,21 +265,6 @@ def _show_names(opened: _Opened, reading: Reading) -> None:
         print("\nhigh where (in words of tokens; null: a random statement of that rate, permuted: the best on noise)")
     for name in named:
         print(f"  {name.symbol:>8}  {name.words}")
-
-
-def _show_scores(model: LanguageModel, layer: int, keys: Sequence[tuple[str, int, int]]) -> list[str]:
-    """Prints what these scores are made of, if of features, and returns the features that weigh most in them."""
-    sums = {key: score_of_features(model, layer, key) for key in keys}
-    weight: dict[int, float] = {}
-    if any(terms for terms, _ in sums.values()):
-        print("\nscores, before what passes is normalised")
-    for key, (terms, intercept) in sums.items():
-        if terms:
-            total = " ".join(f"{value:+.{DIGITS}g} {symbol('f', None, feature)}" for feature, value in terms.items())
-            print(f"  {symbol(*key):>8} = {total} {intercept:+.{DIGITS}g}")
-        for feature, value in terms.items():
-            weight[feature] = max(weight.get(feature, 0.0), abs(value))
-    return [symbol("f", None, feature) for feature in sorted(weight, key=lambda f: -weight[f])[:NAMED]]
 
 
 def _shortened(reading: Reading) -> str:

@@ -92,7 +92,7 @@ def _article(shown: Showcase) -> str:
     uses_z = bool(reading.function.free_symbols)
     formula = [f"magnitude = {reading.function}"] + ([f"z = {reading.argument}"] if uses_z else [])
     source = [latex(reading.rule), latex(reading.function)] + ([f"z = {latex(reading.argument)}"] if uses_z else [])
-    names = [*shown.scores, *shown.coordinates]
+    names = [*shown.scores, *shown.features, *shown.coordinates]
     return (
         f"<article><h3>Layer {reading.layer}, expert {reading.expert}: {reading.tier.name}, "
         f"{TIER_WORDS[reading.tier]}</h3>"
@@ -100,7 +100,7 @@ def _article(shown: Showcase) -> str:
         f"<p>fires if <code>{escape(reading.firing)}</code></p>"
         f"<p>by tokens alone: <code>{escape(shown.token_statement)}</code> "
         f"(F1 {shown.token_f1:.2f}; null {shown.rate:.3f})</p>{_longer(shown.longer_rule)}"
-        f"<pre>{escape(chr(10).join(formula))}</pre>{shown.graph}"
+        f"<pre>{escape(chr(10).join([*shown.sums, *formula]))}</pre>{shown.graph}"
         f"{_names(names)}<p>{escape(reading.direction)}</p>"
         f"<p>The neuron fires most on</p>{''.join(map(_context, shown.contexts))}"
         f"<details><summary>LaTeX</summary><pre>{escape(chr(10).join(source))}</pre></details></article>\n"

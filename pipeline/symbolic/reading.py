@@ -18,6 +18,7 @@ from pipeline.models.peer import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolRouting
 from pipeline.symbolic.circuits import Circuit, expression, of_tables
 from pipeline.symbolic.functions import BY_CODE, SPLINE_CODE
+from pipeline.symbolic.names import symbol
 from pipeline.symbolic.spline import KNOTS, Splines, evaluate_pairs
 from pipeline.symbolic.tiers import Tier
 
@@ -89,20 +90,43 @@ def score_keys(model: LanguageModel, layer: int, expert: int) -> tuple[int, list
     return router_block(model, layer), keys
 
 
-def score_of_features(model: LanguageModel, layer: int, key: tuple[str, int, int]) -> tuple[dict[int, float], float]:
-    """What multiplies each feature in a score of the router that this block obeys, the largest first; the intercept.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoreSum:
+    """A score as the router makes it out of features. What is compared is the log gate of this sum."""
 
-    No terms where scores are made of no features. The score that is compared is the log gate of this sum.
-    """
+    symbol: str
+    terms: dict[int, float]
+    """What multiplies each feature, the largest first."""
+    intercept: float
+
+    def __str__(self) -> str:
+        total = " ".join(f"{value:+.{DIGITS}g} {symbol('f', None, feature)}" for feature, value in self.terms.items())
+        return f"{self.symbol} = {total} {self.intercept:+.{DIGITS}g}"
+
+
+def score_sums(model: LanguageModel, layer: int, keys: Sequence[tuple[str, int, int]]) -> list[ScoreSum]:
+    """These scores of the router that this block obeys; none where scores are made of no features."""
     router = _router(model, layer)
     if not router.spec.score_features:
-        return {}, 0.0
-    axis, head, index = key
-    before = 0 if axis == "A" else router.widths[0]
-    per_head = router.widths[0 if axis == "A" else 1] // router.spec.num_heads
-    row = before + head * per_head + index
-    terms = sorted(enumerate(router.query.weight[row].tolist()), key=lambda term: -abs(term[1]))
-    return {feature: weight for feature, weight in terms if weight}, router.query.bias[row].item()
+        return []
+    found = []
+    for axis, head, index in keys:
+        before, widths = (0, router.widths[0]) if axis == "A" else router.widths
+        row = before + head * widths // router.spec.num_heads + index
+        terms = sorted(enumerate(router.query.weight[row].tolist()), key=lambda term: -abs(term[1]))
+        named = {feature: weight for feature, weight in terms if weight}
+        intercept = router.query.bias[row].item()
+        found.append(ScoreSum(symbol=symbol(axis, head, index), terms=named, intercept=intercept))
+    return found
+
+
+def heaviest_features(sums: Sequence[ScoreSum], count: int) -> list[str]:
+    """The features that weigh most in any of these scores, by their symbols."""
+    weight: dict[int, float] = {}
+    for score in sums:
+        for feature, value in score.terms.items():
+            weight[feature] = max(weight.get(feature, 0.0), abs(value))
+    return [symbol("f", None, feature) for feature in sorted(weight, key=lambda f: -weight[f])[:count]]
 
 
 def router_block(model: LanguageModel, layer: int) -> int:

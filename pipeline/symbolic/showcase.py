@@ -23,8 +23,10 @@ from pipeline.symbolic.reading import (
     arguments,
     coordinates_by_size,
     function_values,
+    heaviest_features,
     read_expert,
     score_keys,
+    score_sums,
     symbol_experts,
 )
 from pipeline.symbolic.recording import LayerRecord
@@ -36,6 +38,7 @@ BY_ENERGY, BY_LOGIC = 6, 4
 LEAST_FIRINGS = 30
 """Of an expert that is shown for its token statement, on the checking sample: an F1 of few firings says little."""
 CONTEXTS = 6
+FEATURES = 6
 CONTEXT_TOKENS = 16
 POINTS, CURVE = 60, 80
 """Of a graph: data, and places of the curve."""
@@ -79,7 +82,11 @@ class Showcase:
     """Where longer rules were tried and one is better than a gate of two literals."""
     rate: float
     """Share of tokens it fires on: the F1 of a random statement of the same rate."""
+    sums: tuple[str, ...]
+    """Its scores as sums of features, if they are."""
     scores: tuple[Name, ...]
+    features: tuple[Name, ...]
+    """Those that weigh most in the sums."""
     coordinates: tuple[Name, ...]
     graph: str
     """SVG."""
@@ -140,7 +147,8 @@ def _showcase(
     router, keys = score_keys(model, layer, expert)
     uses_z = bool(reading.function.free_symbols)
     coordinates = [symbol("x", None, index) for index in coordinates_by_size(experts, expert)] if uses_z else []
-    scores = [symbol(*key) for key in keys] if reading.tier <= Tier.T1 else []
+    keys = keys if reading.tier <= Tier.T1 else []
+    sums = score_sums(model, layer, keys)
     return Showcase(
         reading=reading,
         why=why,
@@ -149,7 +157,9 @@ def _showcase(
         token_f1=float(block.statements.token_logic.f1_E[expert]),
         longer_rule=_longer_rule(block, record, expert, words),
         rate=float(block.rate_E[expert]),
-        scores=tuple(names.of(router, scores)),
+        sums=tuple(map(str, sums)),
+        scores=tuple(names.of(router, [symbol(*key) for key in keys])),
+        features=tuple(names.of(router, heaviest_features(sums, FEATURES))),
         coordinates=tuple(names.of(layer, coordinates)),
         graph=_graph(experts, record, expert, reading),
         contexts=_contexts(experts, record, expert, words),

@@ -29,8 +29,9 @@ def test_no_text_of_a_model_becomes_an_element():
     rule = sympy.Or(sympy.And(literal, sympy.Symbol("b")), sympy.Not(sympy.Symbol("c")))
     longer = LongerRule(learner="tree", rule=rule, num_gates=3, f1=0.75, gate_f1=0.5)
     shown = Showcase(
-        reading=reading, why=SCRIPT, energy_share=0.5, token_statement=SCRIPT, token_f1=0.5, rate=0.1, scores=(name,),
-        coordinates=(name,), graph=graph([(0, 0), (1, 1)], [], SCRIPT, SCRIPT), longer_rule=longer,
+        reading=reading, why=SCRIPT, energy_share=0.5, token_statement=SCRIPT, token_f1=0.5, rate=0.1,
+        sums=(SCRIPT,), scores=(name,), features=(name,), coordinates=(name,),
+        graph=graph([(0, 0), (1, 1)], [], SCRIPT, SCRIPT), longer_rule=longer,
         contexts=(Context(before=SCRIPT, token=SCRIPT, strength=1.0),),
     )  # fmt: skip
     html = page(METRICS, [shown])

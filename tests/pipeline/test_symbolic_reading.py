@@ -28,6 +28,7 @@ from pipeline.symbolic.reading import (
     firing_statement,
     firings,
     function_values,
+    heaviest_features,
     latex,
     literal_name,
     magnitude_expression,
@@ -36,7 +37,7 @@ from pipeline.symbolic.reading import (
     read_expert,
     router_block,
     score_keys,
-    score_of_features,
+    score_sums,
     symbol_experts,
 )
 from pipeline.symbolic.tiers import Tier
@@ -604,10 +605,14 @@ def test_a_score_is_the_sum_of_features_that_it_is_said_to_be(model):
         router.query.weight[torch.rand(router.query.weight.shape) < 0.4] = 0
         x_ND = torch.randn(9, D)
         axes, read_NR = dict(zip("AB", router.scores(x_ND), strict=True)), router.features(x_ND)
-    for key in [("A", 0, 1), ("A", 1, 2), ("B", 0, 0), ("B", 1, 1)]:
-        terms, intercept = score_of_features(sparse, 1, key)
-        assert list(map(abs, terms.values())) == sorted(map(abs, terms.values()), reverse=True)
-        assert all(terms.values())
-        found_N = sum(weight * read_NR[:, feature] for feature, weight in terms.items()) + intercept
-        assert_close(found_N, axes[key[0]][:, key[1], key[2]], 1e-5)
-    assert score_of_features(model, 1, ("A", 0, 1)) == ({}, 0.0)
+    keys = [("A", 0, 1), ("A", 1, 2), ("B", 0, 0), ("B", 1, 1)]
+    sums = score_sums(sparse, 1, keys)
+    for (axis, head, index), score in zip(keys, sums, strict=True):
+        assert list(map(abs, score.terms.values())) == sorted(map(abs, score.terms.values()), reverse=True)
+        assert all(score.terms.values())
+        found_N = sum(weight * read_NR[:, feature] for feature, weight in score.terms.items()) + score.intercept
+        assert_close(found_N, axes[axis][:, head, index], 1e-5)
+        assert str(score).startswith(f"{axis}^{head}_{index} = ")
+    heaviest = max((abs(weight), feature) for score in sums for feature, weight in score.terms.items())[1]
+    assert heaviest_features(sums, 2)[0] == f"f_{heaviest}"
+    assert score_sums(model, 1, keys) == []

@@ -454,6 +454,10 @@ def test_features_have_names_that_beat_their_control(sparse_made, made):
     for name in ("feature_name_f1_mean", "feature_name_f1_permuted_mean"):
         assert name not in made.metrics
     assert sparse_made.metrics["feature_name_f1_mean"] > sparse_made.metrics["feature_name_f1_permuted_mean"]
+    text = sparse_made.files["symbols.html"].decode()
+    assert "A^0_" in text
+    assert "<td>f_" in text
+    assert "<td>f_" not in made.files["symbols.html"].decode()
 
 
 def test_length_is_set_against_fidelity_at_each_budget(made):
