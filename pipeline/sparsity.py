@@ -67,7 +67,7 @@ def sparsified(peer: LanguageModel, batches: Sequence[Tensor], sparsity: Sparsit
     """
     spec, width = peer.spec.experts, peer.shape.d_model
     assert isinstance(spec, PeerSpec)
-    scores = 2 * spec.num_heads * spec.num_keys
+    scores = spec.num_heads * (spec.num_keys + spec.num_columns)
     if sparsity.score_features > min(width, scores):
         raise ValueError(
             f"score_features={sparsity.score_features} is more than {min(width, scores)}, the least of the width "
@@ -97,6 +97,8 @@ def sparsified(peer: LanguageModel, batches: Sequence[Tensor], sparsity: Sparsit
             else:
                 assert isinstance(ours.moe.u, Int4Table)
                 ours.moe.u.set(*quantize_int4(u_ED, CLIPS))
+                if ours.moe.u.has_accumulator:
+                    ours.moe.u.accumulator_EB.zero_()  # it belonged to the old rows, at their scale
     return sparse
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from kernels.packing import pack_int4, split_latent, unpack_int4
+from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update import UpdateCounts, sr_update
 from kernels.sr_update.row_rule import NIBBLES
 from pipeline.models.language_model import LanguageModel
@@ -67,9 +67,13 @@ class Int4Tables:
 
 
 def _support(table: Table) -> Tensor:
-    """(E, B) bytes whose nibbles are all ones where a weight of the table is not 0, and zero elsewhere."""
+    """(E, B) bytes whose nibbles are all ones where a latent value of the table is not 0, and zero elsewhere.
+
+    A weight that is 0 for now, with something in its accumulator, is of the support too.
+    """
     assert isinstance(table, Int4Table)
-    return pack_int4(-(unpack_int4(table.weight_EB) != 0).to(torch.int8))
+    value_ED = latent(table.weight_EB, table.accumulator_EB) if table.has_accumulator else unpack_int4(table.weight_EB)
+    return pack_int4(-(value_ED != 0).to(torch.int8))
 
 
 def expert_layers(model: LanguageModel) -> list[QuantizedExperts]:

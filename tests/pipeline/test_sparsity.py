@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from kernels.packing import latent
 from pipeline.distillation import calibration_batches, fit_part, from_next_tokens
 from pipeline.models import LanguageModel
 from pipeline.models.growth import doubled
@@ -139,8 +140,24 @@ def test_int4_training_keeps_what_is_zero_at_zero(sparse, corpus):
         assert bool((after_ED[before[layer] == 0] == 0).all())
         assert isinstance(block.moe, QuantizedExperts)
         assert isinstance(block.moe.u, Int4Table)
-        latent_ED = block.moe.u.state().weight_EB | block.moe.u.state().accumulator_EB
-        assert int((latent_ED == 0).sum()) > 0
+        latent_ED = latent(block.moe.u.weight_EB, block.moe.u.accumulator_EB)
+        assert bool((latent_ED[before[layer] == 0] == 0).all())
+    again = Int4Tables(model, peak_rate=0.05)  # as a second fine-tuning would begin
+    for support_EB, block in zip(again.supports, model.blocks(), strict=True):
+        assert support_EB is not None
+        assert isinstance(block.moe, QuantizedExperts)
+        assert isinstance(block.moe.u, Int4Table)
+        kept_ED = latent(block.moe.u.weight_EB & support_EB, block.moe.u.accumulator_EB & support_EB)
+        assert torch.equal(kept_ED, latent(block.moe.u.weight_EB, block.moe.u.accumulator_EB))
+
+
+def test_a_grid_of_more_columns_than_rows_has_as_many_scores_as_features_may_be(batches):
+    wide = {"num_keys": 2, "d_key": 2, "active_keys": 1, "num_heads": 1, "aspect": 3, "pairs_per_head": 2}
+    model = tiny_model(PeerSpec.model_validate({**DENSE.model_dump(), **wide}))
+    sparse = sparsified(model, batches, Sparsity(score_features=8, score_terms=2))
+    assert router_of(sparse).query.weight.shape == (8, 8)
+    with pytest.raises(ValueError, match="score_features=9 is more than 8"):
+        sparsified(model, batches, Sparsity(score_features=9, score_terms=2))
 
 
 def test_an_int4_model_can_be_made_sparse_and_sparser(dense, batches):
@@ -153,6 +170,17 @@ def test_an_int4_model_can_be_made_sparse_and_sparser(dense, batches):
     assert (sparser.spec.experts.score_features, sparser.spec.experts.u_terms) == (7, 2)
     assert int((rows_of(sparser, 1) != 0).sum(1).max()) <= 2
     torch.testing.assert_close(router_of(sparser).query.weight, router_of(sparse).query.weight)
+
+
+def test_a_fine_tuned_int4_model_made_sparse_keeps_nothing_of_its_old_rows(dense, batches):
+    tuned = requantized(to_int4(dense, clips=4), {"accumulator": True})
+    for block in tuned.blocks():
+        block.moe.u.accumulator_EB.random_(0, 256)
+    for block in sparsified(tuned, batches, SPARSITY).blocks():
+        assert isinstance(block.moe, QuantizedExperts)
+        assert isinstance(block.moe.u, Int4Table)
+        latent_ED = latent(block.moe.u.weight_EB, block.moe.u.accumulator_EB)
+        assert int((latent_ED != 0).sum(1).max()) <= SPARSITY.u_terms
 
 
 def test_a_sparse_pool_grows_and_new_experts_read_what_the_old_ones_read(sparse, batches):
