@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 _HERE = Path(__file__).parent
@@ -54,6 +55,7 @@ class CpuLibrary:
 
     @property
     def code(self) -> ctypes.c_int32:
+        """As a call of the library takes it."""
         return ctypes.c_int32(INSTRUCTION_SETS.index(self.instruction_set))
 
 
@@ -62,6 +64,13 @@ def cpu_library() -> CpuLibrary | None:
     """The C++ kernels with this processor's best instruction set; None where `build_cpu_library` has not made them."""
     path = _FOLDER / _library_name()
     return load_cpu_library(path) if path.exists() else None
+
+
+def cpu_library_for(x: Tensor) -> CpuLibrary | None:
+    """The C++ kernels where they may take a whole layer at once: of float32 on a CPU, without gradients."""
+    if x.dtype != torch.float32 or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return None
+    return cpu_library()
 
 
 def load_cpu_library(path: Path) -> CpuLibrary:

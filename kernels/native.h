@@ -31,6 +31,7 @@ enum InstructionSet : int32_t { PORTABLE = 0, AVX2 = 1, AVX512 = 2 };
 template <class Body>
 void in_threads(int64_t count, int32_t threads, Body body) {
     const int64_t pieces = std::max<int64_t>(1, std::min<int64_t>(threads, count));
+    if (pieces == 1) return body(0, count);  // a team of one costs as much as a token's experts
 #pragma omp parallel for num_threads(pieces) schedule(static, 1)
     for (int64_t i = 0; i < pieces; i++) body(count * i / pieces, count * (i + 1) / pieces);
 }
@@ -61,3 +62,50 @@ INLINE uint16_t float_to_half(float value) {
     const uint32_t bits = float_to_bits(value);
     return uint16_t((bits - (112u << 23) + 0xFFF + ((bits >> 13) & 1)) >> 13);
 }
+
+// What a router leaves for the experts, in one block of words; kernels/jump_router/packed.py draws it.
+struct Routing {
+    int64_t *start, *key_start;  // where each token's pairs and passing scores begin
+    int64_t* cell;               // of pairs
+    float* gate;
+    int32_t* score;  // that pass
+    float *log_gate, *key_gate;
+
+    static int64_t words(int64_t tokens, int64_t pairs, int64_t keys) {
+        return 2 * (tokens + 1) + pairs + (pairs + 3 * keys + 1) / 2;
+    }
+    Routing() = default;
+    Routing(int64_t* words, int64_t tokens, int64_t pairs, int64_t keys)
+        : start(words),
+          key_start(start + tokens + 1),
+          cell(key_start + tokens + 1),
+          gate(reinterpret_cast<float*>(cell + pairs)),
+          score(reinterpret_cast<int32_t*>(gate + pairs)),
+          log_gate(reinterpret_cast<float*>(score + keys)),
+          key_gate(log_gate + keys) {}
+};
+
+// Output biases of the sub-keys: a row of `width` for each of `rows` and of `columns`, null where there are none.
+struct AxisBiases {
+    const float *row, *column;
+    int64_t heads, rows, columns, width;
+};
+
+// kernels/jump_router: adds to y (D) the bias rows of what token n passes, by their gates. `row` is scratch.
+void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t n, int32_t set,
+                     std::vector<const float*>& row, float* y);
+
+// A token's pairs, from first to last of all pairs; table rows lie `stride` bytes apart.
+struct Pairs {
+    const int64_t* expert;
+    int64_t first, last, all, stride;
+};
+
+// kernels/expert_sum: (P) dot products of a token with its rows, and (D) the sum of its rows by weights, which begin
+// with the token's first. Precisions as kernels/expert_sum/native.py numbers them; scales of rows are the caller's.
+using RowDots = void (*)(const float* x, const uint8_t* table, int64_t width, Pairs pairs, float* out);
+using RowSums = void (*)(const uint8_t* table, int64_t width, Pairs pairs, const float* weight, float* y);
+RowDots row_dots_of(int32_t precision, int32_t set);
+RowSums row_sums_of(int32_t precision, int32_t set);
+int64_t row_bytes(int32_t precision, int64_t width);
+enum Precision : int32_t { FLOAT32 = 0, BFLOAT16 = 1, INT8 = 2, INT4 = 3 };

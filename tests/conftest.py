@@ -1,11 +1,15 @@
-"""Shared by all tests: Prefect keeps its history in a folder of the test run, and a text of one's own."""
+"""Shared by all tests: Prefect's history and the C++ kernels in folders of the test run, and a text of one's own."""
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+
+from kernels import backends
+from kernels.backends import INSTRUCTION_SETS, CpuLibrary, build_cpu_library, load_cpu_library
 
 # Tiny tensors: threads cost more than they give, most of all where cores are shared.
 torch.set_num_threads(1)
@@ -14,6 +18,9 @@ torch.set_num_threads(1)
 _HOME = tempfile.TemporaryDirectory(prefix="prefect-", ignore_cleanup_errors=True)
 os.environ["PREFECT_HOME"] = _HOME.name
 os.environ.pop("PREFECT_API_URL", None)
+
+# Whether the checkout has the C++ kernels changes no test: those that want them ask for `cpu_path` or `best_library`.
+backends._FOLDER = Path(_HOME.name) / "kernels"
 
 SENTENCES = (
     "The miller's cat sleeps on the warm flour.",
@@ -30,3 +37,26 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "text.txt"
     path.write_text("\n".join(f"{i % 97}. {SENTENCES[i * i % 5]} {SENTENCES[i % 3]}" for i in range(500)))
     return path
+
+
+@pytest.fixture(scope="session")
+def best_library(tmp_path_factory) -> CpuLibrary:
+    try:
+        return load_cpu_library(build_cpu_library(tmp_path_factory.mktemp("library")))
+    except RuntimeError as error:
+        if "no C++ compiler" not in str(error):
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=["stock", *INSTRUCTION_SETS])
+def cpu_path(request, monkeypatch) -> str:
+    """Sends the ops of CPU tensors through the stock torch ops, then through each variant of the C++ library."""
+    chosen = None
+    if request.param != "stock":
+        best = request.getfixturevalue("best_library")
+        if INSTRUCTION_SETS.index(request.param) > INSTRUCTION_SETS.index(best.instruction_set):
+            pytest.skip(f"this processor has no {request.param}")
+        chosen = replace(best, instruction_set=request.param)
+    monkeypatch.setattr(backends, "cpu_library", lambda: chosen)
+    return request.param

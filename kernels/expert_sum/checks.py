@@ -28,21 +28,35 @@ def check(
     """ValueError for the first argument that does not fit."""
     if x_TD.ndim != 2 or x_TD.dtype not in FLOATS:
         _refuse("x_TD", f"{_shape(x_TD)}, {x_TD.dtype}", "(tokens, width) of float32, float64 or bfloat16")
-    num_experts = u_EB.shape[0]
-    _check_table("u", u_EB, u_scale_E, num_experts, x_TD)
-    _check_table("v", v_EB, v_scale_E, num_experts, x_TD)
-    if u_EB.dtype != v_EB.dtype:
-        _refuse("v", f"{v_EB.dtype} beside u of {u_EB.dtype}", "tables of one precision")
-    if bias_E.shape != (num_experts,) or not bias_E.is_floating_point():
-        _refuse("bias_E", f"{_shape(bias_E)}, {bias_E.dtype}", f"({num_experts},) of a float, one an expert")
-    _check_pairs(x_TD.shape[0], num_experts, expert_P, start_T1, gate_P)
+    check_tables(x_TD.shape[1], x_TD.dtype, u_EB, u_scale_E, bias_E, v_EB, v_scale_E)
+    _check_pairs(x_TD.shape[0], u_EB.shape[0], expert_P, start_T1, gate_P)
     for name, tensor in (("u", u_EB), ("v", v_EB), ("expert_P", expert_P), ("start_T1", start_T1), ("gate_P", gate_P)):
         if tensor.device != x_TD.device:
             _refuse(name, f"a tensor on {tensor.device}", f"all on the device of x_TD, {x_TD.device}")
 
 
-def _check_table(name: str, table_EB: Tensor, scale_E: Tensor | None, num_experts: int, x_TD: Tensor) -> None:
-    width = x_TD.shape[1]
+def check_tables(
+    width: int,
+    dtype: torch.dtype,
+    u_EB: Tensor,
+    u_scale_E: Tensor | None,
+    bias_E: Tensor,
+    v_EB: Tensor,
+    v_scale_E: Tensor | None,
+) -> None:
+    """ValueError for the first table, scale or bias that does not fit the others, or tokens of this width and dtype."""
+    num_experts = u_EB.shape[0]
+    _check_table("u", u_EB, u_scale_E, num_experts, width, dtype)
+    _check_table("v", v_EB, v_scale_E, num_experts, width, dtype)
+    if u_EB.dtype != v_EB.dtype:
+        _refuse("v", f"{v_EB.dtype} beside u of {u_EB.dtype}", "tables of one precision")
+    if bias_E.shape != (num_experts,) or not bias_E.is_floating_point():
+        _refuse("bias_E", f"{_shape(bias_E)}, {bias_E.dtype}", f"({num_experts},) of a float, one an expert")
+
+
+def _check_table(
+    name: str, table_EB: Tensor, scale_E: Tensor | None, num_experts: int, width: int, dtype: torch.dtype
+) -> None:
     if table_EB.dtype == torch.uint8:
         if width % 2:
             _refuse(name, f"int4 rows for a width of {width}", "an even width: a byte holds two values")
@@ -55,8 +69,8 @@ def _check_table(name: str, table_EB: Tensor, scale_E: Tensor | None, num_expert
         _refuse(name, _shape(table_EB), f"({num_experts}, {stored}) for {num_experts} experts of width {width}")
     if not table_EB.is_contiguous():
         _refuse(name, f"strides {table_EB.stride()}", "contiguous rows; make it so once, where the table is made")
-    if (table_EB.dtype == torch.float64) != (x_TD.dtype == torch.float64):
-        _refuse(name, f"{table_EB.dtype} with x_TD of {x_TD.dtype}", "float64 in both or in neither")
+    if (table_EB.dtype == torch.float64) != (dtype == torch.float64):
+        _refuse(name, f"{table_EB.dtype} with x_TD of {dtype}", "float64 in both or in neither")
     if table_EB.is_floating_point() != (scale_E is None):
         got = "no scale" if scale_E is None else "a scale"
         _refuse(

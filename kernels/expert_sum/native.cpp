@@ -75,18 +75,12 @@ struct Int4 {
     }
 };
 
-// A token's pairs, from first to last of all pairs.
-struct Pairs {
-    const int64_t* expert;
-    int64_t first, last, all;
-};
-
 template <class Rows>
 INLINE void dots(const float* x, const uint8_t* table, int64_t width, Pairs pairs, float* out) {
     const int64_t bytes = Rows::bytes(width);
     for (int64_t p = pairs.first; p < pairs.last; p++) {
-        if (p + PAIRS_AHEAD < pairs.all) prefetch(table + pairs.expert[p + PAIRS_AHEAD] * bytes, bytes);
-        out[p] = Rows::dot(x, table + pairs.expert[p] * bytes, width);
+        if (p + PAIRS_AHEAD < pairs.all) prefetch(table + pairs.expert[p + PAIRS_AHEAD] * pairs.stride, bytes);
+        out[p] = Rows::dot(x, table + pairs.expert[p] * pairs.stride, width);
     }
 }
 
@@ -95,8 +89,8 @@ INLINE void sums(const uint8_t* table, int64_t width, Pairs pairs, const float* 
     const int64_t bytes = Rows::bytes(width);
     std::fill(y, y + width, 0.0f);
     for (int64_t p = pairs.first; p < pairs.last; p++) {
-        if (p + PAIRS_AHEAD < pairs.all) prefetch(table + pairs.expert[p + PAIRS_AHEAD] * bytes, bytes);
-        Rows::add(y, weight[p - pairs.first], table + pairs.expert[p] * bytes, width);
+        if (p + PAIRS_AHEAD < pairs.all) prefetch(table + pairs.expert[p + PAIRS_AHEAD] * pairs.stride, bytes);
+        Rows::add(y, weight[p - pairs.first], table + pairs.expert[p] * pairs.stride, width);
     }
 }
 
@@ -124,7 +118,7 @@ struct Limbs {
 };
 
 template <class Rows>
-Limbs limbs_of(const float* x, int64_t width) {
+AVX512_TARGET Limbs limbs_of(const float* x, int64_t width) {
     const int64_t bytes = Rows::bytes(width), padded = (bytes + 63) / 64 * 64, stretches = width / bytes;
     Limbs limbs{std::vector<int8_t>(stretches * padded), std::vector<int8_t>(stretches * padded), 0, 0};
     float largest = 0, poison = 0;
@@ -162,8 +156,8 @@ AVX512_TARGET void dots_vnni(const float* x, const uint8_t* table, int64_t width
     const Limbs limbs = limbs_of<Rows>(x, width);
     const __m512i sign = _mm512_set1_epi8(int4 ? char(0x88) : char(0x80)), nibble = _mm512_set1_epi8(15);
     for (int64_t p = pairs.first; p < pairs.last; p++) {
-        if (p + PAIRS_AHEAD < pairs.all) prefetch(table + pairs.expert[p + PAIRS_AHEAD] * bytes, bytes);
-        const uint8_t* row = table + pairs.expert[p] * bytes;
+        if (p + PAIRS_AHEAD < pairs.all) prefetch(table + pairs.expert[p + PAIRS_AHEAD] * pairs.stride, bytes);
+        const uint8_t* row = table + pairs.expert[p] * pairs.stride;
         __m512i high = _mm512_setzero_si512(), low = high, high2 = high, low2 = high;
         for (int64_t i = 0; i < bytes; i += 64) {
             const __m512i b = _mm512_xor_si512(_mm512_maskz_loadu_epi8(bytes_left(bytes - i), row + i), sign);
@@ -195,8 +189,8 @@ AVX512_TARGET void sums_in_registers(const uint8_t* table, int64_t width, Pairs 
             // The next token's rows, of which it has about as many, come while this one's are added: int4 rows at once,
             // the longer ones of int8 block by block.
             const int64_t ahead = p + (pairs.last - pairs.first), part = int4 ? bytes : std::min(block, bytes - c);
-            if (ahead < pairs.all && (!int4 || c == 0)) prefetch(table + pairs.expert[ahead] * bytes + c, part);
-            const uint8_t* row = table + pairs.expert[p] * bytes + c;
+            if (ahead < pairs.all && (!int4 || c == 0)) prefetch(table + pairs.expert[ahead] * pairs.stride + c, part);
+            const uint8_t* row = table + pairs.expert[p] * pairs.stride + c;
             const __m512 w = _mm512_set1_ps(weight[p - pairs.first]);
             for (int j = 0; j < (int4 ? 4 : 8); j++) {
                 const __mmask16 inside = __mmask16(bytes_left(bytes - c - 16 * j));
@@ -227,8 +221,8 @@ AVX2_TARGET void sums_in_eights(const uint8_t* table, int64_t width, Pairs pairs
         for (int64_t p = pairs.first; p < pairs.last; p++) {
             const int64_t ahead = p + (pairs.last - pairs.first);
             if (ahead < pairs.all && (!int4 || c == 0))
-                prefetch(table + pairs.expert[ahead] * bytes + c, int4 ? bytes : block);
-            const uint8_t* row = table + pairs.expert[p] * bytes + c;
+                prefetch(table + pairs.expert[ahead] * pairs.stride + c, int4 ? bytes : block);
+            const uint8_t* row = table + pairs.expert[p] * pairs.stride + c;
             const __m256 w = _mm256_set1_ps(weight[p - pairs.first]);
             for (int j = 0; j < (int4 ? 4 : 8); j++) {
                 const __m256i b = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row + 8 * j)));
@@ -242,7 +236,7 @@ AVX2_TARGET void sums_in_eights(const uint8_t* table, int64_t width, Pairs pairs
     for (; c < bytes; c++) {
         float first = 0, second = 0;
         for (int64_t p = pairs.first; p < pairs.last; p++) {
-            const uint8_t stored = table[pairs.expert[p] * bytes + c];
+            const uint8_t stored = table[pairs.expert[p] * pairs.stride + c];
             first += weight[p - pairs.first] * (int4 ? Int4::low(stored) : float(int8_t(stored)));
             if (int4) second += weight[p - pairs.first] * Int4::high(stored);
         }
@@ -281,53 +275,55 @@ void sums_avx512<Int4>(const uint8_t* table, int64_t width, Pairs pairs, const f
 INLINE float scale_of(const uint16_t* scale, int64_t row) { return scale ? half_to_float(scale[row]) : 1.0f; }
 
 template <class Rows>
-void row_dots_of(const float* x, const uint8_t* table, const uint16_t* scale, const int64_t* expert,
-                 const int64_t* start, int64_t tokens, int64_t width, int32_t set, int32_t threads, float* out) {
-    const auto dots = CHOOSE(set, dots_portable<Rows>, dots_avx2<Rows>, dots_avx512<Rows>);
-    in_threads(tokens, threads, [=](int64_t first, int64_t last) {
-        for (int64_t t = first; t < last; t++) {
-            const Pairs pairs{expert, start[t], start[t + 1], start[tokens]};
-            dots(x + t * width, table, width, pairs, out);
-            for (int64_t p = pairs.first; p < pairs.last; p++) out[p] *= scale_of(scale, expert[p]);
-        }
-    });
-}
+RowDots dots_of(int32_t set) { return CHOOSE(set, dots_portable<Rows>, dots_avx2<Rows>, dots_avx512<Rows>); }
 
 template <class Rows>
-void row_sums_of(const uint8_t* table, const uint16_t* scale, const int64_t* expert, const int64_t* start,
-                 const float* weight, int64_t tokens, int64_t width, int32_t set, int32_t threads, float* out) {
-    const auto sums = CHOOSE(set, sums_portable<Rows>, sums_avx2<Rows>, sums_avx512<Rows>);
-    in_threads(tokens, threads, [=](int64_t first, int64_t last) {
-        std::vector<float> scaled;
-        for (int64_t t = first; t < last; t++) {
-            const Pairs pairs{expert, start[t], start[t + 1], start[tokens]};
-            scaled.resize(pairs.last - pairs.first);
-            for (int64_t p = pairs.first; p < pairs.last; p++)
-                scaled[p - pairs.first] = weight[p] * scale_of(scale, expert[p]);
-            sums(table, width, pairs, scaled.data(), out + t * width);
-        }
-    });
-}
+RowSums sums_of(int32_t set) { return CHOOSE(set, sums_portable<Rows>, sums_avx2<Rows>, sums_avx512<Rows>); }
 
-// Precisions as kernels/expert_sum/native.py numbers them.
-#define OF_PRECISION(precision, f) \
-    ((precision) == 0 ? f<Float32> : (precision) == 1 ? f<BFloat16> : (precision) == 2 ? f<Int8> : f<Int4>)
+#define OF_PRECISION(precision, f)                                                                               \
+    ((precision) == FLOAT32 ? f<Float32> : (precision) == BFLOAT16 ? f<BFloat16> : (precision) == INT8 ? f<Int8> \
+                                                                                                       : f<Int4>)
 
 }  // namespace
+
+RowDots row_dots_of(int32_t precision, int32_t set) { return OF_PRECISION(precision, dots_of)(set); }
+RowSums row_sums_of(int32_t precision, int32_t set) { return OF_PRECISION(precision, sums_of)(set); }
+int64_t row_bytes(int32_t precision, int64_t width) {
+    return precision == FLOAT32 ? 4 * width : precision == BFLOAT16 ? 2 * width : precision == INT8 ? width : width / 2;
+}
 
 extern "C" {
 
 // (P) dot product of each pair's token and table row, times the row's scale (IEEE half, or null for 1).
 void row_dots(const float* x, const uint8_t* table, const uint16_t* scale, const int64_t* expert, const int64_t* start,
               int64_t tokens, int64_t width, int32_t precision, int32_t set, int32_t threads, float* out) {
-    OF_PRECISION(precision, row_dots_of)(x, table, scale, expert, start, tokens, width, set, threads, out);
+    const RowDots dots = row_dots_of(precision, set);
+    const int64_t stride = row_bytes(precision, width);
+    in_threads(tokens, threads, [=](int64_t first, int64_t last) {
+        for (int64_t t = first; t < last; t++) {
+            const Pairs pairs{expert, start[t], start[t + 1], start[tokens], stride};
+            dots(x + t * width, table, width, pairs, out);
+            for (int64_t p = pairs.first; p < pairs.last; p++) out[p] *= scale_of(scale, expert[p]);
+        }
+    });
 }
 
 // (T, D) for each token the sum of its pairs' rows, weighted and scaled.
 void row_sums(const uint8_t* table, const uint16_t* scale, const int64_t* expert, const int64_t* start,
               const float* weight, int64_t tokens, int64_t width, int32_t precision, int32_t set, int32_t threads,
               float* out) {
-    OF_PRECISION(precision, row_sums_of)(table, scale, expert, start, weight, tokens, width, set, threads, out);
+    const RowSums sums = row_sums_of(precision, set);
+    const int64_t stride = row_bytes(precision, width);
+    in_threads(tokens, threads, [=](int64_t first, int64_t last) {
+        std::vector<float> scaled;
+        for (int64_t t = first; t < last; t++) {
+            const Pairs pairs{expert, start[t], start[t + 1], start[tokens], stride};
+            scaled.resize(pairs.last - pairs.first);
+            for (int64_t p = pairs.first; p < pairs.last; p++)
+                scaled[p - pairs.first] = weight[p] * scale_of(scale, expert[p]);
+            sums(table, width, pairs, scaled.data(), out + t * width);
+        }
+    });
 }
 
 int32_t pairs_are_sound(const int64_t* expert, const int64_t* start, const float* gate, int64_t tokens, int64_t pairs,

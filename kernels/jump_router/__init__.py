@@ -37,7 +37,8 @@ def _jump_router(
     epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     rule = Rule(num_rows, deviations, tie_margin, epsilon)
-    return _fired(read_XN, SparseRows(*rows) if rows else None, AxisStatistics(*statistics), rule)
+    fired = _fired(read_XN, SparseRows(*rows) if rows else None, AxisStatistics(*statistics), rule)
+    return Fired(*(part.clone() for part in fired))  # an operator's outputs may not share memory
 
 
 @_jump_router.register_fake

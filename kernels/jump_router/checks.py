@@ -17,21 +17,38 @@ def check_shapes(read_XN: Tensor, rows: SparseRows | None, statistics: AxisStati
             f"jump_router got read_XN of shape {tuple(read_XN.shape)}, {read_XN.dtype}; it takes scores or features, "
             "floating, a row of tokens each"
         )
+    check_statistics(read_XN.shape[0], read_XN.dtype, rows, statistics, rule)
+
+
+def check_statistics(
+    reads: int, dtype: torch.dtype, rows: SparseRows | None, statistics: AxisStatistics, rule: Rule
+) -> int:
+    """How many scores a router has whose numbers fit each other, `reads` being its scores or features; ValueError."""
     heads = statistics.threshold_H.shape[0]
     for name, number_H in zip(AxisStatistics._fields, statistics, strict=True):
-        if number_H.shape != (heads,) or number_H.dtype != read_XN.dtype:
+        if number_H.shape != (heads,) or number_H.dtype != dtype:
             raise ValueError(
                 f"jump_router got {name} of shape {tuple(number_H.shape)}, {number_H.dtype}; it takes ({heads},), "
-                f"{read_XN.dtype}, one a head"
+                f"{dtype}, one a head"
             )
-    scores = (read_XN if rows is None else rows.index_SK).shape[0]
+    scores = reads if rows is None else rows.index_SK.shape[0]
     if not heads or rule.num_rows < 1 or scores % heads or scores // heads <= rule.num_rows:
         raise ValueError(
             f"jump_router got {scores} scores for {heads} heads of {rule.num_rows} rows; it takes a head, a row and a "
             "column at least, and as many scores for each head"
         )
     if rows is not None:
-        _check_rows(rows, read_XN.dtype)
+        _check_rows(rows, dtype)
+    return scores
+
+
+def check_weight(weight_XD: Tensor, reads: int) -> None:
+    """ValueError for a matrix that does not make so many scores or features."""
+    if weight_XD.ndim != 2 or weight_XD.shape[0] != reads or weight_XD.dtype != torch.float32:
+        raise ValueError(
+            f"jump_router got weight_XD of shape {tuple(weight_XD.shape)}, {weight_XD.dtype}; it takes a matrix of "
+            f"{reads} rows, torch.float32"
+        )
 
 
 def _check_rows(rows: SparseRows, dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
 """`jump_router` by the C++ library (native.cpp)."""
 
-# N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, S scores, P pairs, Q scores that pass
+# N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, S scores, R features, X either
 
 import ctypes
 
@@ -8,50 +8,149 @@ import torch
 from torch import Tensor
 
 from kernels.backends import CpuLibrary, pointer
-from kernels.jump_router.checks import refuse
+from kernels.jump_router.checks import check_statistics, check_weight, refuse
+from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows
 
 _WRONG = ("score", "index", "begins")
 """As native.cpp numbers what is wrong, from 1."""
 
+FEW = 16
+"""Of fewer tokens than this the scores or features are made in the same call; of more BLAS makes them."""
+
+
+_ROWS = (*SparseRows._fields, "index_KS", "coefficient_KS")
+_LIMITS = ("row_cut_H", "row_slack_H", "column_cut_H", "column_slack_H", "threshold_H")
+
 
 class _Router(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in (*AxisStatistics._fields, *SparseRows._fields)),
-        *((name, ctypes.c_void_p) for name in ("read", "scratch", "key_start", "start")),
-        *((name, ctypes.c_int64) for name in ("tokens", "heads", "rows", "columns", "features", "terms")),
-        *((name, ctypes.c_float) for name in ("epsilon", "deviations", "margin")),
-        *((name, ctypes.c_int64) for name in ("keys", "pairs")),
+        *((name, ctypes.c_void_p) for name in (*_LIMITS, *_ROWS, "weight_XD")),
+        *((name, ctypes.c_int64) for name in ("width", "read", "heads", "rows", "columns", "terms")),
     )
+
+
+class AxisBiases(ctypes.Structure):
+    """As kernels/native.h lays it out."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("row", "column")),
+        *((name, ctypes.c_int64) for name in ("heads", "rows", "columns", "width")),
+    )
+
+
+def axis_biases(biases: tuple[Tensor, Tensor] | None, sizes: tuple[int, int, int], width: int) -> AxisBiases:
+    """Of (I, D) and (J, D) rows for the sub-keys of a router of these `sizes`, or of none. ValueError if none fits."""
+    heads, *shape = sizes
+    for name, keys, bias_XD in zip(("row_ID", "column_JD"), shape, biases or (), strict=False):
+        if bias_XD.dtype != torch.float32 or bias_XD.shape != (keys, width):
+            raise ValueError(
+                f"axis biases got {name} of shape {tuple(bias_XD.shape)}, {bias_XD.dtype}; it takes ({keys}, {width}) "
+                "of torch.float32, a row for each sub-key"
+            )
+    return AxisBiases(*map(pointer, biases or (None, None)), heads, *shape, width)
+
+
+class _Outcome(ctypes.Structure):
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("pairs", "keys", "words", "wrong"))
+
+
+class Router:
+    """A router made ready once: its tensors are checked and found, so that a call costs little beside its work.
+
+    It reads the tensors where they lie, or copies of them: whoever holds it makes it anew when one was written to,
+    moved or replaced.
+    """
+
+    def __init__(
+        self,
+        library: CpuLibrary,
+        weight_XD: Tensor | None,
+        reads: int,
+        rows: SparseRows | None,
+        statistics: AxisStatistics,
+        rule: Rule,
+    ) -> None:
+        """`weight_XD` makes the scores, or the features that `rows` are sums of; without one they are given, `reads`
+        of them. All on the CPU. ValueError for what is not float32, or does not fit."""
+        scores = check_statistics(reads, torch.float32, rows, statistics, rule)
+        if weight_XD is not None:
+            check_weight(weight_XD, reads)
+            weight_XD = weight_XD.contiguous()
+        limits = _limits(statistics, rule)
+        # What is behind the addresses must live as long as they do.
+        turned = () if rows is None else (rows.index_SK.T.contiguous(), rows.coefficient_SK.T.contiguous())
+        self._tensors = weight_XD, rows, turned, limits
+        self._weight_XD, self._run, self._code = weight_XD, library.functions.jump_router_run, library.code
+        self._run.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p),
+        )
+        self._run.restype = None
+        if rows is not None and not library.functions.jump_router_rows_are_sound(
+            pointer(rows.index_SK), ctypes.c_int64(rows.index_SK.numel()), ctypes.c_int64(reads)
+        ):
+            refuse("index")
+        heads = statistics.threshold_H.shape[0]
+        columns = scores // heads - rule.num_rows
+        self._sizes = heads, rule.num_rows, columns
+        pointers = [*map(pointer, limits), *(map(pointer, (*rows, *turned)) if rows else len(_ROWS) * [None])]
+        sizes = reads, heads, rule.num_rows, columns, 0 if rows is None else rows.index_SK.shape[1]
+        self._given = _Router(*pointers, None, 0, *sizes)
+        self._of_states = self._given
+        if weight_XD is not None:
+            self._of_states = _Router(*pointers, pointer(weight_XD), weight_XD.shape[1], *sizes)
+        self.reads_states = weight_XD is not None
+        """Whether it makes scores or features itself (`route`), or takes them (`route_read`)."""
+        self._words_a_token = 64.0
+        """A guess, which grows to what calls need."""
+
+    def route(self, x_ND: Tensor) -> Packed:
+        """From the states, float32 and contiguous. ValueError for scores that are not finite."""
+        assert self._weight_XD is not None
+        tokens, width = x_ND.shape
+        if tokens < FEW and width == self._weight_XD.shape[1]:
+            return self._packed(self._of_states, x_ND, tokens)
+        return self._packed(self._given, torch.mm(self._weight_XD, x_ND.t()), tokens)
+
+    def route_read(self, read_XN: Tensor) -> Packed:
+        """From the scores or features themselves, float32 and contiguous."""
+        reads, tokens = read_XN.shape
+        assert reads == self._given.read
+        return self._packed(self._given, read_XN, tokens)
+
+    def _packed(self, router: _Router, x: Tensor, tokens: int) -> Packed:
+        outcome, x_at = _Outcome(), x.data_ptr()
+        capacity = int(self._words_a_token * tokens) + 64
+        while True:
+            words = torch.empty(capacity, dtype=torch.int64)
+            self._run(
+                ctypes.byref(router), x_at, tokens, self._code, torch.get_num_threads(), words.data_ptr(), capacity,
+                ctypes.byref(outcome),
+            )  # fmt: skip
+            if outcome.wrong:
+                refuse(_WRONG[outcome.wrong - 1])
+            if outcome.words <= capacity:
+                return Packed(words, tokens, outcome.pairs, outcome.keys, self._sizes)
+            self._words_a_token = max(self._words_a_token, 1.25 * outcome.words / tokens)
+            capacity = outcome.words
+
+
+def _limits(statistics: AxisStatistics, rule: Rule) -> tuple[Tensor, ...]:
+    """As _LIMITS names them: an axis's scores pass from `cut` on, and from the best less `slack`."""
+    row_H, column_H = (torch.sqrt(var_H + rule.epsilon) for var_H in (statistics.row_var_H, statistics.column_var_H))
+    return (
+        statistics.row_mean_H + rule.deviations * row_H, rule.tie_margin * row_H,
+        statistics.column_mean_H + rule.deviations * column_H, rule.tie_margin * column_H,
+        statistics.threshold_H.contiguous(),
+    )  # fmt: skip
 
 
 def forward(
     library: CpuLibrary, read_XN: Tensor, rows: SparseRows | None, statistics: AxisStatistics, rule: Rule
 ) -> Fired:
-    """All are contiguous and float32."""
-    heads, (features, tokens) = statistics.threshold_H.shape[0], read_XN.shape
-    scores, terms = (features, 0) if rows is None else rows.index_SK.shape
-    scratch = torch.empty(tokens * (3 * scores + 2 * heads))
-    key_start_N1, start_N1 = torch.empty(tokens + 1, dtype=torch.int64), torch.empty(tokens + 1, dtype=torch.int64)
-    router = _Router(
-        *[number.data_ptr() for number in statistics],
-        *((None, None, None) if rows is None else [part.data_ptr() for part in rows]),
-        read_XN.data_ptr(), scratch.data_ptr(), key_start_N1.data_ptr(), start_N1.data_ptr(),
-        tokens, heads, rule.num_rows, scores // heads - rule.num_rows, features, terms, rule.epsilon, rule.deviations,
-        rule.tie_margin,
-    )  # fmt: skip
-    threads = ctypes.c_int32(torch.get_num_threads())
-    wrong = library.functions.jump_router_pass(ctypes.byref(router), library.code, threads)
-    if wrong:
-        refuse(_WRONG[wrong - 1])
-    pairs, keys = router.pairs, router.keys
-    cell_P, gate_P = torch.empty(pairs, dtype=torch.int64), torch.empty(pairs)
-    score_Q, log_gate_Q, gate_Q = torch.empty(keys, dtype=torch.int32), torch.empty(keys), torch.empty(keys)
-    library.functions.jump_router_fill(
-        ctypes.byref(router), threads, pointer(cell_P), pointer(gate_P), pointer(score_Q), pointer(log_gate_Q),
-        pointer(gate_Q),
-    )  # fmt: skip
-    return Fired(cell_P, start_N1, gate_P, score_Q, key_start_N1, log_gate_Q, gate_Q)
+    """Of scores or features once. All are contiguous and float32."""
+    return Router(library, None, read_XN.shape[0], rows, statistics, rule).route_read(read_XN).fired
 
 
 def axis_bias(

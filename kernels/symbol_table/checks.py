@@ -1,6 +1,6 @@
 """What symbol_table asks of its arguments, at every call, and of the numbers in its tables, once (`check_tables`)."""
 
-# N tokens, D model width, E experts, L literals, G gates, P pairs of a token and a cell, O places looked back
+# N tokens, D model width, E experts, L literals, G gates, P pairs of a token and a cell, B windows, T tokens of one
 
 from typing import NoReturn
 
@@ -12,7 +12,7 @@ from kernels.symbol_table.tables import SymbolTables, Tier, shapes
 
 
 def check_shapes(
-    x_ND: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Tensor, tables: SymbolTables
+    x_ND: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, tokens_BT: Tensor, tables: SymbolTables
 ) -> None:
     """ValueError for the first argument whose device, dtype, shape or strides do not fit. Reads no element."""
     if not x_ND.is_cpu:
@@ -23,7 +23,7 @@ def check_shapes(
     _check_form("cell_P", cell_P, (pairs,), torch.int64)
     _check_form("start_N1", start_N1, (tokens + 1,), torch.int64)
     _check_form("gate_P", gate_P, (pairs,), torch.float32)
-    _check_form("context_ON", context_ON, (max(1, context_ON.shape[0]), tokens), torch.int64)
+    check_tokens(tokens_BT, tokens)
     cell_start_C1, *others = tables
     _check_form("cell_start_C1", cell_start_C1, (max(2, cell_start_C1.shape[0]),), torch.int32)
     sizes = shapes(
@@ -35,6 +35,12 @@ def check_shapes(
         _check_form(name, table, shape, dtype)
 
 
+def check_tokens(tokens_BT: Tensor, count: int) -> None:
+    """ValueError unless these are so many tokens, in windows."""
+    if tokens_BT.dtype != torch.int64 or tokens_BT.ndim != 2 or tokens_BT.numel() != count or not tokens_BT.is_cpu:
+        refuse("tokens_BT", _form(tokens_BT), f"{count} tokens, (windows, length) of torch.int64 on the CPU")
+
+
 def _check_form(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> None:
     if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_cpu:
         refuse(name, f"{_form(tensor)} on {tensor.device}", f"shape {shape}, {dtype} on the CPU")
@@ -42,8 +48,8 @@ def _check_form(name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.
         refuse(name, f"strides {tensor.stride()}", "a contiguous tensor; make it so once, where it is made")
 
 
-def check_pairs(cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Tensor, tables: SymbolTables) -> None:
-    """ValueError for the first start, cell, gate or token that is out of range. The C++ kernel checks as it goes."""
+def check_pairs(cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, tokens_BT: Tensor, tables: SymbolTables) -> None:
+    """ValueError for the first start, cell, gate or token that is out of range."""
     for at, wanted in ((0, 0), (len(start_N1) - 1, len(cell_P))):
         if int(start_N1[at]) != wanted:
             refuse_value("start_N1", at, int(start_N1[at]), wanted)
@@ -51,11 +57,11 @@ def check_pairs(cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, context_ON: Te
     if bool(falls_N.any()):
         at = int(falls_N.nonzero()[0])
         refuse_value("start_N1", at, int(start_N1[at]), int(start_N1[at + 1]))
-    limits = (("cell_P", cell_P, 0, len(tables.cell_start_C1) - 2),)
+    limits = (("cell_P", cell_P, len(tables.cell_start_C1) - 2),)
     if len(tables.member_LV):
-        limits += (("context_ON", context_ON, -1, tables.member_LV.shape[1] - 1),)
-    for name, index, least, most in limits:
-        wrong = ((index < least) | (index > most)).flatten()
+        limits += (("tokens_BT", tokens_BT, tables.member_LV.shape[1] - 1),)
+    for name, index, most in limits:
+        wrong = ((index < 0) | (index > most)).flatten()
         if bool(wrong.any()):
             at = int(wrong.nonzero()[0])
             refuse_value(name, at, int(index.flatten()[at]), most)

@@ -1,280 +1,246 @@
-// symbol_table: a layer of symbolic experts, run from its tables.
+// symbol_table: a layer of symbolic experts, run from records of those that are left.
 //
-// N tokens, D model width; what the tables hold is told in kernels/symbol_table/tables.py. Every index is compared with
-// its limit where it is used, so that no table reads another's memory; the first that is wrong is reported.
+// N tokens, D model width; what the tables hold is told in kernels/symbol_table/tables.py, how records are made of them,
+// and checked, in kernels/symbol_table/records.py. Of the arguments of a call the tokens are checked here.
 
 #include "../native.h"
 
 extern "C" {
 
-// kernels/expert_sum/native.cpp: dot products with rows and weighted sums of rows, for each instruction set.
-void row_dots(const float* x, const uint8_t* table, const uint16_t* scale, const int64_t* expert, const int64_t* start,
-              int64_t tokens, int64_t width, int32_t precision, int32_t set, int32_t threads, float* out);
-void row_sums(const uint8_t* table, const uint16_t* scale, const int64_t* expert, const int64_t* start,
-              const float* weight, int64_t tokens, int64_t width, int32_t precision, int32_t set, int32_t threads,
-              float* out);
-
-// As kernels/symbol_table/native.py lays it out: first the tables in their order, then their sizes.
-struct SymbolTables {
-    const int32_t* cell_start;
-    const uint8_t *tier, *code;
-    const float *scale, *offset;
-    const int16_t* index;
-    const float *coefficient, *intercept;
-    const int32_t* dense_row;
-    const float* dense_u;
-    const int32_t* rule;
+// As kernels/symbol_table/native.py lays it out.
+struct Symbols {
+    const int32_t* first;   // cell c holds the records first[c] to first[c + 1]
+    const uint8_t* record;  // `stride` bytes each: a Head, coefficients, indices, v; after all cells' those of rules
+    const int32_t* rule;    // the wire by which record exact + i fires
     const uint8_t* gate;
     const int32_t *wire_a, *wire_b;
-    const uint8_t *member, *literal_offset;
-    const int32_t* spline_row;
-    const float *spline_low, *spline_high, *spline_coefficient;
-    const uint8_t* v;
-    const uint16_t* v_scale;
-    int64_t width, cells, experts, coordinates, dense, gates, literals, vocabulary, splines, places;
+    const int32_t *true_first, *true_literal;  // (O, V + 1): literals that are true of a token o places back
+    const float *dense_u, *spline_low, *spline_high, *spline_coefficient;
+    AxisBiases biases;
+    int64_t stride, coordinates, exact, rules, literals, gates, vocabulary, places;
 };
 
-// What is wrong, numbered as in native.py; 0 for nothing.
+// The first token that is none: where it stands, and which it is.
 struct Wrong {
-    int64_t what, at, value, most;
+    int64_t is, at, value;
 };
 }
 
 namespace {
 
-enum What : int64_t { START = 1, CELL, GATE, CONTEXT, CELL_START, TIER, CODE, INDEX, DENSE_ROW, RULE, WIRE_A, WIRE_B,
-                      LITERAL_OFFSET, SPLINE_ROW };
-enum Tier : uint8_t { T0, T1, T2, T3, T4 };
+// As kernels/symbol_table/records.py writes it.
+struct Head {
+    float scale, offset, intercept, v_scale;
+    int32_t code, spline_row, dense_row, unused;  // the rows are -1 where there is none
+};
 
-constexpr int64_t TOKENS_AT_ONCE = 256;  // their lists of experts stay in a core's second cache
-constexpr int32_t FLOAT32 = 0, INT4 = 3;  // precisions of row_dots and row_sums
-constexpr int32_t LAST_FUNCTION = 21, SPLINE = 255, KNOTS = 9;
+constexpr int64_t TOKENS_AT_ONCE = 256;  // their lists of records stay in a core's second cache
+constexpr int64_t RECORDS_AHEAD = 6;
+constexpr int32_t SPLINE = 255, KNOTS = 9;
 constexpr float EXP_END = 10;
 
-bool outside(int64_t value, int64_t least, int64_t most, What what, int64_t at, Wrong& wrong) {
-    if (value >= least && value <= most) return false;
-    wrong = {what, at, value, most};
-    return true;
-}
-
-float spline(const SymbolTables& tables, int64_t row, float z) {
-    const float low = tables.spline_low[row], high = tables.spline_high[row];
+INLINE float spline(const Symbols& symbols, int64_t row, float z) {
+    const float low = symbols.spline_low[row], high = symbols.spline_high[row];
     float position = (z - low) / (high - low);
     position = position < 0 ? 0 : position > 1 ? 1 : position;  // nan stays
     position *= KNOTS - 1;
     const int32_t cell = position >= 0 ? std::min(int32_t(position), KNOTS - 2) : 0;
     const float t = position - float(cell), s = 1 - t;
-    const float* c = tables.spline_coefficient + row * (KNOTS + 2) + cell;
+    const float* c = symbols.spline_coefficient + row * (KNOTS + 2) + cell;
     return (s * s * s * c[0] + (3 * t * t * t - 6 * t * t + 4) * c[1] + (-3 * t * t * t + 3 * t * t + 3 * t + 1) * c[2] +
             t * t * t * c[3]) / 6;
 }
 
-// The catalogue of kernels/symbol_table/functions.py; false for a code that is not in it.
-bool function_of(int32_t code, float z, float& value) {
+// The catalogue of kernels/symbol_table/functions.py.
+INLINE float function_of(int32_t code, float z) {
     const float positive = z < 0 ? 0 : z;
     switch (code) {
-        case 0: value = 1; return true;
-        case 1: value = z; return true;
-        case 2: value = z * z; return true;
-        case 3: value = positive; return true;
-        case 4: value = positive * positive; return true;
-        case 5: value = 0.5f * z * (1 + std::erf(z * 0.70710678118654752f)); return true;
-        case 6: value = z / (1 + std::exp(-z)); return true;
-        case 7: value = 1 / (1 + std::exp(-z)); return true;
-        case 8: value = std::tanh(z); return true;
-        case 9: value = z > 20 ? z : std::log1p(std::exp(z)); return true;
-        case 10: value = std::fabs(z); return true;
-        case 11: value = std::exp(-z * z); return true;
-        case 12: value = z * z * z; return true;
-        case 13: value = z * z * (z * z); return true;
-        case 14: value = z * z * (z * z) * z; return true;
-        case 15: value = std::copysign(std::sqrt(std::fabs(z)), z); return true;
-        case 16: value = std::fabs(z) * std::sqrt(std::fabs(z)); return true;
-        case 17: value = std::exp(z > EXP_END ? EXP_END : z); return true;
-        case 18: value = std::copysign(std::log1p(std::fabs(z)), z); return true;
-        case 19: value = std::sin(z); return true;
-        case 20: value = std::cos(z); return true;
-        case 21: value = std::atan(z); return true;
-        default: return false;
+        case 0: return 1;
+        case 1: return z;
+        case 2: return z * z;
+        case 3: return positive;
+        case 4: return positive * positive;
+        case 5: return 0.5f * z * (1 + std::erf(z * 0.70710678118654752f));
+        case 6: return z / (1 + std::exp(-z));
+        case 7: return 1 / (1 + std::exp(-z));
+        case 8: return std::tanh(z);
+        case 9: return z > 20 ? z : std::log1p(std::exp(z));
+        case 10: return std::fabs(z);
+        case 11: return std::exp(-z * z);
+        case 12: return z * z * z;
+        case 13: return z * z * (z * z);
+        case 14: return z * z * (z * z) * z;
+        case 15: return std::copysign(std::sqrt(std::fabs(z)), z);
+        case 16: return std::fabs(z) * std::sqrt(std::fabs(z));
+        case 17: return std::exp(z > EXP_END ? EXP_END : z);
+        case 18: return std::copysign(std::log1p(std::fabs(z)), z);
+        case 19: return std::sin(z);
+        case 20: return std::cos(z);
+        case 21: return std::atan(z);
+        default: return 0;
     }
 }
 
-// The experts that fire on some tokens, in order of the tokens, and among them those with a dense u.
+// The records that fire on some tokens, in order of the tokens.
 struct Firings {
-    std::vector<int64_t> expert, start, dense_row, dense_start;
-    std::vector<float> weight, dense_z;
-    std::vector<uint8_t> wire;  // literals, then gates, of one token
-
-    void clear() {
-        for (auto* list : {&expert, &start, &dense_row, &dense_start}) list->clear();
-        weight.clear();
-        start.push_back(0);
-        dense_start.push_back(0);
-    }
+    std::vector<int64_t> record, start;
+    std::vector<float> weight;
+    std::vector<uint8_t> wire;          // literals, then gates: a row of tokens each
+    std::vector<int32_t> rule, rule_start;  // that are true, in order of the tokens
+    std::vector<const float*> bias;
 };
 
-// Experts whose firing is logic. Blocks without one are left behind at the speed of memory.
-std::vector<int32_t> logical_experts(const SymbolTables& tables) {
-    std::vector<int32_t> found;
-    for (int64_t block = 0; block < tables.experts; block += 64) {
-        const int64_t last = std::min(block + 64, tables.experts);
-        uint8_t any = 0;
-        for (int64_t e = block; e < last; e++) any |= uint8_t(tables.tier[e] - T2) < 2;
-        for (int64_t e = block; any && e < last; e++)
-            if (tables.tier[e] == T2 || tables.tier[e] == T3) found.push_back(int32_t(e));
-    }
-    return found;
-}
-
-bool add_routed(const SymbolTables& tables, const int64_t* cell, const float* gate, int64_t first, int64_t last,
-                Firings& firings, Wrong& wrong) {
-    for (int64_t p = first; p < last; p++) {
-        if (outside(cell[p], 0, tables.cells - 1, CELL, p, wrong)) return false;
-        if (!std::isfinite(gate[p])) return wrong = {GATE, p, 0, 0}, false;
-        const int64_t begin = tables.cell_start[cell[p]], end = tables.cell_start[cell[p] + 1];
-        if (outside(begin, 0, tables.experts, CELL_START, cell[p], wrong)) return false;
-        if (outside(end, 0, tables.experts, CELL_START, cell[p] + 1, wrong)) return false;
-        for (int64_t e = begin; e < end; e++) {
-            if (outside(tables.tier[e], 0, T4, TIER, e, wrong)) return false;
-            if (tables.tier[e] > T1) continue;
-            firings.expert.push_back(e);
-            firings.weight.push_back(gate[p]);
-            if (tables.tier[e] != T0) continue;
-            if (outside(tables.dense_row[e], 0, tables.dense - 1, DENSE_ROW, e, wrong)) return false;
-            firings.dense_row.push_back(tables.dense_row[e]);
-        }
-    }
-    return true;
-}
-
-// What literals and gates say of some tokens, a row of TOKENS_AT_ONCE bytes each: gates are then a few vectors.
-bool evaluate(const SymbolTables& tables, const int64_t* context, int64_t tokens, int64_t first, int64_t count,
+// What literals and gates say of `count` tokens from `first` on. False for a token that is none.
+bool evaluate(const Symbols& symbols, const int64_t* token, int64_t length, int64_t first, int64_t count,
               std::vector<uint8_t>& wire, Wrong& wrong) {
-    wire.resize((tables.literals + tables.gates) * TOKENS_AT_ONCE);
-    for (int64_t l = 0; l < tables.literals; l++) {
-        if (outside(tables.literal_offset[l], 0, tables.places - 1, LITERAL_OFFSET, l, wrong)) return false;
-        const uint8_t* member = tables.member + l * tables.vocabulary;
-        for (int64_t t = 0; t < count; t++) {
-            const int64_t at = tables.literal_offset[l] * tokens + first + t;
-            if (outside(context[at], -1, tables.vocabulary - 1, CONTEXT, at, wrong)) return false;
-            wire[l * TOKENS_AT_ONCE + t] = context[at] >= 0 && member[context[at]];
+    wire.resize((symbols.literals + symbols.gates) * count);
+    std::fill(wire.begin(), wire.begin() + symbols.literals * count, uint8_t(0));
+    for (int64_t t = 0; t < count; t++)
+        for (int64_t back = 0; back < symbols.places && back <= (first + t) % length; back++) {
+            const int64_t at = first + t - back;
+            if (token[at] < 0 || token[at] >= symbols.vocabulary) return wrong = {1, at, token[at]}, false;
+            const int32_t* begin = symbols.true_first + back * (symbols.vocabulary + 1) + token[at];
+            for (int32_t i = begin[0]; i < begin[1]; i++) wire[symbols.true_literal[i] * count + t] = 1;
         }
-    }
-    for (int64_t g = 0; g < tables.gates; g++) {
-        const int64_t before = tables.literals + g - 1;
-        if (outside(tables.wire_a[g], 0, before, WIRE_A, g, wrong)) return false;
-        if (outside(tables.wire_b[g], 0, before, WIRE_B, g, wrong)) return false;
-        const uint8_t* a = wire.data() + tables.wire_a[g] * TOKENS_AT_ONCE;
-        const uint8_t* b = wire.data() + tables.wire_b[g] * TOKENS_AT_ONCE;
-        uint8_t* out = wire.data() + (before + 1) * TOKENS_AT_ONCE;
+    for (int64_t g = 0; g < symbols.gates; g++) {
+        const uint8_t* a = wire.data() + symbols.wire_a[g] * count;
+        const uint8_t* b = wire.data() + symbols.wire_b[g] * count;
+        uint8_t* out = wire.data() + (symbols.literals + g) * count;
         // The gate as a sum modulo 2 of 1, a, b and ab (its algebraic normal form).
-        const uint8_t none = tables.gate[g] >> 3 & 1, with_b = none ^ (tables.gate[g] >> 2 & 1);
-        const uint8_t with_a = none ^ (tables.gate[g] >> 1 & 1);
-        const uint8_t with_both = none ^ with_a ^ with_b ^ (tables.gate[g] & 1);
+        const uint8_t none = symbols.gate[g] >> 3 & 1, with_b = none ^ (symbols.gate[g] >> 2 & 1);
+        const uint8_t with_a = none ^ (symbols.gate[g] >> 1 & 1);
+        const uint8_t with_both = none ^ with_a ^ with_b ^ (symbols.gate[g] & 1);
         for (int64_t t = 0; t < count; t++) out[t] = none ^ (with_a & a[t]) ^ (with_b & b[t]) ^ (with_both & a[t] & b[t]);
     }
     return true;
 }
 
-bool add_logical(const SymbolTables& tables, const std::vector<int32_t>& logical, int64_t t, Firings& firings,
-                 Wrong& wrong) {
-    for (const int32_t e : logical) {
-        if (outside(tables.rule[e], 0, tables.gates - 1, RULE, e, wrong)) return false;
-        if (!firings.wire[(tables.literals + tables.rule[e]) * TOKENS_AT_ONCE + t]) continue;
-        firings.expert.push_back(e);
-        firings.weight.push_back(1);
-    }
-    return true;
+// Sorts the rules that are true by their tokens.
+void sort_rules(const Symbols& symbols, int64_t count, Firings& firings) {
+    firings.rule_start.assign(count + 1, 0);
+    const auto for_true = [&](auto visit) {
+        for (int64_t r = 0; r < symbols.rules; r++) {
+            const uint8_t* row = firings.wire.data() + symbols.rule[r] * count;
+            for (int64_t t = 0; t < count; t += 8) {
+                uint64_t eight = 0;
+                std::memcpy(&eight, row + t, std::min<int64_t>(8, count - t));
+                for (int64_t i = t; eight; i++, eight >>= 8)
+                    if (eight & 1) visit(i, int32_t(r));
+            }
+        }
+    };
+    for_true([&](int64_t t, int32_t) { firings.rule_start[t + 1]++; });
+    for (int64_t t = 0; t < count; t++) firings.rule_start[t + 1] += firings.rule_start[t];
+    firings.rule.resize(firings.rule_start[count]);
+    std::vector<int32_t> next(firings.rule_start.begin(), firings.rule_start.end() - 1);
+    for_true([&](int64_t t, int32_t r) { firings.rule[next[t]++] = r; });
 }
 
-// A sum of few coordinates, in four chains of additions that do not wait for each other. False for one that is not there.
-INLINE bool sparse_dot(const int16_t* index, const float* coefficient, int64_t count, const float* x, int64_t width,
-                       float& sum) {
-    uint16_t furthest = 0;
-    for (int64_t k = 0; k < count; k++) furthest = std::max(furthest, uint16_t(index[k]));
-    if (furthest >= width) return false;
+// Lists what fires on each token: the records of its cells, then those whose rule is true.
+void list(const Symbols& symbols, const Routing& routing, int64_t first, int64_t count, Firings& firings) {
+    firings.record.clear();
+    firings.weight.clear();
+    firings.start.assign(1, 0);
+    for (int64_t t = 0; t < count; t++) {
+        for (int64_t p = routing.start[first + t]; p < routing.start[first + t + 1]; p++)
+            for (int64_t r = symbols.first[routing.cell[p]]; r < symbols.first[routing.cell[p] + 1]; r++) {
+                firings.record.push_back(r);
+                firings.weight.push_back(routing.gate[p]);
+            }
+        if (symbols.rules)
+            for (int32_t i = firings.rule_start[t]; i < firings.rule_start[t + 1]; i++) {
+                firings.record.push_back(symbols.exact + firings.rule[i]);
+                firings.weight.push_back(1);
+            }
+        firings.start.push_back(int64_t(firings.record.size()));
+    }
+}
+
+// A sum of few coordinates, in four chains of additions that do not wait for each other.
+INLINE float sparse_dot(const uint16_t* index, const float* coefficient, int64_t count, const float* x) {
     float part[4] = {0, 0, 0, 0};
     int64_t k = 0;
     for (; k + 4 <= count; k += 4)
         for (int j = 0; j < 4; j++) part[j] += coefficient[k + j] * x[index[k + j]];
     for (; k < count; k++) part[0] += coefficient[k] * x[index[k]];
-    sum = (part[0] + part[1]) + (part[2] + part[3]);
-    return true;
+    return (part[0] + part[1]) + (part[2] + part[3]);
 }
 
-// Multiplies each firing's weight, its gate, with the magnitude: scale * f(z) + offset.
-bool weigh(const SymbolTables& tables, const float* x, int64_t tokens, Firings& firings, Wrong& wrong) {
-    const float* dense_z = firings.dense_z.data();
-    for (int64_t t = 0; t < tokens; t++, x += tables.width)
+// Multiplies the weight of each firing, its gate, with the magnitude scale * f(z) + offset and the scale of v.
+INLINE void weigh(const Symbols& symbols, const float* x, int64_t tokens, Firings& firings, RowDots dense_dots) {
+    const int64_t width = symbols.biases.width, all = firings.start[tokens];
+    for (int64_t t = 0; t < tokens; t++, x += width)
         for (int64_t p = firings.start[t]; p < firings.start[t + 1]; p++) {
-            const int64_t e = firings.expert[p];
-            float z = 0, value;
-            if (tables.tier[e] == T0) {
-                z = *dense_z++;
+            if (p + RECORDS_AHEAD < all) {
+                const uint8_t* ahead = symbols.record + firings.record[p + RECORDS_AHEAD] * symbols.stride;
+                for (int64_t i = 0; i < symbols.stride; i += 64) __builtin_prefetch(ahead + i);
+            }
+            const uint8_t* record = symbols.record + firings.record[p] * symbols.stride;
+            Head head;
+            std::memcpy(&head, record, sizeof head);
+            const auto* coefficient = reinterpret_cast<const float*>(record + sizeof head);
+            const auto* index = reinterpret_cast<const uint16_t*>(coefficient + symbols.coordinates);
+            float z;
+            if (head.dense_row < 0) {
+                z = sparse_dot(index, coefficient, symbols.coordinates, x);
             } else {
-                const int16_t* index = tables.index + e * tables.coordinates;
-                const float* coefficient = tables.coefficient + e * tables.coordinates;
-                if (!sparse_dot(index, coefficient, tables.coordinates, x, tables.width, z)) {
-                    int64_t k = 0;
-                    while (!outside(index[k], 0, tables.width - 1, INDEX, e * tables.coordinates + k, wrong)) k++;
-                    return false;
-                }
+                const int64_t row = head.dense_row;
+                dense_dots(x, reinterpret_cast<const uint8_t*>(symbols.dense_u), width, {&row, 0, 1, 1, 4 * width}, &z);
             }
-            z += tables.intercept[e];
-            if (tables.code[e] == SPLINE) {
-                if (outside(tables.spline_row[e], 0, tables.splines - 1, SPLINE_ROW, e, wrong)) return false;
-                value = spline(tables, tables.spline_row[e], z);
-            } else if (!function_of(tables.code[e], z, value)) {
-                return wrong = {CODE, e, tables.code[e], LAST_FUNCTION}, false;
-            }
-            firings.weight[p] *= tables.scale[e] * value + tables.offset[e];
+            z += head.intercept;
+            const float value = head.code == SPLINE ? spline(symbols, head.spline_row, z) : function_of(head.code, z);
+            firings.weight[p] *= (head.scale * value + head.offset) * head.v_scale;
         }
-    return true;
 }
+
+#define STAMP(SET, TARGET)                                                                                           \
+    TARGET void weigh_##SET(const Symbols& symbols, const float* x, int64_t tokens, Firings& firings, RowDots dots) { \
+        weigh(symbols, x, tokens, firings, dots);                                                                    \
+    }
+STAMP(portable, PORTABLE_TARGET)
+STAMP(avx2, AVX2_TARGET)
+STAMP(avx512, AVX512_TARGET)
+#undef STAMP
 
 }  // namespace
 
 extern "C" {
 
-// (N, D) for each token the sum of gate * magnitude * v over the experts that fire. `context` has a row of N tokens for
-// each place looked back.
-void symbol_table(const SymbolTables* given, const float* x, const int64_t* cell, const int64_t* start,
-                  const float* gate, const int64_t* context, int64_t tokens, int64_t pairs, int32_t set,
-                  int32_t threads, float* out, Wrong* wrong) {
-    const SymbolTables& tables = *given;
-    *wrong = {0, 0, 0, 0};
-    if (outside(start[0], 0, 0, START, 0, *wrong) || outside(start[tokens], pairs, pairs, START, tokens, *wrong)) return;
-    for (int64_t t = 0; t < tokens; t++)
-        if (outside(start[t], 0, start[t + 1], START, t, *wrong)) return;
-    const std::vector<int32_t> logical = logical_experts(tables);
+// (N, D) for each token the sum of gate * magnitude * v over the experts that fire, and the biases of its axes. Tokens
+// lie in windows of `length`: a token looks back no further than to its window's first.
+void symbol_table_run(const Symbols* given, const float* x, int64_t* words, int64_t tokens, int64_t pairs, int64_t keys,
+                      const int64_t* token, int64_t length, int32_t set, int32_t threads, float* out, Wrong* wrong) {
+    const Symbols& symbols = *given;
+    const Routing routing(words, tokens, pairs, keys);
+    const int64_t width = symbols.biases.width;
+    const int64_t v = sizeof(Head) + symbols.coordinates * int64_t(sizeof(float) + sizeof(uint16_t));
+    const auto weigh_all = CHOOSE(set, weigh_portable, weigh_avx2, weigh_avx512);
+    const RowDots dense_dots = row_dots_of(FLOAT32, set);
+    const RowSums add_rows = row_sums_of(INT4, set);
+    wrong->is = 0;
     in_threads(tokens, threads, [&](int64_t begin, int64_t end) {
-        Firings firings;
-        Wrong mine{0, 0, 0, 0};
-        const auto* u = reinterpret_cast<const uint8_t*>(tables.dense_u);
+        thread_local Firings kept;
+        Firings& firings = kept;
         for (int64_t first = begin; first < end; first += TOKENS_AT_ONCE) {
             const int64_t count = std::min(TOKENS_AT_ONCE, end - first);
-            const float* x_first = x + first * tables.width;
-            firings.clear();
-            bool well = logical.empty() || evaluate(tables, context, tokens, first, count, firings.wire, mine);
-            for (int64_t t = first; well && t < first + count; t++) {
-                well = add_routed(tables, cell, gate, start[t], start[t + 1], firings, mine) &&
-                       add_logical(tables, logical, t - first, firings, mine);
-                firings.start.push_back(int64_t(firings.expert.size()));
-                firings.dense_start.push_back(int64_t(firings.dense_row.size()));
-            }
-            if (well) {
-                firings.dense_z.resize(firings.dense_row.size());
-                row_dots(x_first, u, nullptr, firings.dense_row.data(), firings.dense_start.data(), count, tables.width,
-                         FLOAT32, set, 1, firings.dense_z.data());
-                well = weigh(tables, x_first, count, firings, mine);
-            }
-            if (!well) {
+            Wrong mine;
+            if (symbols.rules) {
+                if (!evaluate(symbols, token, length, first, count, firings.wire, mine)) {
 #pragma omp critical
-                *wrong = mine;
-                return;
+                    *wrong = mine;
+                    return;
+                }
+                sort_rules(symbols, count, firings);
             }
-            row_sums(tables.v, tables.v_scale, firings.expert.data(), firings.start.data(), firings.weight.data(), count,
-                     tables.width, INT4, set, 1, out + first * tables.width);
+            list(symbols, routing, first, count, firings);
+            weigh_all(symbols, x + first * width, count, firings, dense_dots);
+            for (int64_t t = 0; t < count; t++) {
+                const Pairs found{firings.record.data(), firings.start[t], firings.start[t + 1], firings.start[count],
+                                  symbols.stride};
+                float* y = out + (first + t) * width;
+                add_rows(symbols.record + v, width, found, firings.weight.data() + firings.start[t], y);
+                if (symbols.biases.row) add_axis_biases(symbols.biases, routing, first + t, set, firings.bias, y);
+            }
         }
     });
 }

@@ -1,6 +1,6 @@
 """`symbol_table` by the C++ library (native.cpp)."""
 
-# N tokens, D model width, P pairs of a token and a cell, O places looked back
+# N tokens, D model width, B windows, T tokens of a window, I sub-keys of the rows, J of the columns
 
 import ctypes
 
@@ -8,50 +8,77 @@ import torch
 from torch import Tensor
 
 from kernels.backends import CpuLibrary, pointer
-from kernels.symbol_table.checks import refuse_value
+from kernels.jump_router.native import AxisBiases, axis_biases
+from kernels.jump_router.packed import Packed
+from kernels.symbol_table.checks import check_tokens, refuse, refuse_value
+from kernels.symbol_table.records import Records, records_of
 from kernels.symbol_table.tables import SymbolTables
 
-_SIZES = ("width", "cells", "experts", "coordinates", "dense", "gates", "literals", "vocabulary", "splines", "places")
-_WHAT = (
-    "start_N1", "cell_P", "gate_P", "context_ON", "cell_start_C1", "tier_E", "code_E", "index_EK", "dense_row_E",
-    "rule_E", "wire_a_G", "wire_b_G", "literal_offset_L", "spline_row_E",
-)  # fmt: skip
-"""As native.cpp numbers what is wrong, from 1."""
+_SIZES = ("stride", "coordinates", "exact", "rules", "literals", "gates", "vocabulary", "places")
 
 
-class _Tables(ctypes.Structure):
+class _Symbols(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in SymbolTables._fields),
+        *((name, ctypes.c_void_p) for name in Records._fields),
+        ("biases", AxisBiases),
         *((name, ctypes.c_int64) for name in _SIZES),
     )
 
 
 class _Wrong(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_int64) for name in ("what", "at", "value", "most"))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("is_one", "at", "value"))
 
 
-def forward(
-    library: CpuLibrary,
-    x_ND: Tensor,
-    cell_P: Tensor,
-    start_N1: Tensor,
-    gate_P: Tensor,
-    context_ON: Tensor,
-    tables: SymbolTables,
-) -> Tensor:
-    """(N, D). ValueError for the first index that is out of range, and gates that are not finite."""
-    y_ND, wrong = torch.empty_like(x_ND), _Wrong()
-    given = _Tables(
-        *[table.data_ptr() for table in tables],
-        x_ND.shape[1], tables.cell_start_C1.shape[0] - 1, *tables.index_EK.shape, tables.dense_u_FD.shape[0],
-        tables.gate_G.shape[0], *tables.member_LV.shape, tables.spline_low_W.shape[0], context_ON.shape[0],
-    )  # fmt: skip
-    library.functions.symbol_table(
-        ctypes.byref(given), pointer(x_ND), pointer(cell_P), pointer(start_N1), pointer(gate_P), pointer(context_ON),
-        ctypes.c_int64(x_ND.shape[0]), ctypes.c_int64(cell_P.shape[0]), library.code,
-        ctypes.c_int32(torch.get_num_threads()), pointer(y_ND), ctypes.byref(wrong),
-    )  # fmt: skip
-    if wrong.what:
-        name = _WHAT[wrong.what - 1]
-        refuse_value(name, wrong.at, None if name == "gate_P" else wrong.value, wrong.most)
-    return y_ND
+class SymbolLayer:
+    """A layer of symbolic experts made ready once, so that a call costs little beside its work.
+
+    Tables are copied: whoever holds it makes it anew when one was written to or replaced. Biases are read where they
+    lie.
+    """
+
+    def __init__(
+        self,
+        library: CpuLibrary,
+        tables: SymbolTables,
+        places: int,
+        biases: tuple[Tensor, Tensor] | None,
+        sizes: tuple[int, int, int],
+    ) -> None:
+        """`biases` are those of the axes of a router of these `sizes`. ValueError names what does not fit."""
+        width, records = 2 * tables.v_EB.shape[1], records_of(tables, places=places)
+        if tables.cell_start_C1.shape[0] - 1 != sizes[1] * sizes[2]:
+            refuse("cell_start_C1", f"{tables.cell_start_C1.shape[0] - 1} cells", f"those of {sizes[1]} x {sizes[2]}")
+        self._records, self._biases, self._width, self._sizes = records, biases, width, sizes
+        self._run, self._code = library.functions.symbol_table_run, library.code
+        self._run.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
+            *(ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p),
+        )
+        self._run.restype = None
+        kept, rules = records.record_RB.shape[0], records.rule_X.shape[0]
+        self._given = _Symbols(
+            *map(pointer, records), axis_biases(biases, sizes, width), records.record_RB.shape[1],
+            tables.index_EK.shape[1], kept - rules, rules, tables.member_LV.shape[0], tables.gate_G.shape[0],
+            tables.member_LV.shape[1], places,
+        )  # fmt: skip
+
+    def __call__(self, x_ND: Tensor, packed: Packed, tokens_BT: Tensor) -> Tensor:
+        """(N, D) float32; x is that too, and contiguous. ValueError for a token out of range where literals read it."""
+        if x_ND.shape != (packed.tokens, self._width) or packed.sizes != self._sizes:
+            refuse(
+                "x_ND",
+                f"shape {tuple(x_ND.shape)} for {packed.tokens} tokens of a router of sizes {packed.sizes}",
+                f"their states, {self._width} wide, and a router of {self._sizes}",
+            )
+        if not tokens_BT.is_contiguous():
+            tokens_BT = tokens_BT.contiguous()
+        check_tokens(tokens_BT, packed.tokens)
+        y_ND, wrong = torch.empty_like(x_ND), _Wrong()
+        self._run(
+            ctypes.byref(self._given), x_ND.data_ptr(), packed.words.data_ptr(), packed.tokens, packed.pairs,
+            packed.keys, tokens_BT.data_ptr(), tokens_BT.shape[1], self._code, torch.get_num_threads(), y_ND.data_ptr(),
+            ctypes.byref(wrong),
+        )  # fmt: skip
+        if wrong.is_one:
+            refuse_value("tokens_BT", wrong.at, wrong.value, self._given.vocabulary - 1)
+        return y_ND

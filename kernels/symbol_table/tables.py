@@ -10,7 +10,7 @@ literals on the output of gate w - L, which must stand before the gate that read
 """
 
 # D model width, E experts, C cells, K coordinates of a formula or KNOTS + 2 of a spline, F experts with dense u,
-# L literals, G gates, V vocabulary, W experts with a spline, B = D / 2 bytes of a packed row
+# L literals, G gates, V vocabulary, W experts with a spline; B = D / 2 bytes of a packed row, or windows of T tokens
 
 from enum import IntEnum
 from functools import cache
@@ -65,6 +65,20 @@ class SymbolTables(NamedTuple):
     v_EB: Tensor
     """Two int4 a byte (kernels/packing.py)."""
     v_scale_E: Tensor
+
+
+def context_of(tokens_BT: Tensor, places: int) -> Tensor:
+    """(places, B * T): the token 0, 1, ... places back within its window, -1 before the beginning."""
+    batch, length = tokens_BT.shape
+    before_BX = tokens_BT.new_full((batch, places - 1), -1)
+    return (
+        torch.cat([before_BX, tokens_BT], dim=1)
+        .unfold(1, length, 1)
+        .permute(1, 0, 2)
+        .flip(0)
+        .reshape(places, batch * length)
+        .contiguous()
+    )
 
 
 @cache

@@ -15,14 +15,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.cells import experts_of_cells, starts
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
 from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.fired_sum import ExpertLayer, ExpertTable
 from kernels.jump_router import axis_bias, jump_router
+from kernels.jump_router.native import Router
+from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule, SparseRows, compact
 from kernels.packing import LAYOUT
 from kernels.product_key_topk import product_key_threshold, product_key_topk
+from pipeline.models.kept import Kept
 from pipeline.models.monet import axis_deviations, passing_logits
 
 THRESHOLD_GAIN = 0.03
@@ -174,15 +179,65 @@ class PassingKeys:
 
 
 @dataclass(frozen=True, slots=True)
-class PeerRouting:
-    """Which cells a token reaches, with what gates."""
-
+class _RoutingTensors:
     cell_P: Tensor
     start_N1: Tensor
-    """Where each token's pairs start."""
     gate_P: Tensor
     axes: tuple[Tensor, Tensor] | PassingKeys | None
-    """Log gates of the axes or what passes of them; only the jumprelu gate has them."""
+
+
+class PeerRouting:
+    """Which cells a token reaches, with what gates.
+
+    A router in C++ leaves it `packed`, which experts in C++ take as it is; tensors are made when they are asked for.
+    """
+
+    __slots__ = ("_tensors", "packed")
+
+    packed: Packed | None
+
+    def __init__(
+        self, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor, axes: tuple[Tensor, Tensor] | PassingKeys | None
+    ) -> None:
+        """`start_N1`: where each token's pairs start. `axes`: log gates of the axes or what passes of them; only the
+        jumprelu gate has them."""
+        self._tensors: _RoutingTensors | None = _RoutingTensors(cell_P, start_N1, gate_P, axes)
+        self.packed = None
+
+    @classmethod
+    def of_packed(cls, packed: Packed) -> "PeerRouting":
+        routing = cls.__new__(cls)
+        routing._tensors, routing.packed = None, packed
+        return routing
+
+    @property
+    def tensors(self) -> _RoutingTensors:
+        if self._tensors is None:
+            assert self.packed is not None
+            fired = self.packed.fired
+            keys = PassingKeys(
+                sizes=self.packed.sizes,
+                score_Q=fired.score_Q, start_N1=fired.key_start_N1, log_gate_Q=fired.log_gate_Q, gate_Q=fired.gate_Q,
+            )  # fmt: skip
+            self._tensors = _RoutingTensors(fired.cell_P, fired.start_N1, fired.gate_P, keys)
+        return self._tensors
+
+    @property
+    def cell_P(self) -> Tensor:
+        return self.tensors.cell_P
+
+    @property
+    def start_N1(self) -> Tensor:
+        """Where each token's pairs start."""
+        return self.tensors.start_N1
+
+    @property
+    def gate_P(self) -> Tensor:
+        return self.tensors.gate_P
+
+    @property
+    def axes(self) -> tuple[Tensor, Tensor] | PassingKeys | None:
+        return self.tensors.axes
 
     @property
     def log_gate1_NHI(self) -> Tensor | None:
@@ -195,22 +250,6 @@ class PeerRouting:
         """Log gates of the columns."""
         axes = self.axes.log_gates() if isinstance(self.axes, PassingKeys) else self.axes
         return None if axes is None else axes[1]
-
-
-class CompactRows:
-    """The non-zeros of a layer's rows, found again whenever its weight or bias is another or was written to."""
-
-    def __init__(self) -> None:
-        self._of: tuple[object, ...] | None = None
-        self._rows: SparseRows | None = None
-
-    def of(self, layer: nn.Linear) -> SparseRows:
-        parts = weight, bias = layer.weight, layer.bias
-        # Writing raises a tensor's version; what changes its memory instead (a move, a cast) changes where it lies.
-        now = tuple((id(part), part._version, part.data_ptr()) for part in parts)
-        if self._rows is None or self._of != now:
-            self._rows, self._of = compact(weight.detach(), bias.detach()), now
-        return self._rows
 
 
 class PeerRouter(nn.Module):
@@ -230,7 +269,7 @@ class PeerRouter(nn.Module):
         if spec.score_features:
             self.features = nn.Linear(d_model, spec.score_features, bias=False)
             nn.init.normal_(self.features.weight, std=d_model**-0.5)
-            self.rows = CompactRows()
+            self._compact: Kept[SparseRows] = Kept()
         read = spec.score_features or d_model
         self.query = nn.Linear(read, sum(self.widths), bias=spec.score_features > 0)
         nn.init.normal_(self.query.weight, std=read**-0.5)
@@ -244,6 +283,7 @@ class PeerRouter(nn.Module):
             self.norm1 = nn.BatchNorm1d(spec.num_heads, affine=False)
             self.norm2 = nn.BatchNorm1d(spec.num_heads, affine=False)
             self.rule = Rule(spec.num_keys, self.deviations, spec.tie_margin, self.norm1.eps)
+            self.ready: Kept[Router] = Kept()
             # Minus infinity: every pair that passes both axes fires, as in Monet; the first training batch sets it.
             self.register_buffer("threshold_H", torch.full((spec.num_heads,), -torch.inf))
 
@@ -309,27 +349,49 @@ class PeerRouter(nn.Module):
 
     def _fired(self, x_ND: Tensor) -> PeerRouting:
         """What `_jump` gives in evaluation, without gradients and without a tensor of all log gates."""
-        spec = self.spec
-        read_XN, rows = self._read(x_ND)
-        fired = jump_router(read_XN, rows, self._statistics(), self.rule)
+        spec, library = self.spec, cpu_library_for(x_ND)
+        if library is not None:
+            return PeerRouting.of_packed(self._packed(x_ND, library))
+        weight_XD, rows = self._reads(), self.compact_rows() if spec.score_terms else None
+        read_XN = weight_XD @ x_ND.T if weight_XD is not None else self._score_SN(x_ND)
+        fired = jump_router(at_least_float32(read_XN), rows, self._statistics(), self.rule)
         keys = PassingKeys(
-            sizes=(spec.num_heads, spec.num_keys, spec.num_keys * spec.aspect),
+            sizes=(spec.num_heads, spec.num_keys, spec.num_columns),
             score_Q=fired.score_Q, start_N1=fired.key_start_N1, log_gate_Q=fired.log_gate_Q, gate_Q=fired.gate_Q,
         )  # fmt: skip
         return PeerRouting(fired.cell_P, fired.start_N1, fired.gate_P.to(x_ND.dtype), keys)
 
-    def _read(self, x_ND: Tensor) -> tuple[Tensor, SparseRows | None]:
-        """(S, N) scores, or (R, N) features and the rows that make them scores; in float32 or higher."""
+    def _packed(self, x_ND: Tensor, library: CpuLibrary) -> Packed:
+        router = self.ready.of(self, library, lambda: self._made_ready(library))
+        if router.reads_states:
+            return router.route(x_ND.contiguous())
+        return router.route_read(self._score_SN(x_ND))
+
+    def _made_ready(self, library: CpuLibrary) -> Router:
+        spec, weight_XD = self.spec, self._reads()
+        reads = spec.num_heads * (spec.num_keys + spec.num_columns) if weight_XD is None else len(weight_XD)
+        rows = self.compact_rows() if spec.score_terms else None
+        return Router(library, weight_XD, reads, rows, self._statistics(), self.rule)
+
+    def _reads(self) -> Tensor | None:
+        """(S, D) or (R, D): what makes scores of a state, or features of which few make a score; None where there is
+        more to it than one product."""
         if self.spec.score_terms:
-            return at_least_float32(self.features.weight @ x_ND.T), self.rows.of(self.query)
-        if self.spec.sub_keys == "identity" and not self.spec.query_norm and not self.spec.score_features:
-            return at_least_float32(self.query.weight @ x_ND.T), None
-        score_NS = torch.cat([score_NHX.flatten(1) for score_NHX in self.scores(x_ND)], dim=1)
-        return at_least_float32(score_NS.T), None
+            return self.features.weight
+        plain = self.spec.sub_keys == "identity" and not self.spec.query_norm and not self.spec.score_features
+        return self.query.weight if plain else None
+
+    def compact_rows(self) -> SparseRows:
+        """The non-zeros of the query's rows, found again whenever its weight or bias is another or was written to."""
+        query = self.query
+        return self._compact.of(query, None, lambda: compact(query.weight.detach(), query.bias.detach()))
+
+    def _score_SN(self, x_ND: Tensor) -> Tensor:
+        return torch.cat([score_NHX.flatten(1) for score_NHX in self.scores(x_ND)], dim=1).T.contiguous()
 
     def _statistics(self) -> AxisStatistics:
-        row, column = self.norm1._buffers, self.norm2._buffers
-        numbers = (row["running_mean"], row["running_var"], column["running_mean"], column["running_var"])
+        row, column = self.norm1, self.norm2
+        numbers = (row.running_mean, row.running_var, column.running_mean, column.running_var)
         return AxisStatistics(*numbers, self.threshold_H)  # type: ignore[arg-type]
 
 
@@ -388,6 +450,21 @@ class AxisBias(nn.Module):
         return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
 
 
+def expert_layer(
+    library: CpuLibrary,
+    spec: PeerSpec,
+    index: CellIndex,
+    u: ExpertTable,
+    bias_E: Tensor,
+    v: ExpertTable,
+    axis_bias: AxisBias | None,
+) -> ExpertLayer:
+    """A layer of experts as C++ runs it on what a router in C++ left."""
+    biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
+    sizes = spec.num_heads, spec.num_keys, spec.num_columns
+    return ExpertLayer(library, index.cell_start_C1, u, bias_E, v, spec.activation, biases, sizes)
+
+
 class PeerExperts(nn.Module):
     """Float experts: y = sum over a token's experts of gate * act(u . x + b) * v, plus the axis biases."""
 
@@ -399,8 +476,15 @@ class PeerExperts(nn.Module):
         self.bias = nn.Parameter(torch.zeros(spec.num_experts))
         self.v = nn.Parameter(torch.randn(spec.num_experts, d_model) * d_model**-0.5)
         self.axis_bias = AxisBias(spec, d_model) if spec.axis_bias else None
+        self.ready: Kept[ExpertLayer] = Kept()
 
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
+        if routing.packed is not None and (library := cpu_library_for(x_ND)) is not None:
+            u, v = (self.u, None), (self.v, None)
+            layer = self.ready.of(
+                self, library, lambda: expert_layer(library, self.spec, self.index, u, self.bias, v, self.axis_bias)
+            )
+            return layer(x_ND.contiguous(), routing.packed)
         expert_P, start_N1, gate_P = self.index(routing)
         y_ND = expert_sum(x_ND, self.u, self.bias, self.v, expert_P, start_N1, gate_P, self.spec.activation)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)

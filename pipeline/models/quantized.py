@@ -10,12 +10,15 @@ second plane, the accumulator, that the forward pass never reads (kernels/sr_upd
 import torch
 from torch import Tensor, nn
 
+from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import bags, expert_sum, expert_sum_backward, expert_sum_forward
 from kernels.expert_sum.grouped import grouped_expert_sum
 from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.fired_sum import ExpertLayer
 from kernels.packing import latent, pack_int4, unpack_int4
 from kernels.sr_update import NibbleTable, RowGradients, pairs_by_row
-from pipeline.models.peer import AxisBias, CellIndex, PeerRouting, PeerSpec, starts
+from pipeline.models.kept import Kept
+from pipeline.models.peer import AxisBias, CellIndex, PeerRouting, PeerSpec, expert_layer, starts
 
 SMALLEST_SCALE = 2.0**-14
 """Below it float16 is subnormal and rounds coarsely; a row this small contributes nothing."""
@@ -210,8 +213,13 @@ class QuantizedExperts(nn.Module):
         self.gradients: tuple[RowGradients, RowGradients] | None = None
         """Of u and v, from the last backward pass; whoever updates the tables takes them."""
         self.trains = spec.accumulator
+        self.ready: Kept[ExpertLayer] = Kept()
 
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
+        library = cpu_library_for(x_ND)
+        if routing.packed is not None and library is not None and self.spec.scale_groups == 1:
+            layer = self.ready.of(self, library, lambda: self._layer(library))
+            return layer(x_ND.contiguous(), routing.packed)
         expert_P, start_N1, gate_P = self.index(routing)
         if self.trains and torch.is_grad_enabled():
             y_ND = _TapedExpertSum.apply(x_ND, self.bias, gate_P, expert_P, start_N1, self)
@@ -222,6 +230,10 @@ class QuantizedExperts(nn.Module):
             u, v, scales = self.u.stored, self.v.stored, (self.u.scale_E, self.v.scale_E)
             y_ND = expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
+
+    def _layer(self, library: CpuLibrary) -> ExpertLayer:
+        u, v = (self.u.stored, self.u.scale_E), (self.v.stored, self.v.scale_E)
+        return expert_layer(library, self.spec, self.index, u, self.bias, v, self.axis_bias)
 
     def pre_activations(self, x_ND: Tensor, expert_P: Tensor, token_P: Tensor) -> Tensor:
         """(P): u . x + b of these pairs of an expert and a token, which are in order of experts."""

@@ -16,14 +16,16 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kernels.activations import activation
-from kernels.symbol_table import stock, symbol_table
+from kernels.backends import CpuLibrary, cpu_library_for
+from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.tables import SymbolTables
 from kernels.symbol_table.tables import shapes as table_shapes
+from pipeline.models.kept import Kept
 from pipeline.models.peer import AxisBias, CellIndex, PeerRouter, PeerRouting, PeerSpec
 from pipeline.models.quantized import Int4Table
 from pipeline.symbolic.functions import BY_CODE
-from pipeline.symbolic.logic import Literals, context_of
+from pipeline.symbolic.logic import Literals
 
 
 class SymbolSpec(BaseModel):
@@ -46,12 +48,12 @@ class SymbolSpec(BaseModel):
         return "symbols"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class SymbolRouting:
     """What firing rules speak of: the cells reached, and the tokens themselves."""
 
     cells: PeerRouting
-    context_ON: Tensor
+    tokens_BT: Tensor
 
 
 class SymbolRouter(nn.Module):
@@ -60,10 +62,9 @@ class SymbolRouter(nn.Module):
     def __init__(self, spec: SymbolSpec, d_model: int) -> None:
         super().__init__()
         self.scores = PeerRouter(spec.peer, d_model)
-        self.places = spec.places
 
     def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> SymbolRouting:
-        return SymbolRouting(self.scores(x_ND, tokens_BT), context_of(tokens_BT, self.places))
+        return SymbolRouting(self.scores(x_ND, tokens_BT), tokens_BT)
 
 
 class SymbolExperts(nn.Module):
@@ -107,6 +108,7 @@ class SymbolExperts(nn.Module):
         for name, (shape, dtype) in shapes.items():
             if name in self.__annotations__:
                 self.register_buffer(name, torch.zeros(shape, dtype=dtype))
+        self.ready: Kept[SymbolLayer] = Kept()
 
     @property
     def literals(self) -> Literals:
@@ -115,9 +117,8 @@ class SymbolExperts(nn.Module):
     @property
     def tables(self) -> SymbolTables:
         """All that kernels/symbol_table executes."""
-        buffers = self._buffers
-        own = (buffers[name] for name in SymbolTables._fields[1:-2])
-        return SymbolTables(self.index.cell_start_C1, *own, self.v.weight_EB, self.v.scale_E)  # type: ignore[arg-type]
+        own = {name: getattr(self, name) for name in SymbolTables._fields[1:-2]}
+        return SymbolTables(self.index.cell_start_C1, v_EB=self.v.weight_EB, v_scale_E=self.v.scale_E, **own)
 
     def check(self) -> None:
         """ValueError that names the first table entry that is out of range or not finite."""
@@ -125,8 +126,23 @@ class SymbolExperts(nn.Module):
 
     def forward(self, x_ND: Tensor, routing: SymbolRouting) -> Tensor:
         cells = routing.cells
-        y_ND = symbol_table(x_ND, cells.cell_P, cells.start_N1, cells.gate_P, routing.context_ON, self.tables)
+        if cells.packed is not None and (library := cpu_library_for(x_ND)) is not None:
+            return self._layer(library)(x_ND.contiguous(), cells.packed, routing.tokens_BT)
+        y_ND = symbol_table(
+            x_ND, cells.cell_P, cells.start_N1, cells.gate_P, routing.tokens_BT, self.tables, self.spec.places
+        )
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(cells)
+
+    def _layer(self, library: CpuLibrary) -> SymbolLayer:
+        """As C++ runs it, made ready again when a table or a bias changes."""
+
+        def make() -> SymbolLayer:
+            peer, axis_bias = self.spec.peer, self.axis_bias
+            biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
+            sizes = peer.num_heads, peer.num_keys, peer.num_columns
+            return SymbolLayer(library, self.tables, self.spec.places, biases, sizes)
+
+        return self.ready.of(self, library, make)
 
     def logic_firings(self, expert_X: Tensor, context_ON: Tensor) -> tuple[Tensor, Tensor]:
         """(P) token and expert wherever an expert's rule is true."""

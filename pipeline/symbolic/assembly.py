@@ -20,7 +20,7 @@ from pipeline.symbolic.circuits import Circuit, laid_out
 from pipeline.symbolic.formulas import Formulas, fit_formulas, own_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
 from pipeline.symbolic.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
-from pipeline.symbolic.logic import Literals, context_of
+from pipeline.symbolic.logic import Literals
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.statements import Rules, Statements, fit_statements
 from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose_sharing, comparison_bits
@@ -409,10 +409,10 @@ class _Reading(nn.Module):
     def __init__(self, experts: SymbolExperts) -> None:
         super().__init__()
         self.experts = experts
-        self.context_ON = torch.zeros(0, 0)
+        self.tokens_BT = torch.zeros(0, 0)
 
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
-        return self.experts(x_ND, SymbolRouting(routing, self.context_ON))
+        return self.experts(x_ND, SymbolRouting(routing, self.tokens_BT))
 
 
 @torch.no_grad()
@@ -431,7 +431,7 @@ def _recovered_alone(
             losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
             block.moe = Nothing()
             losses["zeroed"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            reading.context_ON = context_of(inputs_BT, places)
+            reading.tokens_BT = inputs_BT
             block.moe = reading
             losses["symbols"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
     finally:

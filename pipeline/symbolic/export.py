@@ -128,7 +128,7 @@ def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
 def _terms(model: LanguageModel) -> int:
     """Most terms of a score; 0 where all features are read, or none are."""
     routers = [_router(block) for block in model.blocks() if block.router is not None]
-    return max(router.rows.of(router.query).index_SK.shape[1] if router.spec.score_terms else 0 for router in routers)
+    return max(router.compact_rows().index_SK.shape[1] if router.spec.score_terms else 0 for router in routers)
 
 
 def _router(block: Block) -> PeerRouter:
@@ -169,7 +169,7 @@ def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor
     if router.spec.score_features:
         yield from (("features", router.features.weight.T), ("score_intercept", router.query.bias))
     if terms:
-        rows = router.rows.of(router.query)
+        rows = router.compact_rows()
         short = terms - rows.index_SK.shape[1]
         yield "term_index", nn.functional.pad(rows.index_SK, (0, short)).to(torch.int16)
         yield "term_coefficient", nn.functional.pad(rows.coefficient_SK, (0, short))

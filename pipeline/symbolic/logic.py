@@ -65,20 +65,6 @@ class Literals:
         return member_LV.gather(1, token_LN.clamp(min=0)) & (token_LN >= 0)
 
 
-def context_of(tokens_BT: Tensor, places: int) -> Tensor:
-    """(places, B * T): the token 0, 1, ... places back within its sequence, -1 before the beginning."""
-    batch, length = tokens_BT.shape
-    before_BX = tokens_BT.new_full((batch, places - 1), -1)
-    return (
-        torch.cat([before_BX, tokens_BT], dim=1)
-        .unfold(1, length, 1)
-        .permute(1, 0, 2)
-        .flip(0)
-        .reshape(places, batch * length)
-        .contiguous()
-    )
-
-
 _CLASSES = {
     "digit": str.isdigit,
     "upper": str.isupper,

@@ -13,6 +13,7 @@ import torch
 from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
+from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolRouting
@@ -268,7 +269,9 @@ def firings(experts: SymbolExperts, x_ND: Tensor, routing: SymbolRouting) -> Fir
     token_P = torch.repeat_interleave(torch.arange(len(x_ND)), start_N1.diff())
     exact_P = experts.tier_E[expert_P] <= Tier.T1
     by_logic_X = torch.nonzero((experts.tier_E == Tier.T2) | (experts.tier_E == Tier.T3))[:, 0]
-    logic_token_P, logic_expert_P = experts.logic_firings(by_logic_X, routing.context_ON)
+    logic_token_P, logic_expert_P = experts.logic_firings(
+        by_logic_X, context_of(routing.tokens_BT, experts.spec.places)
+    )
     key_P = torch.cat([token_P[exact_P], logic_token_P]) * len(experts.tier_E)
     key_P += torch.cat([expert_P[exact_P], logic_expert_P])
     gates_P = torch.cat([gate_P[exact_P], gate_P.new_ones(len(logic_token_P))])

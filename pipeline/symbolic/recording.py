@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer import starts
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.run import steps
-from pipeline.symbolic.logic import context_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

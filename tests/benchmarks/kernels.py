@@ -22,12 +22,13 @@ from kernels import backends
 from kernels.expert_sum import expert_sum
 from kernels.jump_router import jump_router
 from kernels.jump_router import stock as router_stock
+from kernels.jump_router.packed import pack
 from kernels.jump_router.tables import AxisStatistics, Rule, compact
 from kernels.monet_mix import monet_mix
 from kernels.packing import pack_int4
 from kernels.product_key_topk import product_key_topk
 from kernels.sr_update import NibbleTable, RowGradients, UpdateCounts, pairs_by_row, sr_update
-from kernels.symbol_table import stock, symbol_table
+from kernels.symbol_table import SymbolLayer, stock
 from kernels.symbol_table.tables import SymbolTables, Tier, shapes
 from pipeline.models.monet import axis_deviations
 from tests.benchmarks import baselines
@@ -203,13 +204,16 @@ def symbol_row() -> Row:
     }  # fmt: skip
     made, x, start = SymbolTables(**tables), normal(T, D), torch.arange(T + 1) * K
     cell, gate = torch.randint(cells, (T * K,), generator=generator), torch.rand(T * K, generator=generator)
-    context = torch.zeros(1, T, dtype=torch.int64)
+    tokens, sizes = torch.zeros(1, T, dtype=torch.int64), (0, cells, 1)
+    library = backends.cpu_library()
+    assert library is not None
+    layer, packed = SymbolLayer(library, made, 1, None, sizes), pack(cell, start, gate, sizes)
     u = torch.randint(-127, 128, (cells, D), generator=generator, dtype=torch.int8)
     scale, bias = torch.full((cells,), 0.001).half(), torch.zeros(cells)
-    agree(symbol_table(x, cell, start, gate, context, made), stock.forward(x, cell, start, gate, context, made), 1e-5)
+    agree(layer(x, packed, tokens), stock.forward(x, cell, start, gate, tokens, made), 1e-5)
     ops: dict[str, Op] = {
-        "ours": lambda: symbol_table(x, cell, start, gate, context, made),
-        "baseline": lambda: stock.forward(x, cell, start, gate, context, made),
+        "ours": lambda: layer(x, packed, tokens),
+        "baseline": lambda: stock.forward(x, cell, start, gate, tokens, made),
         "int8 expert_sum": lambda: expert_sum(x, u, bias, u, cell, start, gate, "relu2", (scale, scale)),
     }
     shape = f"N={cells:,} d={D} k={K} T={T}, {coordinates} coordinates"

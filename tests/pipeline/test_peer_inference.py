@@ -118,7 +118,7 @@ def other_parameter(router):
 def test_compact_rows_follow_their_weights(change):
     router, x_ND = made(SPECS["few features"])
     before = router(x_ND, TOKENS)
-    assert router.rows.of(router.query) is router.rows.of(router.query)
+    assert router.compact_rows() is router.compact_rows()
     copied = copy.deepcopy(router)
     change(router)
     after = router(x_ND, TOKENS)

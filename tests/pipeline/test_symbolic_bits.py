@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from kernels.symbol_table.tables import context_of
 from pipeline.symbolic.bits import LiteralWords, count, everything, packed, unpacked
-from pipeline.symbolic.logic import Literals, context_of
+from pipeline.symbolic.logic import Literals
 
 # X sets, N tokens, L literals, V vocabulary
 

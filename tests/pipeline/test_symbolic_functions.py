@@ -69,8 +69,8 @@ def by_operator():
     x_PD = torch.zeros(len(POINTS_P), 2 * count)
     x_PD[:, 0] = POINTS_P
     cell_P, start_P1 = torch.zeros(len(POINTS_P), dtype=torch.int64), torch.arange(len(POINTS_P) + 1)
-    context_OP = torch.zeros(1, len(POINTS_P), dtype=torch.int64)
-    return symbol_table(x_PD, cell_P, start_P1, torch.ones(len(POINTS_P)), context_OP, tables)[:, :count].T
+    tokens_BT = torch.zeros(1, len(POINTS_P), dtype=torch.int64)
+    return symbol_table(x_PD, cell_P, start_P1, torch.ones(len(POINTS_P)), tokens_BT, tables, 1)[:, :count].T
 
 
 def close(found_FP):

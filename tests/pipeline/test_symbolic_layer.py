@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kernels.activations import activation
+from kernels.symbol_table.tables import context_of
 from pipeline.models.conversion import keep_experts, peer_from_monet
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
@@ -14,7 +15,7 @@ from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, ac
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.functions import BY_CODE, SPLINE_CODE
-from pipeline.symbolic.logic import context_of, gate
+from pipeline.symbolic.logic import gate
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.sparse import matching_pursuit
 from pipeline.symbolic.tiers import Tier
@@ -59,7 +60,7 @@ def sample(int4):
         trace = int4.trace(tokens_BT)
     experts = int4.blocks()[1].moe
     assert isinstance(experts, QuantizedExperts)
-    return experts, trace.expert_inputs[1], SymbolRouting(trace.routings[1], context_of(tokens_BT, 2))
+    return experts, trace.expert_inputs[1], SymbolRouting(trace.routings[1], tokens_BT)
 
 
 def exact(experts: QuantizedExperts) -> SymbolExperts:
@@ -112,6 +113,43 @@ def test_experts_that_are_all_exact_are_the_int4_experts(sample):
         torch.testing.assert_close(exact(experts)(x_ND, routing), experts(x_ND, routing.cells), rtol=1e-5, atol=1e-5)
 
 
+def test_symbols_as_a_whole_are_symbols_in_parts_and_follow_their_tables(cpu_path, int4):
+    """By records, where there is the C++ library and its router left the routing packed, else by the tables."""
+    tokens_BT = tokens(41)
+    with torch.no_grad():
+        trace = int4.trace(tokens_BT)
+        x_ND, routing = trace.expert_inputs[1], trace.routings[1]
+        assert (routing.packed is None) == (cpu_path == "stock")
+        tensors = PeerRouting(routing.cell_P, routing.start_N1, routing.gate_P, routing.axes)
+        ours = exact(int4.blocks()[1].moe)
+        ours.member_LV.copy_(torch.rand(LITERALS, VOCABULARY, generator=torch.Generator().manual_seed(2)) < 0.3)
+        ours.gate_G.copy_(torch.tensor([1, 7, 6]))
+        ours.wire_b_G.fill_(1)
+        ours.offset_E.fill_(0.2)
+
+        def change(name, expert, value):
+            getattr(ours, name)[expert] = value
+
+        def bias():
+            ours.axis_bias.row.data = ours.axis_bias.row.data + 1
+
+        before = None
+        for changed in (
+            lambda: None, lambda: change("tier_E", slice(7, 20), Tier.T4), lambda: change("tier_E", 3, Tier.T3),
+            lambda: change("scale_E", slice(None), 0.3), lambda: change("rule_E", 3, 2), bias,
+            lambda: ours.v.weight_EB.add_(1), lambda: ours.member_LV.logical_not_(),
+        ):  # fmt: skip
+            changed()
+            whole, parts = (ours(x_ND, SymbolRouting(cells, tokens_BT)) for cells in (routing, tensors))
+            torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
+            assert before is None or not torch.equal(whole, before)
+            before = whole
+        ours.code_E[5] = 200
+        if cpu_path != "stock":
+            with pytest.raises(ValueError, match="code_E holds 200 at 5"):
+                ours(x_ND, SymbolRouting(routing, tokens_BT))
+
+
 def test_a_dropped_expert_is_missing_by_its_own_contribution_and_nothing_else(sample):
     experts, x_ND, routing = sample
     ours, dropped = exact(experts), strongest(experts, x_ND, routing.cells)[1]
@@ -147,7 +185,7 @@ def test_a_logic_expert_fires_exactly_where_its_statement_is_true(sample, kind):
     ours.tier_E[expert] = Tier.T3
     ours.code_E[expert], ours.scale_E[expert], ours.intercept_E[expert] = 0, -1.75, 0.0
     ours.rule_E[expert], ours.gate_G[1], ours.wire_a_G[1], ours.wire_b_G[1] = 1, kind, 1, 2
-    a_N, b_N = ours.literals.values(routing.context_ON)[[1, 2]]
+    a_N, b_N = ours.literals.values(context_of(routing.tokens_BT, 2))[[1, 2]]
     true_N = gate(kind, a_N, b_N)
     assert 0 < int(true_N.sum()) < len(true_N)
     v_D = experts.v.rows(torch.tensor([expert]))[0]
@@ -163,7 +201,7 @@ def test_logic_with_a_formula_adds_the_formula_where_it_is_true_whatever_the_rou
     ours.tier_E[7], ours.gate_G[0], ours.wire_a_G[0], ours.wire_b_G[0] = Tier.T2, 7, 0, 3
     ours.code_E[7], ours.scale_E[7], ours.offset_E[7], ours.intercept_E[7] = 8, 2.0, 0.5, -0.25
     ours.index_EK[7, :2], ours.coefficient_EK[7, :2] = torch.tensor([4, 9]).short(), torch.tensor([1.5, -1.0])
-    a_N, b_N = ours.literals.values(routing.context_ON)[[0, 3]]
+    a_N, b_N = ours.literals.values(context_of(routing.tokens_BT, 2))[[0, 3]]
     strength_N = (2 * torch.tanh(1.5 * x_ND[:, 4] - x_ND[:, 9] - 0.25) + 0.5) * (a_N | b_N)
     with torch.no_grad():
         own_ND = ours(x_ND, routing) - experts.axis_bias(routing.cells)

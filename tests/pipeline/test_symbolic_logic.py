@@ -6,13 +6,13 @@ import pytest
 import sympy
 import torch
 
+from kernels.symbol_table.tables import context_of
 from pipeline.symbolic.logic import (
     GATE_NAMES,
     GATE_OUTPUT_G4,
     Literals,
     best_gates,
     build_literals,
-    context_of,
     gate,
     gate_symbol,
 )

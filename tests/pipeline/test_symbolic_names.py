@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from kernels.symbol_table.tables import context_of
 from pipeline.models.peer import PeerRouter, PeerSpec, starts
-from pipeline.symbolic.logic import Literals, build_literals, context_of, gate
+from pipeline.symbolic.logic import Literals, build_literals, gate
 from pipeline.symbolic.names import Name, Names, TopToken, gate_words
 from pipeline.symbolic.naming import TAIL, Words, context_before, high_scores, name_coordinates, name_scores, search
 from pipeline.symbolic.recording import Events, LayerRecord

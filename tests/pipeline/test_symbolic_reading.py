@@ -10,6 +10,7 @@ import sympy
 import torch
 
 from artifacts import Circumstance, Recipe, Store
+from kernels.symbol_table.tables import context_of
 from pipeline.corpus import Corpus, CorpusSpec, make_split
 from pipeline.corpus_tokenizer import ByteTokenizer
 from pipeline.models.language_model import LanguageModel, ModelSpec
@@ -20,7 +21,6 @@ from pipeline.symbolic import kan_folder
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic._pykan import pykan
 from pipeline.symbolic.functions import BY_NAME, CATALOGUE, SPLINE_CODE
-from pipeline.symbolic.logic import context_of
 from pipeline.symbolic.names import Name, Names, Said
 from pipeline.symbolic.reading import (
     arguments,

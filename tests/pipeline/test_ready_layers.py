@@ -1,0 +1,177 @@
+"""Routers and experts that C++ runs as a whole: the same as their parts, and made ready again when a tensor changes."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from pipeline.models.kept import Kept
+from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
+from pipeline.models.quantized import QuantizedExperts, quantize_int4, quantize_int8
+from tests.tolerances import assert_close
+
+# N tokens, D model width, E experts
+
+D, E, KEYS, HEADS = 24, 150, 7, 2
+TOKENS = torch.zeros(1, 0, dtype=torch.int64)
+CHANGES = {
+    "float": {},
+    "float32": {"precision": "float32"},
+    "bfloat16": {"precision": "bfloat16"},
+    "int8": {"precision": "int8"},
+    "int4": {"precision": "int4", "accumulator": True},
+    "int4 in groups": {"precision": "int4", "scale_groups": 3},
+}
+LIMIT = 2e-4
+"""AVX-512 rounds tokens to 15 bits where it multiplies int8 and int4."""
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def layers(changes, tokens=40):
+    """A jump router with statistics of its inputs, experts over it, and the inputs."""
+    spec = PeerSpec(
+        num_keys=KEYS, d_key=KEYS, num_experts=E, num_heads=HEADS, active_keys=3, gate="jumprelu", sub_keys="identity",
+        query_norm=False, axis_bias=True, score_features=9, score_terms=3, **changes,
+    )  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        router = PeerRouter(spec, D)
+        experts = PeerExperts(spec, D) if spec.precision == "float" else QuantizedExperts(spec, D)
+    many_ND = normal(300, D, seed=2)
+    router.query.weight.mul_(normal(*router.query.weight.shape, seed=3).argsort(1) < 3)
+    for _ in range(40):
+        router.train()(many_ND, TOKENS)
+    router.threshold_H.copy_(threshold_for(*router.eval().log_gates(many_ND), 4.0) + 1e-4)
+    for i, parameter in enumerate(experts.parameters()):
+        parameter.copy_(0.3 * normal(*parameter.shape, seed=10 + i))
+    for i, name in enumerate(("u", "v") if spec.precision != "float" else ()):
+        table, rows_ED = getattr(experts, name), normal(E, D, seed=20 + i) / 4
+        match spec.precision:
+            case "int8":
+                table.value_ED[:], table.scale_E[:] = quantize_int8(rows_ED)
+            case "int4":
+                table.set(*quantize_int4(rows_ED, clips=3, groups=spec.scale_groups))
+            case _:
+                table.value_ED.copy_(rows_ED)
+    return router, experts.eval(), many_ND[:tokens].clone()
+
+
+def whole(router, experts, x_ND):
+    with torch.no_grad():
+        return experts(x_ND, router(x_ND, TOKENS))
+
+
+def in_parts(router, experts, x_ND):
+    """By the router that learns, whose routing is tensors, so that cells, experts and biases are ops of their own."""
+    with torch.enable_grad():
+        routing = router(x_ND, TOKENS)
+    assert routing.packed is None
+    with torch.no_grad():
+        return experts(x_ND, routing)
+
+
+@pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize("tokens", [0, 1, 15, 16, 40])
+def test_a_layer_as_a_whole_is_the_layer_in_parts(cpu_path, changes, tokens):
+    made = layers(changes, tokens)
+    assert_close(whole(*made), in_parts(*made), LIMIT)
+
+
+def test_what_a_router_leaves_packed_is_what_the_parts_make(cpu_path):
+    router, _, x_ND = layers({})
+    trained = router(x_ND, TOKENS)
+    with torch.no_grad():
+        routing = router(x_ND, TOKENS)
+    assert (routing.packed is None) == (cpu_path == "stock")
+    assert torch.equal(routing.cell_P, trained.cell_P)
+    assert torch.equal(routing.start_N1, trained.start_N1)
+    assert_close(routing.gate_P, trained.gate_P, 1e-5)
+    assert routing.axes is routing.axes
+
+
+def scaled(router, experts):
+    experts.u.scale_E.mul_(2)
+
+
+def other_bias(router, experts):
+    experts.axis_bias.row.data = experts.axis_bias.row.data + 1
+
+
+def other_table(router, experts):
+    experts.v = copy.deepcopy(experts.v)
+    experts.v.value_ED.neg_()
+
+
+def loaded(router, experts):
+    state = {name: tensor.clone() for name, tensor in experts.state_dict().items()}
+    state["bias"] += 1
+    experts.load_state_dict(state)
+
+
+def replaced_buffer(router, experts):
+    router.threshold_H = router.threshold_H - 1
+
+
+def other_statistics(router, experts):
+    router.norm1.running_mean.add_(0.3)
+
+
+def other_rows(router, experts):
+    router.query.weight.mul_(2)
+
+
+def other_features(router, experts):
+    router.features.weight = nn.Parameter(router.features.weight.flip(0).clone())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "change",
+    [scaled, other_bias, other_table, loaded, replaced_buffer, other_statistics, other_rows, other_features],
+)
+def test_layers_follow_whatever_is_done_to_their_tensors(cpu_path, change):
+    router, experts, x_ND = layers(CHANGES["int8"])
+    before = whole(router, experts, x_ND)
+    copied = copy.deepcopy((router, experts))
+    change(router, experts)
+    after = whole(router, experts, x_ND)
+    assert not torch.equal(after, before)
+    assert_close(after, in_parts(router, experts, x_ND), LIMIT)
+    assert torch.equal(whole(*copied, x_ND), before)
+
+
+def test_nothing_is_made_ready_twice_for_nothing():
+    router, experts, _ = layers(CHANGES["int4"])
+    kept: Kept[object] = Kept()
+    first = kept.of(experts, None, object)
+    assert kept.of(experts, None, object) is first
+    assert kept.of(experts, router, object) is not first
+    with torch.no_grad():
+        experts.u.weight_EB[3, 2] += 1
+    assert kept.of(experts, router, object) is not first
+    assert copy.deepcopy(kept)._state is None
+
+
+def test_models_of_inference_mode_run_too(cpu_path):
+    router, experts, x_ND = layers(CHANGES["int8"])
+    wanted = whole(router, experts, x_ND)
+    with torch.inference_mode():
+        made = layers(CHANGES["int8"])
+        assert torch.equal(whole(*made), wanted)
+        assert torch.equal(whole(router, experts, x_ND), wanted)
+
+
+def test_double_precision_and_states_with_gaps_go_their_own_way(cpu_path):
+    router, experts, x_ND = layers({})
+    wanted = whole(router, experts, x_ND)
+    spaced_ND = torch.stack([x_ND, x_ND], dim=2)[:, :, 0]
+    assert not spaced_ND.is_contiguous()
+    assert_close(whole(router, experts, spaced_ND), wanted)
+    double = whole(router.double(), experts.double(), x_ND.double())
+    assert double.dtype == torch.float64
+    assert_close(double.float(), wanted)
