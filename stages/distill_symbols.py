@@ -22,7 +22,7 @@ from pipeline.stage import Output, StageConfig, stage
 from pipeline.symbolic import length_curve as length_file
 from pipeline.symbolic import names as names_file
 from pipeline.symbolic import page as symbols_page
-from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, shortest, symbol_model, with_kans
+from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
 from pipeline.symbolic.contest import rule_metrics
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.length_curve import (
@@ -36,6 +36,7 @@ from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.names import Name, Names, Said
 from pipeline.symbolic.naming import Words, name_coordinates, name_features, name_scores, say_experts
 from pipeline.symbolic.recording import LayerRecord, record
+from pipeline.symbolic.replacement import shortest, symbol_model
 from pipeline.symbolic.showcase import showcases
 from pipeline.symbolic.tiers import Tier
 

@@ -1,4 +1,4 @@
-"""From fitted options to a symbolic block: choose each expert's tier, fill the tables, check the block in the model."""
+"""A symbolic block: all ways to write its experts fitted, one chosen for each, and the tables that execute them."""
 
 # E experts, O options an expert, D model width, K coordinates, L literals
 
@@ -7,15 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.activations import activation
-from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig, Nothing, held_out_batches, token_losses
-from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer import PeerRouting, PeerSpec
+from pipeline.models.language_model import LanguageModel
 from pipeline.models.quantized import Int4Table, QuantizedExperts
-from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
+from pipeline.models.symbols import activation_code
 from pipeline.symbolic.circuits import Circuit, laid_out
 from pipeline.symbolic.formulas import Formulas, fit_formulas, own_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
@@ -27,8 +24,6 @@ from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, 
 
 LOGIC_COORDINATES = 4
 """Most coordinates of the formula that a T2 statement is paired with, if the ladder has so few."""
-TIGHTENINGS = 4
-BLOCK_CHECK_TOKENS = 8192
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,30 +156,6 @@ def with_kans(
     formulas, d_model = [*fitted.formulas, *kans.formulas], fitted.model.shape.d_model
     listed, options = _options(fitted.experts, d_model, fitted.energy_E, formulas, fitted.with_logic, fitted.statements)
     return replace(fitted, listed=listed, options=options, kans=kans)
-
-
-def shortest(
-    fitted: FittedBlock,
-    corpus: Corpus,
-    *,
-    lost: float,
-    least_recovered: float,
-    places: int,
-    context_length: int,
-) -> BlockSymbols:
-    """The shortest description that gets at most the share `lost` of the experts' variance wrong.
-
-    While the block, replaced alone, recovers less of the loss than `least_recovered`, that share shrinks with it.
-    """
-    tightenings = 0
-    while True:
-        symbols = fitted.symbols(lost)
-        recovered = _recovered_alone(fitted.model, fitted.layer, symbols, corpus, places, context_length)
-        if recovered >= least_recovered or tightenings == TIGHTENINGS:
-            return replace(symbols, recovered=recovered, lost=lost)
-        # What is lost grows about as the error that is allowed.
-        lost *= 0.95 * (1 - least_recovered) / (1 - recovered)
-        tightenings += 1
 
 
 def _in_reach(fitted: FittedBlock, symbols: BlockSymbols) -> Tensor:
@@ -351,89 +322,3 @@ def _fill_logic(tables: dict[str, Tensor], circuits: dict[int, Circuit], stateme
     tables["member_LV"] = statements.literals.member_LV[laid.literal_L]
     tables["literal_offset_L"] = statements.literals.offset_L[laid.literal_L]
     return [statements.names[index] for index in laid.literal_L.tolist()]
-
-
-def _symbol_experts(
-    model: LanguageModel, layer: int, symbols: BlockSymbols, spec: SymbolSpec, at: int
-) -> SymbolExperts:
-    """The module of block `layer`; `at` is its place in the spec's per-block sizes."""
-    theirs = model.blocks()[layer].moe
-    assert isinstance(theirs, QuantizedExperts)
-    assert isinstance(theirs.v, Int4Table)
-    ours = SymbolExperts(spec, model.shape.d_model, at)
-    state = dict(symbols.tables)
-    state["index.cell_start_C1"] = theirs.index.cell_start_C1
-    state["v.weight_EB"], state["v.scale_E"] = theirs.v.weight_EB, theirs.v.scale_E
-    if theirs.axis_bias is not None:
-        state["axis_bias.row"], state["axis_bias.column"] = theirs.axis_bias.row, theirs.axis_bias.column
-    ours.load_state_dict(state)
-    ours.check()
-    return ours.eval()
-
-
-def _spec(model: LanguageModel, blocks: Sequence[BlockSymbols], vocab_size: int, places: int) -> SymbolSpec:
-    peer = model.spec.experts
-    assert isinstance(peer, PeerSpec)
-    return SymbolSpec(
-        peer=peer,
-        vocab_size=vocab_size,
-        coordinates=max(block.coordinates for block in blocks),
-        places=places,
-        num_dense=tuple(block.num_dense for block in blocks),
-        num_literals=tuple(block.num_literals for block in blocks),
-        num_gates=tuple(block.num_gates for block in blocks),
-        num_splines=tuple(block.num_splines for block in blocks),
-    )
-
-
-def symbol_model(
-    model: LanguageModel, blocks: Sequence[BlockSymbols], *, vocab_size: int, places: int
-) -> LanguageModel:
-    """The model with every expert replaced by its symbols."""
-    spec = _spec(model, blocks, vocab_size, places)
-    made = LanguageModel(ModelSpec(transformer=model.spec.transformer, experts=spec))
-    state = {k: t for k, t in model.state_dict().items() if ".moe." not in k and ".router." not in k}
-    for layer, theirs in enumerate(model.blocks()):
-        prefix = f"model.layers.{layer}"
-        if theirs.router is not None:
-            state |= {f"{prefix}.router.scores.{k}": t for k, t in theirs.router.state_dict().items()}
-        experts = _symbol_experts(model, layer, blocks[layer], spec, layer)
-        state |= {f"{prefix}.moe.{k}": t for k, t in experts.state_dict().items()}
-    made.load_state_dict(state)
-    return made.eval()
-
-
-class _Reading(nn.Module):
-    """A symbolic block inside a PEER model, whose routings do not carry the tokens."""
-
-    def __init__(self, experts: SymbolExperts) -> None:
-        super().__init__()
-        self.experts = experts
-        self.tokens_BT = torch.zeros(0, 0)
-
-    def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
-        return self.experts(x_ND, SymbolRouting(routing, self.tokens_BT))
-
-
-@torch.no_grad()
-def _recovered_alone(
-    model: LanguageModel, layer: int, symbols: BlockSymbols, corpus: Corpus, places: int, context_length: int
-) -> float:
-    """loss_recovered with only this block replaced, against only this block zeroed."""
-    spec = _spec(model, [symbols], corpus.spec.vocab_size, places)
-    reading = _Reading(_symbol_experts(model, layer, symbols, spec, 0))
-    block = model.blocks()[layer]
-    original, losses = block.moe, {"whole": 0.0, "symbols": 0.0, "zeroed": 0.0}
-    config = MeasureConfig(tokens=BLOCK_CHECK_TOKENS)
-    try:
-        for inputs_BT, targets_BT in held_out_batches(corpus, config, context_length, f"check block {layer}"):
-            block.moe = original
-            losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            block.moe = Nothing()
-            losses["zeroed"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            reading.tokens_BT = inputs_BT
-            block.moe = reading
-            losses["symbols"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-    finally:
-        block.moe = original
-    return (losses["zeroed"] - losses["symbols"]) / (losses["zeroed"] - losses["whole"])

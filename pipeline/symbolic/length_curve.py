@@ -13,7 +13,8 @@ from pipeline.corpus import Corpus
 from pipeline.measures import MeasureConfig, measure_against
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import steps
-from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, symbol_model
+from pipeline.symbolic.assembly import BlockSymbols, FittedBlock
+from pipeline.symbolic.replacement import symbol_model
 from pipeline.symbolic.tiers import READABLE, Tier
 
 FILE = "length.csv"
