@@ -114,7 +114,7 @@ def distill_symbols(
     fit = record(int4, _sample(corpus, config, "fit", config.sample_tokens), places=config.places, what="record")
     check = record(int4, _sample(corpus, config, "check", config.check_tokens), places=config.places, what="record")
     vocabulary = [corpus.tokenizer.decode([v]) for v in range(corpus.spec.vocab_size)]
-    counts_V = torch.bincount(fit[0].context_ON[0], minlength=corpus.spec.vocab_size)
+    counts_V = torch.bincount(fit[0].events.context_ON[0], minlength=corpus.spec.vocab_size)
     literals, names = build_literals(vocabulary, counts_V, places=config.places, identities=config.identities)
 
     fitted: list[FittedBlock] = []

@@ -139,7 +139,7 @@ def fit_block(
         model=model, layer=layer, experts=experts, listed=listed, options=options, formulas=formulas,
         with_logic=with_logic, statements=statements, kans=none_tried(),
         coordinates=max(f.index_EK.shape[1] for f in formulas), energy_E=energy_E, variance_E=variance_E,
-        firings_E=check.count_E,
+        firings_E=check.events.count_E,
     )  # fmt: skip
 
 
@@ -181,9 +181,9 @@ def _v_squares(experts: QuantizedExperts) -> Tensor:
 def _energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Tensor]:
     """(E) output energy over all tokens of the sample, and its part about the mean: both times |v|^2."""
     magnitude_P = check.gate_P * activation(experts.spec.activation).f(check.pre_P)
-    square_E = torch.zeros(len(check.count_E)).index_add(0, check.expert_P, magnitude_P.square())
-    sum_E = torch.zeros(len(check.count_E)).index_add(0, check.expert_P, magnitude_P)
-    v2_E = _v_squares(experts)
+    v2_E, expert_P = _v_squares(experts), check.events.expert_P
+    square_E = torch.zeros_like(v2_E).index_add(0, expert_P, magnitude_P.square())
+    sum_E = torch.zeros_like(v2_E).index_add(0, expert_P, magnitude_P)
     return square_E * v2_E, (square_E - sum_E.square() / len(check.x_ND)) * v2_E
 
 

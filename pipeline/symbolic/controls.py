@@ -57,8 +57,9 @@ def mean_magnitudes(model: LanguageModel, records: Sequence[LayerRecord]) -> lis
     for block, record in zip(model.blocks(), records, strict=True):
         assert isinstance(block.moe, QuantizedExperts)
         magnitude_P = record.gate_P * activation(block.moe.spec.activation).f(record.pre_P)
-        sums_E = torch.zeros(len(record.count_E)).index_add(0, record.expert_P, magnitude_P)
-        means.append(sums_E / record.count_E.clamp(min=1))
+        count_E = record.events.count_E
+        sums_E = torch.zeros(len(count_E)).index_add(0, record.events.expert_P, magnitude_P)
+        means.append(sums_E / count_E.clamp(min=1))
     return means
 
 

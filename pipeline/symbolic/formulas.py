@@ -111,13 +111,14 @@ class Samples:
 
 def firing_samples(record: LayerRecord, expert_E: Tensor, samples: int) -> Samples:
     """Firings spread evenly over the record."""
-    start_E, count_E = record.start_E1[expert_E], record.count_E[expert_E]
+    fired = record.events
+    start_E, count_E = fired.start_E1[expert_E], fired.count_E[expert_E]
     take_E = count_E.clamp(max=samples)
     slot_S = torch.arange(int(take_E.max().clamp(min=1)))
     used_ES = slot_S < take_E[:, None]
     rank_ES = slot_S * count_E[:, None] // take_E[:, None].clamp(min=1)
-    pair_ES = torch.where(used_ES, start_E[:, None] + rank_ES, 0).clamp(max=max(0, len(record.token_P) - 1))
-    return Samples(record.x_ND[record.token_P[pair_ES]], record.gate_P[pair_ES], record.pre_P[pair_ES], used_ES)
+    pair_ES = torch.where(used_ES, start_E[:, None] + rank_ES, 0).clamp(max=max(0, len(fired.token_P) - 1))
+    return Samples(record.x_ND[fired.token_P[pair_ES]], record.gate_P[pair_ES], record.pre_P[pair_ES], used_ES)
 
 
 def _fit_piece(
@@ -173,10 +174,11 @@ class Judge:
 
 
 def judge_of(check: LayerRecord, expert_E: Tensor, act: Activation) -> Judge:
-    pairs = slice(int(check.start_E1[expert_E[0]]), int(check.start_E1[expert_E[-1] + 1]))
-    local_P = torch.repeat_interleave(torch.arange(len(expert_E)), check.count_E[expert_E])
+    fired = check.events
+    pairs = slice(int(fired.start_E1[expert_E[0]]), int(fired.start_E1[expert_E[-1] + 1]))
+    local_P = torch.repeat_interleave(torch.arange(len(expert_E)), fired.count_E[expert_E])
     true_P = act.f(check.pre_P[pairs])
-    return Judge(check.x_ND, check.token_P[pairs], check.gate_P[pairs], true_P, local_P, len(expert_E))
+    return Judge(check.x_ND, fired.token_P[pairs], check.gate_P[pairs], true_P, local_P, len(expert_E))
 
 
 def function_formula_bits(size: int, d_model: int) -> float:

@@ -15,17 +15,17 @@ from pipeline.symbolic.bits import LiteralWords, everything, unpacked
 from pipeline.symbolic.circuits import Circuit, outputs
 from pipeline.symbolic.formulas import Formulas
 from pipeline.symbolic.functions import apply_codes
-from pipeline.symbolic.recording import LayerRecord
+from pipeline.symbolic.recording import Events, LayerRecord
 
 
-def strengths(record: LayerRecord, expert_Q: Tensor, value_P: Tensor) -> Tensor:
+def strengths(events: Events, expert_Q: Tensor, value_P: Tensor) -> Tensor:
     """(Q, N) the value of each of these experts' firings, 0 where they do not fire."""
-    count_Q = record.count_E[expert_Q]
+    count_Q = events.count_E[expert_Q]
     local_P = torch.repeat_interleave(torch.arange(len(expert_Q)), count_Q)
-    first_Q = record.start_E1[expert_Q] - (count_Q.cumsum(0) - count_Q)
+    first_Q = events.start_E1[expert_Q] - (count_Q.cumsum(0) - count_Q)
     pair_P = torch.arange(len(local_P)) + first_Q[local_P]
-    made_QN = torch.zeros(len(expert_Q), len(record.x_ND), dtype=value_P.dtype)
-    made_QN[local_P, record.token_P[pair_P]] = value_P[pair_P]
+    made_QN = torch.zeros(len(expert_Q), events.num_tokens, dtype=value_P.dtype)
+    made_QN[local_P, events.token_P[pair_P]] = value_P[pair_P]
     return made_QN
 
 
@@ -58,8 +58,8 @@ def sums_of(
     row_T, token_T = torch.nonzero(unpacked(true_RW, len(record.x_ND)), as_tuple=True)
     q_R = torch.tensor([q for q, _ in rules])
     magnitude_P = record.gate_P * activation(experts.spec.activation).f(record.pre_P)
-    m_QN = strengths(record, expert_Q, magnitude_P)
-    fires_QN = strengths(record, expert_Q, torch.ones_like(record.gate_P))
+    m_QN = strengths(record.events, expert_Q, magnitude_P)
+    fires_QN = strengths(record.events, expert_Q, torch.ones_like(record.gate_P))
     m_T, formula_T = m_QN[q_R[row_T], token_T], _formula_values(formulas, record.x_ND, expert_Q[q_R[row_T]], token_T)
 
     def over_rows(value_T: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ def sums_of(
 
     return Sums(
         t=over_rows(torch.ones_like(m_T)),
-        fires=record.count_E[expert_Q[q_R]].double(),
+        fires=record.events.count_E[expert_Q[q_R]].double(),
         fires_t=over_rows(fires_QN[q_R[row_T], token_T]),
         mm=m_QN.double().square().sum(1)[q_R],
         mt=over_rows(m_T),

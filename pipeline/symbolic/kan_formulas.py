@@ -79,7 +79,7 @@ def fit_kans(
     A KAN is trained on `fit`, judged on `check`, and has the model's own activation as its outer function.
     """
     began = time.monotonic()
-    counts = fit.count_E.tolist()
+    counts = fit.events.count_E.tolist()
     tried = sorted(e for e, size in sizes.items() if counts[e] >= FIRINGS_A_COORDINATE * size)
     num_experts, width = others[0].index_EK.shape
     made = {size: _nothing(num_experts, width, size, fit.x_ND.shape[1], experts, others[0]) for size in sizes.values()}

@@ -150,7 +150,7 @@ def _events(event_P: Tensor, token_P: Tensor, count: int, record: LayerRecord) -
     return Events(
         token_P=token_P[order],
         start_E1=starts(torch.bincount(event_P, minlength=count)),
-        context_ON=record.context_ON,
+        context_ON=record.events.context_ON,
     )
 
 
@@ -211,10 +211,11 @@ def expert_statement(statements: Statements, fit: LayerRecord, expert: int, word
 
 def token_weights(fit: LayerRecord, expert: int, words: Words) -> Tensor:
     """(2, V) how often the expert fires on each current and each previous token."""
-    token_P = fit.token_P[fit.start_E1[expert] : fit.start_E1[expert + 1]]
+    fired = fit.events
+    token_P = fired.token_P[fired.start_E1[expert] : fired.start_E1[expert + 1]]
     weights = [
         torch.bincount(context_N[token_P].clamp(min=0), minlength=len(words.vocabulary))
-        for context_N in fit.context_ON[:2]
+        for context_N in fired.context_ON[:2]
     ]
     return torch.stack(weights)
 

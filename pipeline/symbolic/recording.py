@@ -23,6 +23,7 @@ class Events:
     start_E1: Tensor
     """Where each one's pairs start."""
     context_ON: Tensor
+    """The token o places back, -1 before the beginning of its sequence."""
 
     @property
     def count_E(self) -> Tensor:
@@ -46,27 +47,11 @@ class LayerRecord:
     """One block's sample. A pair's gate is summed over the heads that reached the expert."""
 
     x_ND: Tensor
-    token_P: Tensor
+    events: Events
+    """The firings. All blocks share their `context_ON`."""
     gate_P: Tensor
     pre_P: Tensor
     """u . x + b, before the activation."""
-    start_E1: Tensor
-    """Where each expert's pairs start."""
-    context_ON: Tensor
-    """The token o places back, -1 before the beginning of its sequence; shared by all blocks."""
-
-    @property
-    def count_E(self) -> Tensor:
-        return self.start_E1.diff()
-
-    @property
-    def expert_P(self) -> Tensor:
-        return torch.repeat_interleave(torch.arange(len(self.start_E1) - 1), self.count_E)
-
-    @property
-    def events(self) -> Events:
-        """The firings alone."""
-        return Events(token_P=self.token_P, start_E1=self.start_E1, context_ON=self.context_ON)
 
 
 @torch.no_grad()
@@ -99,11 +84,6 @@ def _joined(
     x, expert, token, gate, pre = (torch.cat(columns) for columns in zip(*parts, strict=True))
     order = torch.argsort(expert, stable=True)
     num_experts = model.spec.experts.num_experts  # type: ignore[union-attr]
-    return LayerRecord(
-        x_ND=x,
-        token_P=token[order],
-        gate_P=gate[order],
-        pre_P=pre[order],
-        start_E1=starts(torch.bincount(expert, minlength=num_experts)),
-        context_ON=context_ON,
-    )
+    start_E1 = starts(torch.bincount(expert, minlength=num_experts))
+    events = Events(token_P=token[order], start_E1=start_E1, context_ON=context_ON)
+    return LayerRecord(x_ND=x, events=events, gate_P=gate[order], pre_P=pre[order])

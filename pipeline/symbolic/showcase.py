@@ -185,7 +185,8 @@ def _longer_rule(block: BlockSymbols, record: LayerRecord, expert: int, words: W
 
 
 def _pairs(record: LayerRecord, expert: int) -> slice:
-    return slice(int(record.start_E1[expert]), int(record.start_E1[expert + 1]))
+    first, end = record.events.start_E1[expert : expert + 2].tolist()
+    return slice(first, end)
 
 
 def _strengths(experts: SymbolExperts, record: LayerRecord, expert: int) -> Tensor:
@@ -207,7 +208,7 @@ def _graph(experts: SymbolExperts, record: LayerRecord, expert: int, reading: Re
         return graph([(0, constant), (max(1, len(points) - 1), constant)], points, "firings, by size", "value")
     true_P = activation(experts.spec.peer.activation).f(record.pre_P[pairs])
     true_P = true_P if reading.tier <= Tier.T1 else by_gate_P
-    z_P = arguments(experts, expert, record.x_ND[record.token_P[pairs]])
+    z_P = arguments(experts, expert, record.x_ND[record.events.token_P[pairs]])
     z_N = torch.linspace(float(z_P.min()), float(z_P.max()), CURVE)
     curve = zip(z_N.tolist(), function_values(experts, expert, z_N).tolist(), strict=True)
     points = zip(z_P[spread].tolist(), true_P[spread].tolist(), strict=True)
@@ -215,10 +216,10 @@ def _graph(experts: SymbolExperts, record: LayerRecord, expert: int, reading: Re
 
 
 def _contexts(experts: SymbolExperts, record: LayerRecord, expert: int, words: Words) -> tuple[Context, ...]:
-    strength_P, token_P = _strengths(experts, record, expert), record.token_P[_pairs(record, expert)]
+    strength_P, token_P = _strengths(experts, record, expert), record.events.token_P[_pairs(record, expert)]
     contexts = []
     for at in strength_P.abs().topk(min(CONTEXTS, len(token_P))).indices.tolist():
-        tokens = context_before(record.context_ON, int(token_P[at]), CONTEXT_TOKENS)
+        tokens = context_before(record.events.context_ON, int(token_P[at]), CONTEXT_TOKENS)
         whole, before = words.decode(tokens), words.decode(tokens[:-1])
         # A character of several tokens has its text only with the last of them.
         token = whole[len(before) :] if whole.startswith(before) else words.decode(tokens[-1:])

@@ -91,9 +91,9 @@ def fit_statements(
     literals = with_own_sets(fit.events, shared)
     candidate_EC, single_f1_E = candidates(fit.events, shared, literals)
     token_logic = best_statements(fit.events, check.events, literals, candidate_EC)
-    deep_E = _tried_deeply(energy_E, token_logic.f1_E, check.count_E) & (fit.count_E > 0)
+    deep_E = _tried_deeply(energy_E, token_logic.f1_E, check.events.count_E) & (fit.events.count_E > 0)
     searched_X = torch.nonzero((single_f1_E >= WORTH_SEARCHING_F1) | deep_E)[:, 0]
-    words = [LiteralWords(literals, num_shared, record.context_ON) for record in (fit, check)]
+    words = [LiteralWords(literals, num_shared, record.events.context_ON) for record in (fit, check)]
     circuits = _search(fit, words[0], candidate_EC, searched_X, deep_E, generator, f"{what} search")
     judged = _judge(experts, (fit, check), words, candidate_EC, circuits, searched_X, formulas, f"{what} judge")
     literal_bits = _literal_bits(literals, num_shared).tolist()
@@ -103,7 +103,7 @@ def fit_statements(
         rules=tuple(_rules(name, circuits[name], judged[name], literal_bits, num_experts) for name in LEARNERS),
         tried_deeply_E=deep_E,
         token_logic=token_logic,
-        rate_E=check.count_E / len(check.x_ND),
+        rate_E=check.events.rate_E,
     )
 
 
@@ -138,7 +138,7 @@ def _search(
     for expert_Q in _pieces(searched_X, what):
         literal_QC = candidate_EC[expert_Q]
         value_QCW = words.of(literal_QC.flatten()).view(*literal_QC.shape, -1)
-        fire_QN = strengths(fit, expert_Q, torch.ones_like(fit.gate_P)).bool()
+        fire_QN = strengths(fit.events, expert_Q, torch.ones_like(fit.gate_P)).bool()
         found = search(Sample(literal_QC, value_QCW, packed(fire_QN), num_tokens))
         for q, expert in enumerate(expert_Q.tolist()):
             for name, circuit in (

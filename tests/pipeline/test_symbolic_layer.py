@@ -272,6 +272,7 @@ def test_records_hold_every_firing_of_the_model_with_its_gates_added_up(int4):
         traces = [int4.trace(tokens_BT) for tokens_BT in batches]
     per_batch = batches[0].numel()
     for layer, (block, ours) in enumerate(zip(int4.blocks(), records, strict=True)):
+        fired = ours.events
         wanted: dict[tuple[int, int], float] = {}
         for number, trace in enumerate(traces):
             expert_P, start_N1, gate_P = block.moe.index(trace.routings[layer])
@@ -279,15 +280,15 @@ def test_records_hold_every_firing_of_the_model_with_its_gates_added_up(int4):
                 for pair in range(int(start_N1[token]), int(start_N1[token + 1])):
                     key = (int(expert_P[pair]), token + number * per_batch)
                     wanted[key] = wanted.get(key, 0.0) + float(gate_P[pair])
-        pairs = list(zip(ours.expert_P.tolist(), ours.token_P.tolist(), strict=True))
+        pairs = list(zip(fired.expert_P.tolist(), fired.token_P.tolist(), strict=True))
         assert pairs == sorted(wanted)
         torch.testing.assert_close(ours.gate_P, torch.tensor([wanted[pair] for pair in pairs]))
-        assert int(ours.count_E.sum()) == len(pairs)
+        assert int(fired.count_E.sum()) == len(pairs)
         assert torch.equal(ours.x_ND, torch.cat([trace.expert_inputs[layer] for trace in traces]))
-        u_PD = block.moe.u.rows(ours.expert_P)
-        pre_P = (u_PD * ours.x_ND[ours.token_P]).sum(1) + block.moe.bias.detach()[ours.expert_P]
+        u_PD = block.moe.u.rows(fired.expert_P)
+        pre_P = (u_PD * ours.x_ND[fired.token_P]).sum(1) + block.moe.bias.detach()[fired.expert_P]
         torch.testing.assert_close(ours.pre_P, pre_P, rtol=1e-5, atol=1e-5)
-        assert torch.equal(ours.context_ON, torch.cat([context_of(tokens_BT, 3) for tokens_BT in batches], dim=1))
+        assert torch.equal(fired.context_ON, torch.cat([context_of(tokens_BT, 3) for tokens_BT in batches], dim=1))
 
 
 def test_permuted_firing_moves_the_firings_and_keeps_their_number(sample):
@@ -329,7 +330,7 @@ def test_mean_magnitudes_are_means_over_firings(int4):
     for ours, mean_E in zip(records, means, strict=True):
         magnitude_P = ours.gate_P * torch.relu(ours.pre_P).square()
         for expert in range(E):
-            own_P = magnitude_P[ours.expert_P == expert]
+            own_P = magnitude_P[ours.events.expert_P == expert]
             assert float(mean_E[expert]) == pytest.approx(float(own_P.mean()) if len(own_P) else 0.0, abs=1e-5)
 
 

@@ -1,5 +1,7 @@
 """Names of scores and coordinates: planted meanings are found, noise gets none, counting equals going over it all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -51,14 +53,9 @@ def record(seed):
     tokens_BT = torch.randint(V, (40, 50), generator=generator)
     x_ND = torch.cat([torch.eye(V)[tokens_BT.flatten()], torch.rand(2000, 1, generator=generator)], dim=1)
     nothing = torch.zeros(0)
-    return LayerRecord(
-        x_ND=x_ND,
-        token_P=nothing.long(),
-        gate_P=nothing,
-        pre_P=nothing,
-        start_E1=torch.zeros(2, dtype=torch.int64),
-        context_ON=context_of(tokens_BT, 2),
-    )
+    start_E1, context_ON = torch.zeros(2, dtype=torch.int64), context_of(tokens_BT, 2)
+    events = Events(token_P=nothing.long(), start_E1=start_E1, context_ON=context_ON)
+    return LayerRecord(x_ND=x_ND, events=events, gate_P=nothing, pre_P=nothing)
 
 
 def router(**changes):
@@ -86,7 +83,7 @@ def planted():
         made.deviations = 0.8
         made.threshold_H.copy_(torch.tensor([-100.0, -0.5]))
     fit, check = record(1), record(2)
-    found = name_scores(made, 3, fit, check, words(fit.context_ON), torch.Generator().manual_seed(0))
+    found = name_scores(made, 3, fit, check, words(fit.events.context_ON), torch.Generator().manual_seed(0))
     return {name.symbol: name for name in found}
 
 
@@ -126,13 +123,10 @@ def test_a_score_that_is_never_high_is_named_without_an_error(planted):
 def test_a_coordinate_is_named_by_its_upper_tail_and_noise_is_not():
     fit, check = record(1), record(2)
     fit, check = (
-        LayerRecord(
-            x_ND=r.x_ND + 0.001 * torch.rand(r.x_ND.shape, generator=torch.Generator().manual_seed(9)),
-            token_P=r.token_P, gate_P=r.gate_P, pre_P=r.pre_P, start_E1=r.start_E1, context_ON=r.context_ON,
-        )
+        replace(r, x_ND=r.x_ND + 0.001 * torch.rand(r.x_ND.shape, generator=torch.Generator().manual_seed(9)))
         for r in (fit, check)
-    )  # fmt: skip
-    found = name_coordinates(1, fit, check, words(fit.context_ON), torch.Generator().manual_seed(0))
+    )
+    found = name_coordinates(1, fit, check, words(fit.events.context_ON), torch.Generator().manual_seed(0))
     assert [name.symbol for name in found] == [f"x_{index}" for index in range(V + 1)]
     assert found[FROM].statement == "cur='from'"
     assert found[FROM].rate == pytest.approx(TAIL, abs=0.03)
@@ -175,7 +169,7 @@ def test_counting_finds_what_going_over_all_statements_finds(seed):
 
 
 def test_events_that_never_happen_have_an_f1_of_0():
-    context_ON = record(0).context_ON
+    context_ON = record(0).events.context_ON
     never = events(torch.zeros(context_ON.shape[1], 3, dtype=torch.bool), context_ON)
     _, found = search(never, never, words(context_ON).literals)
     assert found.f1_E.tolist() == [0, 0, 0]
@@ -211,7 +205,7 @@ def test_a_context_ends_with_the_token_and_stays_within_its_sequence():
 
 
 def test_a_brief_statement_names_the_weightiest_tokens_of_a_set_and_counts_the_others():
-    context_ON = record(0).context_ON
+    context_ON = record(0).events.context_ON
     on_NE = (context_ON[0] != 6)[:, None] & (context_ON[0] != 3)[:, None]
     literals, found = search(events(on_NE, context_ON), events(on_NE, context_ON), words(context_ON).literals)
     weight_2V = torch.arange(V).expand(2, V)

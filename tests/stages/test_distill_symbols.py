@@ -293,7 +293,7 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
         record(int4, [random_windows(corpus.train, batch=32, length=32, generator=generator)[0]], places=2, what="")[0]
         for _ in range(2)
     )
-    counts_V = torch.bincount(fit.context_ON[0], minlength=256)
+    counts_V = torch.bincount(fit.events.context_ON[0], minlength=256)
     literals, names = build_literals(vocabulary, counts_V, places=2, identities=8)
     taken = []
 
@@ -313,15 +313,15 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
 
     # Gates and magnitudes of every expert on every token, by the record and by the tables.
     true_EN = torch.zeros(EXPERTS, len(check.x_ND))
-    true_EN[check.expert_P, check.token_P] = check.gate_P * torch.relu(check.pre_P).square()
+    true_EN[check.events.expert_P, check.events.token_P] = check.gate_P * torch.relu(check.pre_P).square()
     gate_EN = torch.zeros_like(true_EN)
-    gate_EN[check.expert_P, check.token_P] = check.gate_P
+    gate_EN[check.events.expert_P, check.events.token_P] = check.gate_P
     token_N, found_EN = torch.arange(len(check.x_ND)), torch.zeros_like(true_EN)
     for expert in torch.nonzero(experts.tier_E <= Tier.T2)[:, 0].tolist():
         found_EN[expert] = experts.magnitudes(check.x_ND, token_N, torch.full_like(token_N, expert))
     found_EN[experts.tier_E == Tier.T3] = experts.scale_E[experts.tier_E == Tier.T3, None]
     by_logic_X = torch.nonzero((experts.tier_E == Tier.T2) | (experts.tier_E == Tier.T3))[:, 0]
-    token_P, expert_P = experts.logic_firings(by_logic_X, check.context_ON)
+    token_P, expert_P = experts.logic_firings(by_logic_X, check.events.context_ON)
     gate_EN[by_logic_X] = 0
     gate_EN[expert_P, token_P] = 1
     v2_E = experts.v.rows(torch.arange(EXPERTS)).square().sum(1)
@@ -333,7 +333,7 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
         assert int(block.gates_E.sum()) == sum(lengths)
         assert max(lengths) > 1 or option < OPTIONS["chain and formula"]
         fires_EN = true_EN.new_zeros(true_EN.shape)
-        fires_EN[check.expert_P, check.token_P] = 1
+        fires_EN[check.events.expert_P, check.events.token_P] = 1
         both_E = (fires_EN * gate_EN)[by_logic_X].sum(1)
         f1_X = 2 * both_E / (fires_EN[by_logic_X].sum(1) + gate_EN[by_logic_X].sum(1)).clamp(min=1)
         torch.testing.assert_close(block.f1_E[by_logic_X], f1_X)
@@ -348,7 +348,7 @@ def test_a_kans_error_is_that_of_its_formula_and_is_kept_only_below_all_its_riva
     )
     experts = int4.blocks()[1].moe
     others = fit_formulas(experts, fit, check, ladder=(2, 6), samples=96, what="")
-    sizes = {e: 6 if e % 2 else 2 for e in fit.count_E.topk(14).indices.tolist()}
+    sizes = {e: 6 if e % 2 else 2 for e in fit.events.count_E.topk(14).indices.tolist()}
     kans = fit_kans(experts, fit, check, sizes, others, what="")
     assert kans.tried == 14
     assert 0 < kans.won < 14
@@ -356,8 +356,8 @@ def test_a_kans_error_is_that_of_its_formula_and_is_kept_only_below_all_its_riva
     assert len(kept) == kans.won
     for formulas, e in kept:
         assert sizes[e] == formulas.num_coordinates == int((formulas.coefficient_EK[e] != 0).sum())
-        pairs = slice(int(check.start_E1[e]), int(check.start_E1[e + 1]))
-        z_P = check.x_ND[check.token_P[pairs]][:, formulas.index_EK[e]] @ formulas.coefficient_EK[e]
+        pairs = slice(int(check.events.start_E1[e]), int(check.events.start_E1[e + 1]))
+        z_P = check.x_ND[check.events.token_P[pairs]][:, formulas.index_EK[e]] @ formulas.coefficient_EK[e]
         z_P += formulas.intercept_E[e]
         found_P = formulas.scale_E[e] * torch.relu(z_P).square() + formulas.offset_E[e]
         wrong_P = check.gate_P[pairs] * (found_P - torch.relu(check.pre_P[pairs]).square())
