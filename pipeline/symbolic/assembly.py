@@ -38,6 +38,8 @@ class BlockSymbols:
     num_splines: int
     coordinates: int
     tier_E: Tensor
+    exact_E: Tensor
+    """Whether it is written as it is, dense or by the few coordinates that it has."""
     bits_E: Tensor
     exact_bits_E: Tensor
     error_E: Tensor
@@ -159,7 +161,7 @@ def with_kans(
 
 
 def _in_reach(fitted: FittedBlock, symbols: BlockSymbols) -> Tensor:
-    """(E) bool: experts with a formula that errs, and dense ones that half the error of some formula would give one.
+    """(E) bool: experts not written as they are, and dense ones that half the error of some formula would give one.
 
     A dense one stays so while the price of an error is above (bits saved) / error of all its formulas; so the price
     that was paid is at least the largest of these.
@@ -169,8 +171,8 @@ def _in_reach(fitted: FittedBlock, symbols: BlockSymbols) -> Tensor:
     leaves_E = (saved_EO / fitted.options.error_EO[:, of_T1].clamp(min=1e-30)).amax(1)
     dense_E = symbols.tier_E == Tier.T0
     if not bool(dense_E.any()):
-        return symbols.error_E > 0
-    return (symbols.error_E > 0) | (dense_E & (2 * leaves_E >= leaves_E[dense_E].max()))
+        return ~symbols.exact_E
+    return ~symbols.exact_E | (dense_E & (2 * leaves_E >= leaves_E[dense_E].max()))
 
 
 def _v_squares(experts: QuantizedExperts) -> Tensor:
@@ -198,7 +200,7 @@ def _options(
     """Every option with its bits, but for an exact comparison's, and its error in energy."""
     v2_E = _v_squares(experts)
     listed = [_Option(Tier.T0, None, exact=True)]
-    listed += [_Option(Tier.T1, f, exact=bool((f.error_E == 0).all())) for f in formulas]
+    listed += [_Option(Tier.T1, f, exact=f.exact) for f in formulas]
     dense_bits = TIER_BITS + (d_model + 1) * COEFFICIENT_BITS
     bits = [torch.full_like(v2_E, dense_bits), *(TIER_BITS + f.bits_E for f in formulas)]
     errors = [torch.zeros_like(v2_E), *(f.error_E * v2_E for f in formulas)]
@@ -286,7 +288,7 @@ def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbol
     gates_E[[*circuits]] = torch.tensor([len(circuit.gates) for circuit in circuits.values()], dtype=torch.int64)
     by_kan_O = torch.tensor([any(option.formulas is f for f in fitted.kans.formulas) for option in listed])
     live_E = statements.rate_E > 0
-    exact_E = (tier_E <= Tier.T1) & live_E
+    compared_E = (tier_E <= Tier.T1) & live_E
     return BlockSymbols(
         tables=tables,
         literal_names=literal_names,
@@ -296,10 +298,11 @@ def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbol
         num_splines=splines,
         coordinates=coordinates,
         tier_E=tier_E,
+        exact_E=torch.tensor([option.exact for option in listed])[chosen_E],
         bits_E=priced.bits_EO.gather(1, chosen_E[:, None])[:, 0],
         error_E=priced.error_EO.gather(1, chosen_E[:, None])[:, 0],
         # Exact tiers compute the very comparison the model fires by; the others' rule was judged.
-        f1_E=torch.where(exact_E, 1.0, f1_E),
+        f1_E=torch.where(compared_E, 1.0, f1_E),
         coordinates_E=coordinates_E,
         gates_E=gates_E,
         firings_E=fitted.firings_E,

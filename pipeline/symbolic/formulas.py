@@ -39,6 +39,8 @@ class Formulas:
     error_E: Tensor
     """Sum over the checking sample's firings of the squared error of gate * magnitude."""
     bits_E: Tensor
+    exact: bool
+    """Whether they are the experts themselves, and no approximation."""
 
 
 def fit_formulas(
@@ -81,6 +83,7 @@ def own_formulas(experts: QuantizedExperts, splines: Splines) -> Formulas:
         splines=splines,
         error_E=torch.zeros(num_experts),
         bits_E=(coefficient_EK != 0).sum(1) * term_bits + CODE_BITS + COEFFICIENT_BITS,
+        exact=True,
     )
 
 
@@ -94,6 +97,7 @@ def _joined(parts: list[Formulas]) -> Formulas:
     return Formulas(
         num_coordinates=parts[0].num_coordinates,
         splines=splines,
+        exact=parts[0].exact,
         **{name: cat(name) for name in ("index_EK", "coefficient_EK", "intercept_E", "code_E")},
         **{name: cat(name) for name in ("scale_E", "offset_E", "error_E", "bits_E")},
     )
@@ -227,6 +231,7 @@ def _ways(
             splines=splines,
             error_E=judge.error(scale_E[judge.local_P] * value_P + offset_E[judge.local_P]),
             bits_E=torch.full((judge.num_experts,), bits),
+            exact=False,
         )
         for code_E, scale_E, offset_E, value_P, bits in ways
     ]

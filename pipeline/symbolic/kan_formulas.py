@@ -106,6 +106,7 @@ def _nothing(
         splines=like.splines,
         error_E=torch.full((num_experts,), torch.inf),
         bits_E=torch.full((num_experts,), function_formula_bits(size, d_model) + COEFFICIENT_BITS),
+        exact=False,
     )
 
 

@@ -285,16 +285,21 @@ OPTIONS = {
 WITH_RULES = range(7, 17)
 
 
-@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
-def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(corpus, int4, monkeypatch, option):
-    """Every expert of block 0 takes this option, where it has it, whatever it costs."""
+def fitted_block(corpus, model):
+    """All options of block 0, and the sample that they were judged on."""
     generator, vocabulary = torch.Generator().manual_seed(3), [corpus.tokenizer.decode([v]) for v in range(256)]
     fit, check = (
-        record(int4, [random_windows(corpus.train, batch=32, length=32, generator=generator)[0]], places=2, what="")[0]
+        record(model, [random_windows(corpus.train, batch=32, length=32, generator=generator)[0]], places=2, what="")[0]
         for _ in range(2)
     )
     counts_V = torch.bincount(fit.events.context_ON[0], minlength=256)
     literals, names = build_literals(vocabulary, counts_V, places=2, identities=8)
+    return fit_block(model, 0, fit, check, literals, names, ladder=LADDER, samples=64, generator=generator), check
+
+
+@pytest.mark.parametrize("option", OPTIONS.values(), ids=OPTIONS.keys())
+def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(corpus, int4, monkeypatch, option):
+    """Every expert of block 0 takes this option, where it has it, whatever it costs."""
     taken = []
 
     def take(options: Options, budget: float):
@@ -304,9 +309,10 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
 
     monkeypatch.setattr(tiers_of_experts, "choose", take)
     monkeypatch.setattr(rules, "WORTH_A_LITERAL_F1", -1.0)  # longer rules for all, however little they add
-    fitted = fit_block(int4, 0, fit, check, literals, names, ladder=LADDER, samples=64, generator=generator)
+    fitted, check = fitted_block(corpus, int4)
     block = shortest(fitted, corpus, lost=0.5, least_recovered=1e-9, places=2, context_length=32)
     assert int((taken[-1] == option).sum()) > 2
+    assert torch.equal(block.exact_E, taken[-1] == OPTIONS["exact"])
     experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe
     assert isinstance(experts, SymbolExperts)
     assert len(block.literal_names) == len(experts.member_LV)
@@ -447,6 +453,15 @@ def test_experts_with_sparse_rows_are_readable_and_lose_nothing(corpus, sparse, 
     tokens_BT, _ = random_windows(corpus.held_out, batch=3, length=32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(sparse_made.value(tokens_BT), sparse(tokens_BT), atol=1e-3, rtol=1e-3)
+
+
+def test_a_sparse_expert_as_it_is_is_an_option_that_says_so(corpus, sparse):
+    fitted, _ = fitted_block(corpus, sparse)
+    exact_O = torch.tensor([option.exact for option in fitted.listed])
+    assert [option.tier for option in fitted.listed if option.exact] == [Tier.T0, Tier.T1]
+    assert not fitted.options.error_EO[:, exact_O].any()
+    assert fitted.symbols(0.0).exact_E[fitted.energy_E > 0].all()
+    assert not fitted.symbols(0.5).exact_E.all()
 
 
 def test_features_have_names_that_beat_their_control(sparse_made, made):
