@@ -70,7 +70,7 @@ _early = _own_server() if __name__ == "__main__" and _needs_a_server(sys.argv[1:
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.alive import alive, forget, gone
-from pipeline.progress import Lines, duration, first_of_loop, line, print_results, shown
+from pipeline.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
 from pipeline.run import Progress
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES, form
@@ -349,6 +349,7 @@ def _settings_for(url: str) -> Any:
 
 def main_run(command: RunCommand) -> int:
     start = time.monotonic()
+    say_kernels(command.device)
     with connected():
         made = chain(
             plan=cast(Plan, plain(command.plan)), store=str(command.store), seed=command.seed,
@@ -360,6 +361,7 @@ def main_run(command: RunCommand) -> int:
 
 def main_stage(command: StageCommand) -> int:
     start = time.monotonic()
+    say_kernels(command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}
     with connected():
         made = list(

@@ -11,8 +11,9 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from artifacts import Store
+from kernels.backends import cpu_library
 from pipeline.run import Progress
-from pipeline.stage import Made
+from pipeline.stage import Device, Made
 
 # Title of the column, metric, form.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -22,6 +23,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("recovered", "loss_recovered", "{:.4f}".format),
     ("bytes/expert", "expert_bytes", "{:,.0f}".format),
 )
+
+
+def say_kernels(device: Device) -> None:
+    """On stderr, once a command: where CPU tensors go through stock torch ops, that faster kernels can be built."""
+    if device == "cpu" and cpu_library() is None:
+        sentence = "stock torch ops run: the C++ kernels have not been built; `make native` builds them in 20 seconds"
+        Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
 
 
 @contextmanager

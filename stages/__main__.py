@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from artifacts import ArtifactId, Store
-from pipeline.progress import print_results, shown
+from pipeline.progress import print_results, say_kernels, shown
 from pipeline.stage import Made, StageConfig, chosen_device, run_stage
 from stages.command import exit_code, make_one, read_stage
 from stages.plan import Step
@@ -15,6 +15,7 @@ def main(arguments: Sequence[str]) -> int:
     start = time.monotonic()
     command = read_stage(arguments, prog="python -m stages")
     store = Store(command.store)
+    say_kernels(command.device)
 
     def make(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], force: bool) -> Made:
         with shown(step.name) as report:

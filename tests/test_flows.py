@@ -28,6 +28,7 @@ import flows
 from artifacts import Store
 from pipeline.alive import gone
 from pipeline.stage import Made
+from stages.__main__ import main
 from stages.command import RunCommand, StageCommand, exit_code, read
 from stages.plan import BESIDE, CHAIN, made_from
 from tests.shapes import SHAPES, flags
@@ -196,7 +197,17 @@ def test_one_stage_alone_takes_the_latest_inputs(made, store, capsys):
     assert latest.lineage.inputs["corpus"].id == by_stage["prepare-corpus"]
 
 
-def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsys):
+def test_that_stock_ops_run_is_said_once_a_command(made, store, text_file, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.progress.cpu_library", lambda: None)
+    again = ["quantize-int4", "--store", str(store.root), "--config.measure.tokens", "512", "--force"]
+    stage = read(["stage", *again])
+    for command in (lambda: flows.main(_command(store, text_file)), lambda: flows.main(stage), lambda: main(again)):
+        assert command() == 0
+        assert capsys.readouterr().err.count("make native") == 1
+
+
+def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsys, monkeypatch):
+    monkeypatch.setattr("pipeline.progress.cpu_library", lambda: "built")
     store = Store(tmp_path / "store")
     command = _command(store, text_file, "--train-dense.training.context-length", "60000")
     assert exit_code(lambda: flows.main(command)) == 2

@@ -1,9 +1,9 @@
-"""Lines in a log: now and then, with the time left; a wait is told at once."""
+"""Lines in a log: now and then, with the time left; a wait and missing kernels are told at once."""
 
 import pytest
 
 from pipeline import progress as module
-from pipeline.progress import Lines, line
+from pipeline.progress import Lines, line, say_kernels
 from pipeline.run import Progress
 
 
@@ -39,3 +39,11 @@ def test_what_has_not_begun_is_told_at_once_and_once(clock):
     for _ in range(3):
         lines(Progress(what="wait for another process", step=0, total=1, seconds=0.0))
     assert said == ["train-dense · wait for another process 0/1"]
+
+
+@pytest.mark.parametrize(("device", "library", "lines"), [("cpu", None, 1), ("cpu", "built", 0), ("cuda", None, 0)])
+def test_stock_ops_are_told_where_the_cpu_runs_them_for_want_of_kernels(monkeypatch, capsys, device, library, lines):
+    monkeypatch.setattr(module, "cpu_library", lambda: library)
+    say_kernels(device)
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n"), err.count("`make native`")) == ("", lines, lines)
