@@ -1,6 +1,6 @@
 """Which learner's rule is best for each expert, and how much the longer ones add to a gate of two literals."""
 
-# E experts, X experts that were searched, Y those for which trees and networks were tried
+# E experts, R learners, from the simplest on
 
 from collections.abc import Sequence
 
@@ -13,23 +13,28 @@ from pipeline.symbolic.trees import WORTH_A_GATE_F1
 
 
 def winners(statements: Statements) -> Tensor:
-    """(E) the learner, by its place in LEARNERS, that each expert's best rule is from; -1 where none has one.
+    """(E) the learner, by its place in LEARNERS, that each expert's best rule is from; -1 where none has one."""
+    gates_RE = torch.zeros(len(statements.rules), len(statements.rate_E))
+    for number, rules in enumerate(statements.rules):
+        for expert, circuit in rules.circuits.items():
+            gates_RE[number, expert] = len(circuit.gates)
+    return winners_of(torch.stack([rules.f1_E for rules in statements.rules]), gates_RE)
+
+
+def winners_of(f1_RE: Tensor, gates_RE: Tensor) -> Tensor:
+    """(E) the learner that wins by these F1 and lengths; -1 where no rule has a gate, which means that there is none.
 
     A learner wins over simpler ones by an F1 that is better by `WORTH_A_GATE_F1` a gate more, or by one no worse with
     fewer gates.
     """
-    best_E, length_E = (torch.zeros(len(statements.rate_E)) for _ in range(2))
-    won_E = torch.full((len(statements.rate_E),), -1)
-    for number, rules in enumerate(statements.rules):
-        gates_E = torch.zeros_like(best_E)
-        for expert, circuit in rules.circuits.items():
-            gates_E[expert] = len(circuit.gates)
-        has_E = gates_E > 0
+    best_E, length_E = torch.zeros_like(f1_RE[0]), torch.zeros_like(f1_RE[0])
+    won_E = torch.full((len(best_E),), -1)
+    for number, (f1_E, gates_E) in enumerate(zip(f1_RE, gates_RE, strict=True)):
         longer_E = gates_E - length_E
-        better_E = rules.f1_E > best_E + WORTH_A_GATE_F1 * longer_E.clamp(min=1)
-        shorter_E = (rules.f1_E >= best_E) & (longer_E < 0)
-        wins_E = has_E & (better_E | shorter_E | (won_E < 0))
-        best_E, length_E = torch.where(wins_E, rules.f1_E, best_E), torch.where(wins_E, gates_E, length_E)
+        better_E = f1_E > best_E + WORTH_A_GATE_F1 * longer_E.clamp(min=1)
+        shorter_E = (f1_E >= best_E) & (longer_E < 0)
+        wins_E = (gates_E > 0) & (better_E | shorter_E | (won_E < 0))
+        best_E, length_E = torch.where(wins_E, f1_E, best_E), torch.where(wins_E, gates_E, length_E)
         won_E[wins_E] = number
     return won_E
 

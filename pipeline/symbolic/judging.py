@@ -15,18 +15,13 @@ from pipeline.symbolic.bits import LiteralWords, everything, unpacked
 from pipeline.symbolic.circuits import Circuit, outputs
 from pipeline.symbolic.formulas import Formulas
 from pipeline.symbolic.functions import apply_codes
-from pipeline.symbolic.recording import Events, LayerRecord
+from pipeline.symbolic.recording import LayerRecord
 
 
-def strengths(events: Events, expert_Q: Tensor, value_P: Tensor) -> Tensor:
-    """(Q, N) the value of each of these experts' firings, 0 where they do not fire."""
-    count_Q = events.count_E[expert_Q]
-    local_P = torch.repeat_interleave(torch.arange(len(expert_Q)), count_Q)
-    first_Q = events.start_E1[expert_Q] - (count_Q.cumsum(0) - count_Q)
-    pair_P = torch.arange(len(local_P)) + first_Q[local_P]
-    made_QN = torch.zeros(len(expert_Q), events.num_tokens, dtype=value_P.dtype)
-    made_QN[local_P, events.token_P[pair_P]] = value_P[pair_P]
-    return made_QN
+def true_words(rules: Sequence[tuple[int, Circuit]], literal_QC: Tensor, value_QCW: Tensor, num_tokens: int) -> Tensor:
+    """(R, W) the sets of which rules are true, each of the expert at its place in Q, over that one's candidates."""
+    values = [dict(zip(own, of, strict=True)) for own, of in zip(literal_QC.tolist(), value_QCW, strict=True)]
+    return torch.stack([outputs(circuit, values[q]) for q, circuit in rules]) & everything(num_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +48,14 @@ def sums_of(
 ) -> Sums:
     """`rules` are of the experts at these places of `expert_Q`, over their candidates `literal_QC`."""
     value_QCW = words.of(literal_QC.flatten()).view(*literal_QC.shape, -1)
-    values = [dict(zip(own, of, strict=True)) for own, of in zip(literal_QC.tolist(), value_QCW, strict=True)]
-    true_RW = torch.stack([outputs(circuit, values[q]) for q, circuit in rules]) & everything(len(record.x_ND))
+    true_RW = true_words(rules, literal_QC, value_QCW, len(record.x_ND))
     row_T, token_T = torch.nonzero(unpacked(true_RW, len(record.x_ND)), as_tuple=True)
     q_R = torch.tensor([q for q, _ in rules])
     magnitude_P = record.gate_P * activation(experts.spec.activation).f(record.pre_P)
-    m_QN = strengths(record.events, expert_Q, magnitude_P)
-    fires_QN = strengths(record.events, expert_Q, torch.ones_like(record.gate_P))
+    fired = record.events.of(expert_Q)
+    m_QN = torch.zeros(len(expert_Q), len(record.x_ND))
+    m_QN[fired.expert_P, fired.token_P] = magnitude_P[record.events.places(expert_Q)]
+    fires_QN = fired.on_tokens()
     m_T, formula_T = m_QN[q_R[row_T], token_T], _formula_values(formulas, record.x_ND, expert_Q[q_R[row_T]], token_T)
 
     def over_rows(value_T: Tensor) -> Tensor:
@@ -67,7 +63,7 @@ def sums_of(
 
     return Sums(
         t=over_rows(torch.ones_like(m_T)),
-        fires=record.events.count_E[expert_Q[q_R]].double(),
+        fires=fired.count_E[q_R].double(),
         fires_t=over_rows(fires_QN[q_R[row_T], token_T]),
         mm=m_QN.double().square().sum(1)[q_R],
         mt=over_rows(m_T),

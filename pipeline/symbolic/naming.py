@@ -226,12 +226,6 @@ def search(fit: Events, check: Events, shared: Literals) -> tuple[Literals, Toke
     return literals, best_statements(fit, check, literals, candidates(fit, shared, literals)[0])
 
 
-def permuted(events: Events, generator: torch.Generator) -> Events:
-    """The same events on the tokens of one random permutation: what happens together still does."""
-    order_N = torch.randperm(events.num_tokens, generator=generator)
-    return Events(token_P=order_N[events.token_P], start_E1=events.start_E1, context_ON=events.context_ON)
-
-
 def _named(
     kind: str,
     block: int,
@@ -242,7 +236,7 @@ def _named(
     generator: torch.Generator,
 ) -> list[Name]:
     literals, found = search(fit.events, check, words.literals)
-    _, control = search(permuted(fit.events, generator), permuted(check, generator), words.literals)
+    _, control = search(fit.events.permuted(generator), check.permuted(generator), words.literals)
     vocabulary = len(words.vocabulary)
     counts_2EV = torch.stack([token_counts(fit.events, back, vocabulary) for back in (0, 1)])
     top_tokens = _top_tokens(fit.events, counts_2EV[0], words)

@@ -1,9 +1,9 @@
 """What each expert of a PEER model did on a sample: on which tokens it fired, with what gate, on what input."""
 
 # N tokens, D model width, E experts (or other things that happen on tokens), P pairs (an expert and a token it fired
-# on), in order of experts, O token positions looked back
+# on), in order of experts, O token positions looked back, X those of E that are asked for
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,28 @@ class Events:
     @property
     def rate_E(self) -> Tensor:
         return self.count_E / self.num_tokens
+
+    def places(self, chosen_X: Tensor) -> Tensor:
+        """(P) where the pairs of these ones are, one after the other."""
+        count_X = self.count_E[chosen_X]
+        first_X = self.start_E1[chosen_X] - (count_X.cumsum(0) - count_X)
+        return torch.arange(int(count_X.sum())) + torch.repeat_interleave(first_X, count_X)
+
+    def of(self, chosen_X: Tensor) -> "Events":
+        """These ones alone, in this order."""
+        token_P, start_X1 = self.token_P[self.places(chosen_X)], starts(self.count_E[chosen_X])
+        return Events(token_P=token_P, start_E1=start_X1, context_ON=self.context_ON)
+
+    def on_tokens(self) -> Tensor:
+        """(E, N) bool: whether each one happens on each token."""
+        happens_EN = torch.zeros(len(self.count_E), self.num_tokens, dtype=torch.bool)
+        happens_EN[self.expert_P, self.token_P] = True
+        return happens_EN
+
+    def permuted(self, generator: torch.Generator) -> "Events":
+        """The same on the tokens of one random permutation: what happens together still does."""
+        order_N = torch.randperm(self.num_tokens, generator=generator)
+        return replace(self, token_P=order_N[self.token_P])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from pipeline.symbolic.bits import LiteralWords, packed, unpacked
 from pipeline.symbolic.circuits import Circuit, bits, simplified
 from pipeline.symbolic.formulas import Formulas
 from pipeline.symbolic.gate_nets import Task, fits, learned
-from pipeline.symbolic.judging import strengths, sums_of, worth
+from pipeline.symbolic.judging import sums_of, worth
 from pipeline.symbolic.logic import Literals
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.rules import Sample, search
@@ -138,7 +138,7 @@ def _search(
     for expert_Q in _pieces(searched_X, what):
         literal_QC = candidate_EC[expert_Q]
         value_QCW = words.of(literal_QC.flatten()).view(*literal_QC.shape, -1)
-        fire_QN = strengths(fit.events, expert_Q, torch.ones_like(fit.gate_P)).bool()
+        fire_QN = fit.events.of(expert_Q).on_tokens()
         found = search(Sample(literal_QC, value_QCW, packed(fire_QN), num_tokens))
         for q, expert in enumerate(expert_Q.tolist()):
             for name, circuit in (
