@@ -74,6 +74,7 @@ MODEL: Mapping[str, str] = {
     "rule_f1_mean": "mean F1 of an expert's best rule of all learners against firing, over the experts searched",
     "rule_f1_single_gate_mean": "the same of its best gate of two literals",
     "rule_f1_same_rate_null_mean": "expected F1 of a random rule of the same rate, over those experts",
+    "rule_f1_permuted_mean": "control: the same search, but for trees and nets, where they fire on permuted tokens",
     "deep_rule_share": "share of the experts for which trees and gate networks were tried too",
     "deep_rule_f1_mean": "mean F1 of an expert's best rule of all learners against firing, over those experts",
     "deep_rule_f1_gate_mean": "the same of its best gate of two literals",

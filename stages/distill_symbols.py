@@ -23,7 +23,7 @@ from pipeline.symbolic import length_curve as length_file
 from pipeline.symbolic import names as names_file
 from pipeline.symbolic import page as symbols_page
 from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
-from pipeline.symbolic.contest import rule_metrics
+from pipeline.symbolic.contest import rule_metrics, winners
 from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
 from pipeline.symbolic.length_curve import (
     Point,
@@ -32,9 +32,10 @@ from pipeline.symbolic.length_curve import (
     r2_energy_weighted,
     readable_energy_share,
 )
-from pipeline.symbolic.logic import build_literals
+from pipeline.symbolic.logic import Literals, build_literals
 from pipeline.symbolic.names import Name, Names, Said
 from pipeline.symbolic.naming import Words, name_coordinates, name_features, name_scores, say_experts
+from pipeline.symbolic.permuted_rules import permuted_rule_f1
 from pipeline.symbolic.recording import LayerRecord, record
 from pipeline.symbolic.replacement import shortest, symbol_model
 from pipeline.symbolic.showcase import showcases
@@ -100,7 +101,7 @@ class DistillSymbolsConfig(StageConfig):
         return sizes
 
 
-@stage(name="distill-symbols", version=4)
+@stage(name="distill-symbols", version=5)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
@@ -150,6 +151,7 @@ def distill_symbols(
         **_controls(int4, check, corpus, config),
         **_tier_metrics(blocks),
         **rule_metrics([block.statements for block in blocks]),
+        "rule_f1_permuted_mean": _permuted_rules(blocks, fit, check, literals),
         **_name_metrics(quantities),
         "naming_seconds": naming_seconds,
         **measure_size(model),
@@ -240,6 +242,15 @@ def _controls(
             numbers = measure_against(control, int4, corpus, _smaller(config), config.context_length)
         recovered[f"loss_recovered_{name}"] = numbers["loss_recovered"]
     return recovered
+
+
+def _permuted_rules(
+    blocks: list[BlockSymbols], fit: list[LayerRecord], check: list[LayerRecord], shared: Literals
+) -> float:
+    """What the search for rules says of noise."""
+    searched = [torch.nonzero(winners(block.statements) >= 0)[:, 0] for block in blocks]
+    fired, fired_elsewhere = ([record.events for record in records] for records in (fit, check))
+    return permuted_rule_f1(searched, fired, fired_elsewhere, shared, current_run().generator("permuted rules"))
 
 
 def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:

@@ -19,7 +19,7 @@ BESIDE: Sequence[tuple[str, tuple[str, ...]]] = (
     ("r2_energy_weighted", ()),
     ("readable_energy_share", ("energy_share_t0", "energy_share_t4")),
     ("firing_f1_mean", ("firing_f1_same_rate_null_mean", "firing_f1_mean_dropped_as_zero")),
-    ("rule_f1_mean", ("rule_f1_single_gate_mean", "rule_f1_same_rate_null_mean")),
+    ("rule_f1_mean", ("rule_f1_single_gate_mean", "rule_f1_same_rate_null_mean", "rule_f1_permuted_mean")),
     ("deep_rule_f1_mean", ("deep_rule_f1_gate_mean", "deep_rule_f1_tree_mean", "deep_rule_f1_net_mean")),
     ("gates_per_rule_mean", ()),
     ("token_logic_f1_mean", ("token_logic_f1_same_rate_null_mean",)),

@@ -12,9 +12,10 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
-from pipeline.symbolic.bits import count, everything
+from pipeline.symbolic.bits import LiteralWords, count, everything, packed
 from pipeline.symbolic.circuits import Circuit, Gate, minimised
 from pipeline.symbolic.logic import GATE_OUTPUT_G4, BestGates, best_gates, four_cells
+from pipeline.symbolic.recording import Events
 from pipeline.symbolic.token_logic import IS_A, OR, XOR
 
 WORTH_A_LITERAL_F1 = 0.01
@@ -45,6 +46,12 @@ class Sample:
         """(Q) of firing where these sets say; sets may have more dimensions behind the first."""
         fire_QW = self.fire_QW.view(len(self.fire_QW), *[1] * (true_QW.ndim - 2), -1)
         return 2 * count(true_QW & fire_QW) / (count(true_QW) + count(fire_QW)).clamp(min=1)
+
+
+def sample_of(events: Events, words: LiteralWords, literal_QC: Tensor, expert_Q: Tensor) -> Sample:
+    """The sample of these experts, which have these candidates."""
+    value_QCW = words.of(literal_QC.flatten()).view(*literal_QC.shape, -1)
+    return Sample(literal_QC, value_QCW, packed(events.of(expert_Q).on_tokens()), events.num_tokens)
 
 
 Longer = list[Circuit | None]

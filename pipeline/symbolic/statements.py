@@ -15,14 +15,14 @@ from torch import Tensor
 
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.run import steps
-from pipeline.symbolic.bits import LiteralWords, packed, unpacked
+from pipeline.symbolic.bits import LiteralWords, unpacked
 from pipeline.symbolic.circuits import Circuit, bits, simplified
 from pipeline.symbolic.formulas import Formulas
 from pipeline.symbolic.gate_nets import Task, fits, learned
 from pipeline.symbolic.judging import sums_of, worth
 from pipeline.symbolic.logic import Literals
 from pipeline.symbolic.recording import LayerRecord
-from pipeline.symbolic.rules import Sample, search
+from pipeline.symbolic.rules import sample_of, search
 from pipeline.symbolic.tiers import COEFFICIENT_BITS
 from pipeline.symbolic.token_logic import TokenStatements, best_statements, candidates, with_own_sets
 from pipeline.symbolic.trees import grown_tree, patterns
@@ -116,7 +116,8 @@ def _tried_deeply(energy_E: Tensor, token_f1_E: Tensor, count_E: Tensor) -> Tens
     return deep_E & (energy_E > 0)
 
 
-def _pieces(expert_X: Tensor, what: str) -> Iterator[Tensor]:
+def pieces(expert_X: Tensor, what: str) -> Iterator[Tensor]:
+    """(Q) experts at a time, progress being told of `what`."""
     cut = expert_X.split(EXPERTS_A_PIECE) if len(expert_X) else ()
     for piece in steps(what, len(cut)):
         yield cut[piece]
@@ -135,11 +136,9 @@ def _search(
     circuits: dict[str, dict[int, Circuit]] = {name: {} for name in LEARNERS}
     tasks: dict[int, Task] = {}
     num_tokens = len(fit.x_ND)
-    for expert_Q in _pieces(searched_X, what):
-        literal_QC = candidate_EC[expert_Q]
-        value_QCW = words.of(literal_QC.flatten()).view(*literal_QC.shape, -1)
-        fire_QN = fit.events.of(expert_Q).on_tokens()
-        found = search(Sample(literal_QC, value_QCW, packed(fire_QN), num_tokens))
+    for expert_Q in pieces(searched_X, what):
+        sample = sample_of(fit.events, words, candidate_EC[expert_Q], expert_Q)
+        found = search(sample)
         for q, expert in enumerate(expert_Q.tolist()):
             for name, circuit in (
                 ("gate", found.gate[q]),
@@ -149,8 +148,8 @@ def _search(
                 if circuit is not None:
                     circuits[name][expert] = circuit
             if bool(deep_E[expert]):
-                given = patterns(unpacked(value_QCW[q], num_tokens), fire_QN[q])
-                literals = literal_QC[q].tolist()
+                given = patterns(*(unpacked(of[q], num_tokens) for of in (sample.value_QCW, sample.fire_QW)))
+                literals = sample.literal_QC[q].tolist()
                 tree = simplified(grown_tree(given, literals))
                 circuits["tree"][expert] = tree
                 starts = [c for c in (found.gate[q], found.chain[q], found.threshold[q], tree) if c and fits(c)]
@@ -173,7 +172,7 @@ def _judge(
 ) -> dict[str, dict[int, list[float]]]:
     """By learner and expert: F1, constant, its error, scale of the function, its error."""
     judged: dict[str, dict[int, list[float]]] = {name: {} for name in LEARNERS}
-    for expert_Q in _pieces(searched_X, what):
+    for expert_Q in pieces(searched_X, what):
         rules = [
             (name, q, circuits[name][expert])
             for q, expert in enumerate(expert_Q.tolist())

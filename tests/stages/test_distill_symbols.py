@@ -118,6 +118,7 @@ def test_metrics_are_finite_and_named(made):
         "rule_f1_mean",
         "rule_f1_single_gate_mean",
         "rule_f1_same_rate_null_mean",
+        "rule_f1_permuted_mean",
         "deep_rule_f1_tree_mean",
         "deep_rule_f1_net_mean",
         "deep_rule_won_gate_share",
@@ -141,6 +142,7 @@ def test_shares_of_tiers_sum_to_one_and_are_those_of_the_tables(made):
 def test_the_best_rules_are_no_worse_than_one_gate_and_better_than_their_null(made):
     figures = made.metrics
     assert figures["rule_f1_mean"] >= figures["rule_f1_single_gate_mean"] > figures["rule_f1_same_rate_null_mean"] + 0.1
+    assert 0 < figures["rule_f1_permuted_mean"] < figures["rule_f1_mean"] - 0.1
     assert figures["deep_rule_f1_mean"] >= figures["deep_rule_f1_gate_mean"] - 1e-6
     won = [value for name, value in figures.items() if name.startswith("deep_rule_won_")]
     assert len(won) == 5
