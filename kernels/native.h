@@ -91,8 +91,9 @@ struct AxisBiases {
     int64_t heads, rows, columns, width;
 };
 
-// kernels/jump_router: adds to y (D) the bias rows of what token n passes, by their gates. `row` is scratch.
-void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t n, int32_t set,
+// kernels/jump_router: adds to y the bias rows of what `count` tokens from `first` on pass, by their gates. y begins
+// with the first; `row` is scratch.
+void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t first, int64_t count, int32_t set,
                      std::vector<const float*>& row, float* y);
 
 // A token's pairs, from first to last of all pairs; table rows lie `stride` bytes apart.

@@ -87,8 +87,9 @@ void fired_sum_run(const FiredSum* given, const float* x, int64_t* words, int64_
                 const Pairs found{expert, firings.start[t], firings.start[t + 1], firings.start[count], stride};
                 float* y = out + (first + t) * width;
                 sums(layer.v, width, found, weight + found.first, y);
-                if (layer.biases.row) add_axis_biases(layer.biases, routing, first + t, set, firings.bias, y);
             }
+            if (layer.biases.row)
+                add_axis_biases(layer.biases, routing, first, count, set, firings.bias, out + first * width);
         }
     });
 }

@@ -270,8 +270,11 @@ struct Piece {
             const int32_t row_end = row + passing.count[h], column_end = column + passing.count[heads + h];
             const int64_t first_row = h * router.rows, first_column = heads * router.rows + h * router.columns;
             const float threshold = router.threshold[h];
-            // Written whether it fires or not: which do is a matter of chance, and a wrong guess costs more.
+            float best = -std::numeric_limits<float>::infinity();
+            for (int32_t j = column; j < column_end; j++) best = std::max(best, passing.log_gate[j]);
             for (int32_t i = row; i < row_end; i++) {
+                if (!(passing.log_gate[i] + best > threshold)) continue;
+                // Written whether it fires or not: which do is a matter of chance, and a wrong guess costs more.
                 const int64_t at = (passing.score[i] - first_row) * router.columns - first_column;
                 for (int32_t j = column; j < column_end; j++) {
                     to_cell[fired] = at + passing.score[j];
@@ -353,23 +356,27 @@ INLINE bool pass_tokens(const JumpRouter& router, const float* x, int64_t tokens
     return true;
 }
 
-// y += sum of gate * row. 64 columns at a time stay in registers while all rows are added.
-INLINE void weighted_sum(const float* const* row, const float* gate, int64_t count, int64_t width, float* y) {
+// y += sum of gate * row for some tokens, 64 columns at a time: so much of all rows stays near, and sums in registers.
+INLINE void weighted_sums(const float* const* row, const float* gate, const int64_t* start, int64_t tokens,
+                          int64_t width, float* y) {
     typedef float Eight __attribute__((vector_size(32)));
     int64_t d = 0;
-    for (; d + 64 <= width; d += 64) {
-        Eight sum[8];
-        std::memcpy(sum, y + d, sizeof sum);
-        for (int64_t q = 0; q < count; q++)
-            for (int j = 0; j < 8; j++) {
-                Eight part;
-                std::memcpy(&part, row[q] + d + 8 * j, sizeof part);
-                sum[j] += gate[q] * part;
-            }
-        std::memcpy(y + d, sum, sizeof sum);
-    }
+    for (; d + 64 <= width; d += 64)
+        for (int64_t t = 0; t < tokens; t++) {
+            Eight sum[8];
+            std::memcpy(sum, y + t * width + d, sizeof sum);
+            for (int64_t q = start[t] - start[0]; q < start[t + 1] - start[0]; q++)
+                for (int j = 0; j < 8; j++) {
+                    Eight part;
+                    std::memcpy(&part, row[q] + d + 8 * j, sizeof part);
+                    sum[j] += gate[q] * part;
+                }
+            std::memcpy(y + t * width + d, sum, sizeof sum);
+        }
     for (; d < width; d++)
-        for (int64_t q = 0; q < count; q++) y[d] += gate[q] * row[q][d];
+        for (int64_t t = 0; t < tokens; t++)
+            for (int64_t q = start[t] - start[0]; q < start[t + 1] - start[0]; q++)
+                y[t * width + d] += gate[q] * row[q][d];
 }
 
 #define STAMP(SET, TARGET, STEPS)                                                                                    \
@@ -377,8 +384,9 @@ INLINE void weighted_sum(const float* const* row, const float* gate, int64_t cou
                                   int64_t end, Piece& piece) {                                                       \
         return pass_tokens<STEPS>(router, x, tokens, begin, end, piece);                                             \
     }                                                                                                                \
-    TARGET void sum_##SET(const float* const* row, const float* gate, int64_t count, int64_t width, float* y) {      \
-        weighted_sum(row, gate, count, width, y);                                                                    \
+    TARGET void sums_##SET(const float* const* row, const float* gate, const int64_t* start, int64_t tokens,         \
+                           int64_t width, float* y) {                                                                \
+        weighted_sums(row, gate, start, tokens, width, y);                                                           \
     }
 STAMP(portable, PORTABLE_TARGET, Loops)
 STAMP(avx2, AVX2_TARGET, Vectors)
@@ -407,18 +415,19 @@ constexpr int64_t TOKENS_KEPT = 1024;  // up to so many leave their lists' memor
 
 }  // namespace
 
-void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t n, int32_t set,
+void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t first, int64_t count, int32_t set,
                      std::vector<const float*>& row, float* y) {
-    row.clear();
     const int64_t heads = biases.heads, rows = biases.rows, columns = biases.columns;
-    for (int64_t q = routing.key_start[n]; q < routing.key_start[n + 1]; q++) {
+    const int64_t* start = routing.key_start + first;
+    row.resize(start[count] - start[0]);
+    for (int64_t q = start[0]; q < start[count]; q++) {
         int64_t key = routing.score[q];
         const bool is_row = key < heads * rows;
         for (key -= is_row ? 0 : heads * rows; key >= (is_row ? rows : columns);) key -= is_row ? rows : columns;
-        row.push_back((is_row ? biases.row : biases.column) + key * biases.width);
+        row[q - start[0]] = (is_row ? biases.row : biases.column) + key * biases.width;
     }
-    const auto sum = CHOOSE(set, sum_portable, sum_avx2, sum_avx512);
-    sum(row.data(), routing.key_gate + routing.key_start[n], int64_t(row.size()), biases.width, y);
+    const auto sums = CHOOSE(set, sums_portable, sums_avx2, sums_avx512);
+    sums(row.data(), routing.key_gate + start[0], start, count, biases.width, y);
 }
 
 extern "C" {
@@ -478,7 +487,7 @@ int32_t jump_router_bias(const int32_t* score, const float* gate, const int64_t*
     in_threads(tokens, threads, [&](int64_t first, int64_t last) {
         std::vector<const float*> chosen;
         std::fill(out + first * width, out + last * width, 0.0f);
-        for (int64_t n = first; n < last; n++) add_axis_biases(biases, routing, n, set, chosen, out + n * width);
+        add_axis_biases(biases, routing, first, last - first, set, chosen, out + first * width);
     });
     return NOTHING;
 }

@@ -10,14 +10,15 @@ extern "C" {
 // As kernels/symbol_table/native.py lays it out.
 struct Symbols {
     const int32_t* first;   // cell c holds the records first[c] to first[c + 1]
-    const uint8_t* record;  // `stride` bytes each: a Head, coefficients, indices, v; after all cells' those of rules
-    const int32_t* rule;    // the wire by which record exact + i fires
+    const uint8_t* record;  // `stride` bytes each: a Head, coefficients, indices, v
+    const int32_t *spoken_first, *spoken;  // (O, V + 1): records that fire where a token stands o places back
+    const int32_t* rule;                   // the wire by which record `by_circuit` + i fires
     const uint8_t* gate;
     const int32_t *wire_a, *wire_b;
     const int32_t *true_first, *true_literal;  // (O, V + 1): literals that are true of a token o places back
     const float *dense_u, *spline_low, *spline_high, *spline_coefficient;
     AxisBiases biases;
-    int64_t stride, coordinates, exact, rules, literals, gates, vocabulary, places;
+    int64_t stride, coordinates, num_spoken, by_circuit, rules, literals, gates, vocabulary, places;
 };
 
 // The first token that is none: where it stands, and which it is.
@@ -34,7 +35,7 @@ struct Head {
     int32_t code, spline_row, dense_row, unused;  // the rows are -1 where there is none
 };
 
-constexpr int64_t TOKENS_AT_ONCE = 256;  // their lists of records stay in a core's second cache
+constexpr int64_t TOKENS_AT_ONCE = 128;  // their wires and lists stay in the nearest caches
 constexpr int64_t RECORDS_AHEAD = 6;
 constexpr int32_t SPLINE = 255, KNOTS = 9;
 constexpr float EXP_END = 10;
@@ -90,18 +91,31 @@ struct Firings {
     std::vector<const float*> bias;
 };
 
-// What literals and gates say of `count` tokens from `first` on. False for a token that is none.
-bool evaluate(const Symbols& symbols, const int64_t* token, int64_t length, int64_t first, int64_t count,
-              std::vector<uint8_t>& wire, Wrong& wrong) {
+// The first of these tokens that is none, if there is one.
+bool none_among(const Symbols& symbols, const int64_t* token, int64_t first, int64_t count, Wrong& wrong) {
+    for (int64_t at = first; at < first + count; at++)
+        if (token[at] < 0 || token[at] >= symbols.vocabulary) return wrong = {1, at, token[at]}, true;
+    return false;
+}
+
+// Visits what (O, V + 1) lists hold for a token and those before it, as far as the window and the places go.
+template <class Visit>
+INLINE void look_back(const Symbols& symbols, const int32_t* first, const int32_t* entry, const int64_t* token,
+                      int64_t in_window, Visit visit) {
+    for (int64_t back = 0; back < symbols.places && back <= in_window; back++) {
+        const int32_t* begin = first + back * (symbols.vocabulary + 1) + token[-back];
+        for (int32_t i = begin[0]; i < begin[1]; i++) visit(entry[i]);
+    }
+}
+
+// What literals and gates say of `count` tokens from `first` on.
+void evaluate(const Symbols& symbols, const int64_t* token, int64_t length, int64_t first, int64_t count,
+              std::vector<uint8_t>& wire) {
     wire.resize((symbols.literals + symbols.gates) * count);
     std::fill(wire.begin(), wire.begin() + symbols.literals * count, uint8_t(0));
     for (int64_t t = 0; t < count; t++)
-        for (int64_t back = 0; back < symbols.places && back <= (first + t) % length; back++) {
-            const int64_t at = first + t - back;
-            if (token[at] < 0 || token[at] >= symbols.vocabulary) return wrong = {1, at, token[at]}, false;
-            const int32_t* begin = symbols.true_first + back * (symbols.vocabulary + 1) + token[at];
-            for (int32_t i = begin[0]; i < begin[1]; i++) wire[symbols.true_literal[i] * count + t] = 1;
-        }
+        look_back(symbols, symbols.true_first, symbols.true_literal, token + first + t, (first + t) % length,
+                  [&](int32_t literal) { wire[literal * count + t] = 1; });
     for (int64_t g = 0; g < symbols.gates; g++) {
         const uint8_t* a = wire.data() + symbols.wire_a[g] * count;
         const uint8_t* b = wire.data() + symbols.wire_b[g] * count;
@@ -112,7 +126,6 @@ bool evaluate(const Symbols& symbols, const int64_t* token, int64_t length, int6
         const uint8_t with_both = none ^ with_a ^ with_b ^ (symbols.gate[g] & 1);
         for (int64_t t = 0; t < count; t++) out[t] = none ^ (with_a & a[t]) ^ (with_b & b[t]) ^ (with_both & a[t] & b[t]);
     }
-    return true;
 }
 
 // Sorts the rules that are true by their tokens.
@@ -137,21 +150,25 @@ void sort_rules(const Symbols& symbols, int64_t count, Firings& firings) {
 }
 
 // Lists what fires on each token: the records of its cells, then those whose rule is true.
-void list(const Symbols& symbols, const Routing& routing, int64_t first, int64_t count, Firings& firings) {
+void list(const Symbols& symbols, const Routing& routing, const int64_t* token, int64_t length, int64_t first,
+          int64_t count, Firings& firings) {
+    const auto fire = [&](int64_t record, float gate) {
+        firings.record.push_back(record);
+        firings.weight.push_back(gate);
+    };
     firings.record.clear();
     firings.weight.clear();
     firings.start.assign(1, 0);
     for (int64_t t = 0; t < count; t++) {
         for (int64_t p = routing.start[first + t]; p < routing.start[first + t + 1]; p++)
-            for (int64_t r = symbols.first[routing.cell[p]]; r < symbols.first[routing.cell[p] + 1]; r++) {
-                firings.record.push_back(r);
-                firings.weight.push_back(routing.gate[p]);
-            }
+            for (int64_t r = symbols.first[routing.cell[p]]; r < symbols.first[routing.cell[p] + 1]; r++)
+                fire(r, routing.gate[p]);
+        if (symbols.num_spoken)
+            look_back(symbols, symbols.spoken_first, symbols.spoken, token + first + t, (first + t) % length,
+                      [&](int32_t record) { fire(record, 1); });
         if (symbols.rules)
-            for (int32_t i = firings.rule_start[t]; i < firings.rule_start[t + 1]; i++) {
-                firings.record.push_back(symbols.exact + firings.rule[i]);
-                firings.weight.push_back(1);
-            }
+            for (int32_t i = firings.rule_start[t]; i < firings.rule_start[t + 1]; i++)
+                fire(symbols.by_circuit + firings.rule[i], 1);
         firings.start.push_back(int64_t(firings.record.size()));
     }
 }
@@ -218,29 +235,26 @@ void symbol_table_run(const Symbols* given, const float* x, int64_t* words, int6
     const RowDots dense_dots = row_dots_of(FLOAT32, set);
     const RowSums add_rows = row_sums_of(INT4, set);
     wrong->is = 0;
+    if ((symbols.num_spoken || symbols.rules) && none_among(symbols, token, 0, tokens, *wrong)) return;
     in_threads(tokens, threads, [&](int64_t begin, int64_t end) {
         thread_local Firings kept;
         Firings& firings = kept;
         for (int64_t first = begin; first < end; first += TOKENS_AT_ONCE) {
             const int64_t count = std::min(TOKENS_AT_ONCE, end - first);
-            Wrong mine;
             if (symbols.rules) {
-                if (!evaluate(symbols, token, length, first, count, firings.wire, mine)) {
-#pragma omp critical
-                    *wrong = mine;
-                    return;
-                }
+                evaluate(symbols, token, length, first, count, firings.wire);
                 sort_rules(symbols, count, firings);
             }
-            list(symbols, routing, first, count, firings);
+            list(symbols, routing, token, length, first, count, firings);
             weigh_all(symbols, x + first * width, count, firings, dense_dots);
             for (int64_t t = 0; t < count; t++) {
                 const Pairs found{firings.record.data(), firings.start[t], firings.start[t + 1], firings.start[count],
                                   symbols.stride};
                 float* y = out + (first + t) * width;
                 add_rows(symbols.record + v, width, found, firings.weight.data() + firings.start[t], y);
-                if (symbols.biases.row) add_axis_biases(symbols.biases, routing, first + t, set, firings.bias, y);
             }
+            if (symbols.biases.row)
+                add_axis_biases(symbols.biases, routing, first, count, set, firings.bias, out + first * width);
         }
     });
 }

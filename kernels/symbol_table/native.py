@@ -14,12 +14,14 @@ from kernels.symbol_table.checks import check_tokens, refuse, refuse_value
 from kernels.symbol_table.records import Records, records_of
 from kernels.symbol_table.tables import SymbolTables
 
-_SIZES = ("stride", "coordinates", "exact", "rules", "literals", "gates", "vocabulary", "places")
+_SIZES = (
+    "stride", "coordinates", "num_spoken", "by_circuit", "rules", "literals", "gates", "vocabulary", "places",
+)  # fmt: skip
 
 
 class _Symbols(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in Records._fields),
+        *((name, ctypes.c_void_p) for name in Records._fields[:-1]),
         ("biases", AxisBiases),
         *((name, ctypes.c_int64) for name in _SIZES),
     )
@@ -57,9 +59,9 @@ class SymbolLayer:
         self._run.restype = None
         kept, rules = records.record_RB.shape[0], records.rule_X.shape[0]
         self._given = _Symbols(
-            *map(pointer, records), axis_biases(biases, sizes, width), records.record_RB.shape[1],
-            tables.index_EK.shape[1], kept - rules, rules, tables.member_LV.shape[0], tables.gate_G.shape[0],
-            tables.member_LV.shape[1], places,
+            *map(pointer, records[:-1]), axis_biases(biases, sizes, width), records.record_RB.shape[1],
+            tables.index_EK.shape[1], records.spoken_M.shape[0], kept - rules, rules, records.num_literals,
+            records.gate_G.shape[0], tables.member_LV.shape[1], places,
         )  # fmt: skip
 
     def __call__(self, x_ND: Tensor, packed: Packed, tokens_BT: Tensor) -> Tensor:

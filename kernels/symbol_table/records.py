@@ -5,13 +5,13 @@ A record holds all that its expert needs, so that memory is waited for once and 
     scale, offset, intercept, scale of v (float32) | code, row of its spline, row of its dense u, 0 (int32) |
     coefficients (K float32) | coordinates (K uint16) | v (D / 2 bytes of two int4) | zeros up to a multiple of 64
 
-Records of T0 and T1 lie in order of their cells, those of T2 and T3 behind them. Literals are turned round: for each
-place looked back and each token, which are true of it. Records are copies of tables that were checked, so that nothing
-has to be looked at again as they run.
+Records of T0 and T1 lie in order of their cells. Behind them lie those whose rule is one literal, found by the
+token that makes it true, and last those of longer rules, with the gates that these need. Records are copies of tables
+that were checked, so that nothing has to be looked at again as they run.
 """
 
-# C cells, E experts, R records, X records of rules, K coordinates, D model width, L literals, G gates, V vocabulary,
-# O places looked back, M memberships
+# C cells, E experts, R records, X records of longer rules, K coordinates, D model width, L literals, G gates,
+# W = L + G wires, V vocabulary, O places looked back, M memberships
 
 from typing import NamedTuple
 
@@ -25,12 +25,19 @@ from kernels.symbol_table.tables import SymbolTables, Tier
 ALIGNED = 64
 """Bytes of a cache line."""
 
+PASSES_ON_A, PASSES_ON_B = 3, 5
+"""Gates that are one of their inputs."""
+
 
 class Records(NamedTuple):
     first_C1: Tensor
     """int32: cell c holds the records first[c] to first[c + 1]."""
     record_RB: Tensor
     """uint8, as drawn above."""
+    spoken_first_OV1: Tensor
+    """int32: where the records begin that fire where a token stands so many places back."""
+    spoken_M: Tensor
+    """int32: which they are."""
     rule_X: Tensor
     """int32: the wire by which each of the last records fires."""
     gate_G: Tensor
@@ -44,30 +51,49 @@ class Records(NamedTuple):
     spline_low_W: Tensor
     spline_high_W: Tensor
     spline_coefficient_WK: Tensor
+    num_literals: int
+    """How many the gates read."""
+
+
+class _Circuit(NamedTuple):
+    """The gates that some rules need, renumbered, and the literals that these read."""
+
+    literal_L: Tensor
+    """Which of the tables' literals."""
+    gate_G: Tensor
+    wire_a_G: Tensor
+    wire_b_G: Tensor
+    rule_X: Tensor
 
 
 def records_of(tables: SymbolTables, *, places: int) -> Records:
     """Copies of what is left. ValueError names the first entry of a table that is wrong (`check_tables`)."""
     check_tables(tables, places=places)
-    tier_E, cells = tables.tier_E, len(tables.cell_start_C1) - 1
-    exact_E = tier_E <= Tier.T1
-    by_rule_X = torch.nonzero((tier_E == Tier.T2) | (tier_E == Tier.T3))[:, 0]
-    kept_R = torch.cat([torch.nonzero(exact_E)[:, 0], by_rule_X])
+    num_literals, exact_E = len(tables.member_LV), tables.tier_E <= Tier.T1
+    exact_X = torch.nonzero(exact_E)[:, 0]
+    ruled_X = torch.nonzero((tables.tier_E == Tier.T2) | (tables.tier_E == Tier.T3))[:, 0]
+    wire_X = _sources(tables)[num_literals + tables.rule_E[ruled_X].long()]
+    spoken_X = wire_X < num_literals
+    circuit = _circuit(tables, wire_X[~spoken_X])
     before_E1 = torch.cat([exact_E.new_zeros(1), exact_E]).cumsum(0)
-    true_first_OV1, true_literal_M = _true_literals(tables, places)
+    spoken_first_OV1, said_M = _by_token(tables, wire_X[spoken_X], places)
+    true_first_OV1, true_literal_M = _by_token(tables, circuit.literal_L, places)
     return Records(
-        first_C1=before_E1[tables.cell_start_C1.long()].to(torch.int32).view(cells + 1),
-        record_RB=_records(tables, kept_R),
-        rule_X=(len(tables.member_LV) + tables.rule_E[by_rule_X]).to(torch.int32),
-        gate_G=tables.gate_G.clone(),
-        wire_a_G=tables.wire_a_G.clone(),
-        wire_b_G=tables.wire_b_G.clone(),
+        first_C1=before_E1[tables.cell_start_C1.long()].to(torch.int32),
+        record_RB=_records(tables, torch.cat([exact_X, ruled_X[spoken_X], ruled_X[~spoken_X]])),
+        spoken_first_OV1=spoken_first_OV1,
+        spoken_M=len(exact_X) + said_M,
+        rule_X=circuit.rule_X,
+        gate_G=circuit.gate_G,
+        wire_a_G=circuit.wire_a_G,
+        wire_b_G=circuit.wire_b_G,
         true_first_OV1=true_first_OV1,
         true_literal_M=true_literal_M,
         dense_u_FD=tables.dense_u_FD.clone(),
         spline_low_W=tables.spline_low_W.clone(),
         spline_high_W=tables.spline_high_W.clone(),
         spline_coefficient_WK=tables.spline_coefficient_WK.clone(),
+        num_literals=len(circuit.literal_L),
     )
 
 
@@ -89,13 +115,43 @@ def _records(tables: SymbolTables, kept_R: Tensor) -> Tensor:
     return torch.nn.functional.pad(record_RB, (0, -record_RB.shape[1] % ALIGNED))
 
 
-def _true_literals(tables: SymbolTables, places: int) -> tuple[Tensor, Tensor]:
-    """(O, V + 1) where they begin, and (M) which they are."""
+def _sources(tables: SymbolTables) -> Tensor:
+    """(W) the wire that each is: itself, or what its gate passes on."""
+    num_literals = len(tables.member_LV)
+    source = list(range(num_literals + len(tables.gate_G)))
+    wires = zip(tables.gate_G.tolist(), tables.wire_a_G.tolist(), tables.wire_b_G.tolist(), strict=True)
+    for gate, (kind, a, b) in enumerate(wires):
+        if kind in (PASSES_ON_A, PASSES_ON_B):
+            source[num_literals + gate] = source[a if kind == PASSES_ON_A else b]
+    return torch.tensor(source, dtype=torch.int64)
+
+
+def _circuit(tables: SymbolTables, output_X: Tensor) -> _Circuit:
+    num_literals, source_W = len(tables.member_LV), _sources(tables)
+    a_G, b_G = (source_W[wire_G.long()] for wire_G in (tables.wire_a_G, tables.wire_b_G))
+    needed_W = torch.zeros(len(source_W), dtype=torch.bool)
+    needed_W[output_X] = True
+    for gate in range(len(a_G) - 1, -1, -1):  # what a gate reads stands before it
+        if needed_W[num_literals + gate]:
+            needed_W[a_G[gate]] = needed_W[b_G[gate]] = True
+    number_W = (needed_W.cumsum(0) - 1).to(torch.int32)
+    kept_G = torch.nonzero(needed_W[num_literals:])[:, 0]
+    return _Circuit(
+        literal_L=torch.nonzero(needed_W[:num_literals])[:, 0],
+        gate_G=tables.gate_G[kept_G],
+        wire_a_G=number_W[a_G[kept_G]],
+        wire_b_G=number_W[b_G[kept_G]],
+        rule_X=number_W[output_X],
+    )
+
+
+def _by_token(tables: SymbolTables, literal_X: Tensor, places: int) -> tuple[Tensor, Tensor]:
+    """(O, V + 1) where the literals begin that a token so many places back makes true, and (M) which of the X."""
     vocabulary = tables.member_LV.shape[1]
-    literal_M, token_M = torch.nonzero(tables.member_LV, as_tuple=True)
-    key_M = tables.literal_offset_L[literal_M].long() * vocabulary + token_M
+    at_M, token_M = torch.nonzero(tables.member_LV[literal_X], as_tuple=True)
+    key_M = tables.literal_offset_L[literal_X[at_M]].long() * vocabulary + token_M
     count_X = torch.bincount(key_M, minlength=places * vocabulary).cumsum(0)
     first_OV1 = torch.cat([count_X.new_zeros(1), count_X])[
         torch.arange(places)[:, None] * vocabulary + torch.arange(vocabulary + 1)
     ]
-    return first_OV1.to(torch.int32), literal_M[torch.argsort(key_M, stable=True)].to(torch.int32)
+    return first_OV1.to(torch.int32), at_M[torch.argsort(key_M, stable=True)].to(torch.int32)

@@ -1,6 +1,6 @@
 """What is made of a module's tensors once, and again whenever one of them is another or was written to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from operator import attrgetter, is_
 from typing import Generic, TypeVar
@@ -13,9 +13,15 @@ _version = attrgetter("_version")
 
 @dataclass(slots=True)
 class _State(Generic[Made]):
+    children: list[nn.Module | None]
+    homes: list[Mapping[str, Tensor | None]]
+    """Where the tensors are looked up: dicts of the module and its children that have any."""
+    found: list[Tensor | None]
+    """What was there, tensors and names without one."""
     tensors: list[Tensor]
-    addresses: list[int]
     versions: list[int]
+    parameters: list[nn.Parameter]
+    addresses: list[int]
     beside: object
     made: Made
 
@@ -35,26 +41,39 @@ class Kept(Generic[Made]):
 
     def of(self, module: nn.Module, beside: object, make: Callable[[], Made]) -> Made:
         """What `make` makes of the module, and of `beside`, which is compared by identity."""
-        parameters: list[Tensor | None] = [*module._parameters.values()]
-        buffers: list[Tensor | None] = [*module._buffers.values()]
-        for child in module._modules.values():
-            if child is not None:
-                parameters += child._parameters.values()
-                buffers += child._buffers.values()
-        tensors = [parameter for parameter in parameters if parameter is not None]
-        addresses = list(map(Tensor.data_ptr, tensors))
-        tensors += [buffer for buffer in buffers if buffer is not None]
-        versions, state = _versions(tensors), self._state
-        if (
-            state is not None
-            and state.versions == versions
-            and state.addresses == addresses
-            and state.beside is beside
-            and all(map(is_, state.tensors, tensors))
-        ):
+        state = self._state
+        if state is not None and state.beside is beside and _unchanged(state, module):
             return state.made
-        self._state = _State(tensors, addresses, versions, beside, make())
+        self._state = _state(module, beside, make())
         return self._state.made
+
+
+def _unchanged(state: _State[Made], module: nn.Module) -> bool:
+    found: list[Tensor | None] = []
+    for home in state.homes:
+        found += home.values()
+    return (
+        [*module._modules.values()] == state.children
+        and len(found) == len(state.found)
+        and all(map(is_, found, state.found))
+        and _versions(state.tensors) == state.versions
+        and list(map(Tensor.data_ptr, state.parameters)) == state.addresses
+    )
+
+
+def _state(module: nn.Module, beside: object, made: Made) -> _State[Made]:
+    children = [*module._modules.values()]
+    modules = [module, *(child for child in children if child is not None)]
+    homes: list[Mapping[str, Tensor | None]] = [
+        home for each in modules for home in (each._parameters, each._buffers) if home
+    ]
+    found = [tensor for home in homes for tensor in home.values()]
+    tensors = [tensor for tensor in found if tensor is not None]
+    parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    return _State(
+        children=children, homes=homes, found=found, tensors=tensors, versions=_versions(tensors),
+        parameters=parameters, addresses=list(map(Tensor.data_ptr, parameters)), beside=beside, made=made,
+    )  # fmt: skip
 
 
 def _versions(tensors: list[Tensor]) -> list[int]:

@@ -3,14 +3,15 @@
 `python -m tests.benchmarks.symbols SYMBOLS_ID INT8_ID --store DIR --batch 256 1`. Both models run as they do in
 evaluation, with the C++ kernels, on the states that they have themselves of held-out tokens. Times are CPU time of this
 process, the least of `--repeats` that the models take in turns. Blocks that share a router are each shown with it; in
-the sum of all blocks it counts once. `--plot FILE` draws loss against that sum, a point a model, `--also` more of them.
+the sum of all blocks it counts once. The same calls are made with no tokens, which is what calling costs by itself.
+`--plot FILE` draws loss against the sum, a point a model, `--also` more of them.
 """
 
 # B windows, T tokens of a window, N = B * T tokens of a batch, D model width
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -62,6 +63,10 @@ class Subject:
         found = router.scores if isinstance(router, SymbolRouter) else router
         assert isinstance(found, PeerRouter)
         return found
+
+    def empty(self) -> list[list[Batch]]:
+        """As many batches as there are, with no token in them."""
+        return [[Batch(batch.x_ND[:0], batch.tokens_BT[:, :0]) for batch in batches] for batches in self.batches]
 
     def parts(self, layer: int) -> dict[str, Callable[[], object]]:
         router, experts, batches = self.router[layer], self.model.blocks()[layer].moe, self.batches[layer]
@@ -158,6 +163,18 @@ def query_line(peer: Subject, size: int, repeats: int) -> str:
     )
 
 
+def calls_line(subjects: Sequence[Subject], size: int, repeats: int, times: list[list[dict[str, float]]]) -> str:
+    """What calling costs, and what is left of all blocks without it."""
+    calls = measured([replace(subject, batches=subject.empty()) for subject in subjects], size, repeats)
+    alone, whole = ([sums(s, [pair[i] for pair in taken]) for i, s in enumerate(subjects)] for taken in (calls, times))
+    ours, theirs = ({part: w[part] - a[part] for part in PARTS} for a, w in zip(alone, whole, strict=True))
+    return (
+        f"Calls without a token, all blocks, us a token: symbols {alone[0]['layer']:.2f}, int8 "
+        f"{alone[1]['layer']:.2f}; "
+        f"the rest is {ours['layer']:.2f} and {theirs['layer']:.2f}, a ratio of {theirs['layer'] / ours['layer']:.2f}\n"
+    )
+
+
 def description(subject: Subject) -> str:
     peer, metrics, pairs = subject.peer, subject.manifest.metrics, pairs_a_token(subject)
     grid = f"{peer.num_heads} x {peer.num_keys} x {peer.num_columns}"
@@ -212,6 +229,7 @@ def main() -> None:
         for line in table(subjects, size, times):
             console.print(line)
         console.print()
+        console.print(calls_line(subjects[:2], size, asked.repeats, [pair[:2] for pair in times]))
         console.print(query_line(subjects[1], size, asked.repeats))
         if drawn:
             points = [

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from kernels.symbol_table.tables import context_of
 from pipeline.models.peer import starts
 from pipeline.symbolic import permuted_rules
-from pipeline.symbolic.logic import Literals, build_literals, context_of
+from pipeline.symbolic.logic import Literals, build_literals
 from pipeline.symbolic.permuted_rules import best_rule_f1, permuted_rule_f1
 from pipeline.symbolic.recording import Events
 
