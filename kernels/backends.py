@@ -1,6 +1,7 @@
 """Compiled kernels: Triton's for CUDA tensors; for CPU tensors the C++ library, where it was built.
 
-`python -m kernels.backends` builds it, in some twenty seconds. Without it the CPU runs stock torch operators.
+`python -m kernels.backends` builds it, in some twenty seconds. Without it the CPU runs stock torch operators. It lies
+in the checkout's `build`, or in the folder that the environment's LEGIBLE_KERNELS names.
 """
 
 import ctypes
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 _HERE = Path(__file__).parent
-_FOLDER = _HERE.parent / "build"
+_FOLDER = Path(os.environ.get("LEGIBLE_KERNELS", _HERE.parent / "build"))
 _FLAGS = (
     "-O3",
     "-std=c++17",
@@ -86,7 +87,7 @@ def build_cpu_library(folder: Path = _FOLDER) -> Path:
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
         raise RuntimeError("no C++ compiler was found; install g++ or clang++, or go on without: the torch ops run")
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
     done = subprocess.run(
         [compiler, *_FLAGS, "-o", str(scratch), *map(str, _sources())], capture_output=True, text=True, check=False

@@ -8,9 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels import backends
-from kernels.backends import INSTRUCTION_SETS, CpuLibrary, build_cpu_library, load_cpu_library
-
 # Tiny tensors: threads cost more than they give, most of all where cores are shared.
 torch.set_num_threads(1)
 
@@ -19,8 +16,12 @@ _HOME = tempfile.TemporaryDirectory(prefix="prefect-", ignore_cleanup_errors=Tru
 os.environ["PREFECT_HOME"] = _HOME.name
 os.environ.pop("PREFECT_API_URL", None)
 
-# Whether the checkout has the C++ kernels changes no test: those that want them ask for `cpu_path` or `best_library`.
-backends._FOLDER = Path(_HOME.name) / "kernels"
+# Before kernels.backends is imported: whether the checkout has the C++ kernels changes no test, nor the processes that
+# tests start. Those that want the kernels ask for `cpu_path` or `best_library`.
+os.environ["LEGIBLE_KERNELS"] = str(Path(_HOME.name) / "kernels")
+
+from kernels import backends  # noqa: E402
+from kernels.backends import INSTRUCTION_SETS, CpuLibrary, build_cpu_library, load_cpu_library  # noqa: E402
 
 SENTENCES = (
     "The miller's cat sleeps on the warm flour.",
