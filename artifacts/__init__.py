@@ -13,6 +13,7 @@ from artifacts.lineage import Circumstance as Circumstance
 from artifacts.lineage import InputRef as InputRef
 from artifacts.lineage import Lineage as Lineage
 from artifacts.lineage import Recipe as Recipe
+from artifacts.lineage import code_of_process as code_of_process
 from artifacts.lineage import code_state as code_state
 from artifacts.manifest import Manifest as Manifest
 from artifacts.store import Listing as Listing

@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NewType, Self
 
@@ -77,8 +78,8 @@ class Circumstance(BaseModel):
 
     @classmethod
     def now(cls, *, device: str, seconds: float) -> Self:
-        """The circumstances of this process at this moment."""
-        commit, dirty = code_state()
+        """The circumstances of this process at this moment. The code is that of `code_of_process`."""
+        commit, dirty = code_of_process()
         return cls(
             commit=commit,
             dirty=dirty,
@@ -115,6 +116,12 @@ class Lineage(_Asked, Circumstance):
             sources_sha256=self.sources_sha256,
             inputs={role: ref.id for role, ref in self.inputs.items()},
         )
+
+
+@cache
+def code_of_process() -> tuple[str, bool]:
+    """`code_state` when this was called first: what a process runs is what it loaded, whatever is committed since."""
+    return code_state()
 
 
 def code_state() -> tuple[str, bool]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import nn
 
-from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store
+from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store, code_of_process
 from kernels.backends import cpu_library
 from pipeline import codec
 from pipeline.run import Progress, Run, running
@@ -158,6 +158,7 @@ def run_stage(
     with store.checkpoints(recipe, anew=force, waiting=lambda: report(waiting)) as checkpoints:
         if not force and (found := store.find(recipe)) is not None:
             return Made(id=found, reused=True, seconds=0.0)  # the other process has made it
+        code_of_process()  # before hours in which the checkout may move on
         start = time.monotonic()
         with running(Run(seed=seed, device=device, checkpoints=checkpoints, report=report)):
             output = stage.fn(config, **values)

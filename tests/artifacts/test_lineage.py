@@ -1,12 +1,13 @@
 """The recipe is the identity; circumstances are recorded and change nothing."""
 
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from artifacts import ArtifactId, Circumstance, InputRef, Lineage, Recipe, code_state, lineage
+from artifacts import ArtifactId, Circumstance, InputRef, Lineage, Recipe, code_of_process, code_state, lineage
 
 PARENT = ArtifactId("prepare-corpus-0123456789ab")
 
@@ -80,7 +81,7 @@ def test_a_time_outside_utc_is_refused(circumstance):
 
 def test_now_describes_this_process():
     now = Circumstance.now(device="cpu", seconds=2.0)
-    assert (now.commit, now.dirty) == code_state()
+    assert (now.commit, now.dirty) == code_of_process()
     assert now.seconds == 2.0
 
 
@@ -98,6 +99,19 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def git(root: Path, *args: str) -> str:
     command = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b", *args]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_process_stays_with_the_code_that_it_loaded(checkout, monkeypatch):
+    monkeypatch.setattr(lineage, "code_of_process", cache(lineage.code_of_process.__wrapped__))
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "--message", "first")
+    commit = git(checkout, "rev-parse", "HEAD")
+    assert lineage.code_of_process() == (commit, False)
+    (checkout / "artifacts" / "lineage.py").write_text("second")
+    git(checkout, "commit", "--quiet", "--all", "--message", "second")
+    now = Circumstance.now(device="cpu", seconds=0.0)
+    assert (now.commit, now.dirty) == (commit, False)
+    assert code_state() == (git(checkout, "rev-parse", "HEAD"), False)
 
 
 def test_code_state_is_of_the_checkout_that_holds_the_code(checkout, tmp_path, monkeypatch):
