@@ -31,6 +31,8 @@ class StageCommand:
     step: Step
     plan: Plan
     """Settings of the stages whose artifacts are missing."""
+    planned: bool
+    """Whether a preset was named: then inputs that are not given are those made with its settings."""
     config: StageConfig
     given: Mapping[str, str]
     """The inputs that were named, by role."""
@@ -133,13 +135,15 @@ def read_stage(arguments: Sequence[str], prog: str = "python flows.py stage") ->
         kinds = " or ".join(step.stage.inputs[role].kinds)
         parser.add_argument(
             f"--{role}", metavar="ID", help=f"the {kinds} to use: an id, its beginning, or 'latest'; if not given, "
-            f"the one that the other inputs come from, or the latest that {producer} made, or one made first"
+            f"the one that the other inputs come from, or the latest that {producer} made (with --preset: by its "
+            "settings), or one made first"
         )  # fmt: skip
     _add_fields(parser, plan.config_of(step), "config")
     values = vars(parser.read(arguments))
     return StageCommand(
         step=step,
         plan=plan,
+        planned=values["preset"] is not None,
         config=_overridden(plan.config_of(step), values, "config"),
         given={role: values[role] for role in step.inputs if values[role] is not None},
         force=values["force"],
@@ -210,8 +214,8 @@ def _add_preset(parser: _Parser, arguments: Sequence[str]) -> Plan:
     presets = "; ".join(f"{name}: {preset.__doc__}" for name, preset in PRESETS.items())
     help = f"where settings start from (default: tiny). {presets}".replace("%", "%%")
     for target in (parser, ahead := _Parser(add_help=False)):
-        target.add_argument("--preset", default="tiny", metavar="NAME", help=help)
-    name = ahead.parse_known_args([_dashed(argument) for argument in arguments])[0].preset
+        target.add_argument("--preset", metavar="NAME", help=help)
+    name = ahead.parse_known_args([_dashed(argument) for argument in arguments])[0].preset or "tiny"
     return preset_of(name.replace("-", "_"))
 
 
@@ -322,7 +326,8 @@ def make_one(command: StageCommand, make: Make) -> Iterator[Made]:
         made.append(make(step, command.plan.config_of(step), inputs, False))
         return made[-1].id
 
-    inputs = inputs_of(command.step, command.given, Store(command.store), make_input)
+    plan = command.plan if command.planned else None
+    inputs = inputs_of(command.step, command.given, Store(command.store), make_input, plan=plan)
     yield from made
     yield make(command.step, command.config, inputs, command.force)
 

@@ -111,12 +111,17 @@ def made_from(name: str) -> frozenset[str]:
 
 
 def inputs_of(
-    step: Step, given: Mapping[str, str], store: Store, make: Callable[[Step, Mapping[str, ArtifactId]], ArtifactId]
+    step: Step,
+    given: Mapping[str, str],
+    store: Store,
+    make: Callable[[Step, Mapping[str, ArtifactId]], ArtifactId],
+    *,
+    plan: "Plan | None" = None,
 ) -> dict[str, ArtifactId]:
     """The ids of a step's inputs. `given` may name some of them, "latest" being the latest of its kind.
 
-    Any other is the one that the inputs found so far were made from, else the latest that the chain's stage made
-    with whatever config, else it is made: `make(step, its inputs)`.
+    Any other is the one that the inputs found so far were made from, else the latest that the chain's stage made, with
+    whatever config or (it and all it was made from) with those of a plan, else it is made: `make(step, its inputs)`.
     """
     found = {role: store.resolve(id, kind=step.stage.inputs[role].kinds) for role, id in given.items()}
     # Inputs far down the chain first: they decide which of the others belong to them.
@@ -125,10 +130,22 @@ def inputs_of(
             producer = step_of(step.inputs[role])
             found[role] = (
                 _ancestor(producer.name, found.values(), store)
-                or store.latest(stage=producer.name)
-                or make(producer, inputs_of(producer, {}, store, make))
+                or _latest(producer.name, store, plan)
+                or make(producer, inputs_of(producer, {}, store, make, plan=plan))
             )
     return {role: found[role] for role in step.inputs}
+
+
+def _latest(stage: str, store: Store, plan: "Plan | None") -> ArtifactId | None:
+    if plan is None:
+        return store.latest(stage=stage)
+    planned = {step.name: plan.config_of(step).model_dump(mode="json") for step in CHAIN}
+    for manifest in reversed(store.manifests()):
+        if manifest.lineage.stage == stage and all(
+            m.lineage.config == planned.get(m.lineage.stage) for m in store.ancestry(manifest.id)
+        ):
+            return manifest.id
+    return None
 
 
 def _ancestor(stage: str, ids: Iterable[ArtifactId], store: Store) -> ArtifactId | None:

@@ -134,8 +134,11 @@ def test_an_error_of_pydantic_names_field_value_and_wish(capsys):
         wrong()
 
 
-def _published(store: Store, stage: str, kind: str, inputs: dict[str, ArtifactId], seed: int = 0) -> ArtifactId:
-    recipe = Recipe(stage=stage, stage_version=1, config={}, seed=seed, inputs=inputs)
+def _published(
+    store: Store, stage: str, kind: str, inputs: dict[str, ArtifactId], seed: int = 0, plan: Plan | None = None
+) -> ArtifactId:
+    config = plan.config_of(step_of(stage)).model_dump(mode="json") if plan else {}
+    recipe = Recipe(stage=stage, stage_version=1, config=config, seed=seed, inputs=inputs)
     now = Circumstance.now(device="cpu", seconds=0.0)
     return store.publish(recipe=recipe, kind=kind, spec={}, tensors={}, metrics={}, files={}, circumstance=now)
 
@@ -155,6 +158,36 @@ def test_inputs_not_named_are_those_that_the_named_ones_come_from(tmp_path):
     assert inputs_of(step_of("train-dense"), {}, store, never) == {"corpus": new}
     with pytest.raises(ArtifactError, match="no artifact 'foo'"):
         inputs_of(step_of("train-dense"), {"corpus": "foo"}, store, never)
+
+
+def test_with_a_preset_inputs_are_those_made_by_its_settings_from_the_corpus_on(tmp_path):
+    """Stages whose settings two presets share are told apart by what they were made from."""
+    store, small, tiny = Store(tmp_path), PRESETS["small"](), PRESETS["tiny"]()
+    shared = small.model_copy(update={"distill_peer": tiny.distill_peer})
+    corpora, peers = {}, {}
+    for name, plan in (("small", shared), ("tiny", tiny)):
+        corpora[name] = _published(store, "prepare-corpus", "corpus", {}, plan=plan)
+        monet = _published(store, "train-monet", "monet", {"corpus": corpora[name]}, plan=plan)
+        peers[name] = _published(store, "distill-peer", "peer", {"corpus": corpora[name], "monet": monet}, plan=plan)
+    made = []
+
+    def make(step, inputs):
+        made.append((step.name, dict(inputs)))
+        return ArtifactId(f"{step.name}-made")
+
+    step = step_of("quantize-int4")
+    assert inputs_of(step, {}, store, make) == {"corpus": corpora["tiny"], "peer": peers["tiny"]}
+    assert inputs_of(step, {}, store, make, plan=shared) == {"corpus": corpora["small"], "peer": peers["small"]}
+    assert inputs_of(step_of("train-dense"), {}, store, make, plan=shared) == {"corpus": corpora["small"]}
+    assert not made
+    with pytest.raises(ArtifactError, match="made"):
+        inputs_of(step, {}, store, make, plan=PRESETS["gpu"]())
+    assert made[0] == ("prepare-corpus", {})
+    named, default = (read_stage(["quantize-int4", *flags]) for flags in (["--preset", "tiny"], []))
+    assert isinstance(named, StageCommand)
+    assert isinstance(default, StageCommand)
+    assert named.planned
+    assert not default.planned
 
 
 def test_inputs_that_the_store_lacks_are_made_first_from_the_top(tmp_path):
