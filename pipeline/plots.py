@@ -324,9 +324,13 @@ def loss_by_speed(title: str, points: Sequence[ModelPoint]) -> bytes:
         axes = figure.subplots()
         colours = [TEAL if point.name.startswith("symbols") else AMBER for point in points]
         axes.scatter([p.microseconds for p in points], [p.loss_nats for p in points], c=colours, s=50, zorder=3)
+        middle = sum(point.microseconds for point in points) / len(points)
         for point in points:
-            place = point.microseconds, point.loss_nats
-            axes.annotate(point.name, place, xytext=(6, 6), textcoords="offset points", fontsize=8)
+            side = -1 if point.microseconds > middle else 1  # the name stays within the picture
+            axes.annotate(
+                point.name, (point.microseconds, point.loss_nats), xytext=(6 * side, 6), textcoords="offset points",
+                fontsize=8, ha="right" if side < 0 else "left",
+            )  # fmt: skip
         axes.margins(x=0.25, y=0.2)
         axes.grid(visible=True, axis="both")
         axes.set_xlabel("us a token in all expert layers, routers included")

@@ -207,12 +207,16 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--plot", type=Path, help="PNG of loss against time, at the first batch size")
     parser.add_argument("--also", nargs="*", default=[], help="ids of more models for the picture")
+    parser.add_argument("--set", choices=backends.INSTRUCTION_SETS, help="instructions to use (default: the best)")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=200, highlight=False)
     library = backends.cpu_library()
     if library is None:
         raise SystemExit("the C++ kernels are not built; `make native`, then measure")
+    if asked.set is not None:
+        library = replace(library, instruction_set=asked.set)
+        backends.cpu_library = lambda: library
     console.print(f"torch {torch.__version__}, one thread, C++ kernels for {library.instruction_set}\n")
     store = Store(asked.store)
     for size in asked.batch:
