@@ -85,10 +85,11 @@ struct Routing {
           key_gate(log_gate + keys) {}
 };
 
-// Output biases of the sub-keys: a row of `width` for each of `rows` and of `columns`, null where there are none.
+// Output biases of the sub-keys: a row of `width`, `stride` apart, for each of `rows` and of `columns`; null where there
+// are none.
 struct AxisBiases {
     const float *row, *column;
-    int64_t heads, rows, columns, width;
+    int64_t heads, rows, columns, width, stride;
 };
 
 // kernels/jump_router: adds to y the bias rows of what `count` tokens from `first` on pass, by their gates. y begins

@@ -33,7 +33,8 @@ class _Layer(ctypes.Structure):
 class ExpertLayer:
     """A layer's experts made ready once: tables are checked and found, so that a call costs little beside its work.
 
-    It reads the tensors where they lie: whoever holds it makes it anew when one was moved, replaced or reshaped.
+    It reads the tensors where they lie, or copies of them: whoever holds it makes it anew when one was written to,
+    moved or replaced.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class ExpertLayer:
         if bias_E.dtype != torch.float32:
             raise ValueError(f"fired_sum got bias_E of {bias_E.dtype}; it takes torch.float32")
         _check_cells(cell_start_C1, sizes[1] * sizes[2], bias_E.shape[0])
-        self._tensors = cell_start_C1, u, bias_E, v, biases
+        axes, copies = axis_biases(biases, sizes, width)
+        self._tensors = cell_start_C1, u, bias_E, v, copies
         self._width, self._sizes = width, sizes
         self._run, self._code = library.functions.fired_sum_run, library.code
         self._run.argtypes = (
@@ -63,7 +65,7 @@ class ExpertLayer:
         )
         self._run.restype = None
         self._given = _Layer(
-            *map(pointer, (cell_start_C1, u[0], v[0], u[1], v[1], bias_E)), axis_biases(biases, sizes, width),
+            *map(pointer, (cell_start_C1, u[0], v[0], u[1], v[1], bias_E)), axes,
             PRECISIONS.index(u[0].dtype), _ACTIVATIONS.index(act),
         )  # fmt: skip
 

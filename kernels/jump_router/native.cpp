@@ -424,7 +424,7 @@ void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t f
         int64_t key = routing.score[q];
         const bool is_row = key < heads * rows;
         for (key -= is_row ? 0 : heads * rows; key >= (is_row ? rows : columns);) key -= is_row ? rows : columns;
-        row[q - start[0]] = (is_row ? biases.row : biases.column) + key * biases.width;
+        row[q - start[0]] = (is_row ? biases.row : biases.column) + key * biases.stride;
     }
     const auto sums = CHOOSE(set, sums_portable, sums_avx2, sums_avx512);
     sums(row.data(), routing.key_gate + start[0], start, count, biases.width, y);
@@ -483,7 +483,7 @@ int32_t jump_router_bias(const int32_t* score, const float* gate, const int64_t*
     routing.key_start = const_cast<int64_t*>(key_start);
     routing.score = const_cast<int32_t*>(score);
     routing.key_gate = const_cast<float*>(gate);
-    const AxisBiases biases{row, column, heads, rows, columns, width};
+    const AxisBiases biases{row, column, heads, rows, columns, width, width};
     in_threads(tokens, threads, [&](int64_t first, int64_t last) {
         std::vector<const float*> chosen;
         std::fill(out + first * width, out + last * width, 0.0f);

@@ -35,20 +35,33 @@ class AxisBiases(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("row", "column")),
-        *((name, ctypes.c_int64) for name in ("heads", "rows", "columns", "width")),
+        *((name, ctypes.c_int64) for name in ("heads", "rows", "columns", "width", "stride")),
     )
 
 
-def axis_biases(biases: tuple[Tensor, Tensor] | None, sizes: tuple[int, int, int], width: int) -> AxisBiases:
-    """Of (I, D) and (J, D) rows for the sub-keys of a router of these `sizes`, or of none. ValueError if none fits."""
+LINE = 16
+"""Floats of a cache line."""
+
+
+def axis_biases(
+    biases: tuple[Tensor, Tensor] | None, sizes: tuple[int, int, int], width: int
+) -> tuple[AxisBiases, tuple[Tensor, ...]]:
+    """Of (I, D) and (J, D) rows for the sub-keys of a router of these `sizes`, or of none; and the copies it points to.
+
+    Rows lie an odd number of cache lines apart, so that the same columns of many rows find room in the nearest cache.
+    ValueError for rows that do not fit.
+    """
     heads, *shape = sizes
+    stride = LINE * (-(-width // LINE) | 1)
+    copies = []
     for name, keys, bias_XD in zip(("row_ID", "column_JD"), shape, biases or (), strict=False):
         if bias_XD.dtype != torch.float32 or bias_XD.shape != (keys, width):
             raise ValueError(
                 f"axis biases got {name} of shape {tuple(bias_XD.shape)}, {bias_XD.dtype}; it takes ({keys}, {width}) "
                 "of torch.float32, a row for each sub-key"
             )
-    return AxisBiases(*map(pointer, biases or (None, None)), heads, *shape, width)
+        copies.append(torch.nn.functional.pad(bias_XD.detach(), (0, stride - width)))
+    return AxisBiases(*(map(pointer, copies) if copies else (None, None)), heads, *shape, width, stride), (*copies,)
 
 
 class _Outcome(ctypes.Structure):

@@ -34,8 +34,7 @@ class _Wrong(ctypes.Structure):
 class SymbolLayer:
     """A layer of symbolic experts made ready once, so that a call costs little beside its work.
 
-    Tables are copied: whoever holds it makes it anew when one was written to or replaced. Biases are read where they
-    lie.
+    Tables and biases are copied: whoever holds it makes it anew when one was written to or replaced.
     """
 
     def __init__(
@@ -50,7 +49,8 @@ class SymbolLayer:
         width, records = 2 * tables.v_EB.shape[1], records_of(tables, places=places)
         if tables.cell_start_C1.shape[0] - 1 != sizes[1] * sizes[2]:
             refuse("cell_start_C1", f"{tables.cell_start_C1.shape[0] - 1} cells", f"those of {sizes[1]} x {sizes[2]}")
-        self._records, self._biases, self._width, self._sizes = records, biases, width, sizes
+        axes, copies = axis_biases(biases, sizes, width)
+        self._records, self._biases, self._width, self._sizes = records, copies, width, sizes
         self._run, self._code = library.functions.symbol_table_run, library.code
         self._run.argtypes = (
             *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),
@@ -59,7 +59,7 @@ class SymbolLayer:
         self._run.restype = None
         kept, rules = records.record_RB.shape[0], records.rule_X.shape[0]
         self._given = _Symbols(
-            *map(pointer, records[:-1]), axis_biases(biases, sizes, width), records.record_RB.shape[1],
+            *map(pointer, records[:-1]), axes, records.record_RB.shape[1],
             tables.index_EK.shape[1], records.spoken_M.shape[0], kept - rules, rules, records.num_literals,
             records.gate_G.shape[0], tables.member_LV.shape[1], places,
         )  # fmt: skip
