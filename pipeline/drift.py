@@ -16,7 +16,8 @@ from kernels.expert_sum.reference import tokens_of_pairs
 from pipeline.corpus import Corpus
 from pipeline.measures import MeasureConfig, held_out_batches
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer import PeerExperts, PeerRouting
+from pipeline.models.peer import PeerExperts
+from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantized import QuantizedExperts
 
 MOST_TOKENS = 16_384

@@ -20,7 +20,8 @@ from kernels.product_key_topk import reference as product_keys
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.monet import MonetRouting
-from pipeline.models.peer import PeerExperts, PeerRouter, PeerRouting
+from pipeline.models.peer import PeerExperts, PeerRouter
+from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.models.transformer import Transformer
 from pipeline.run import steps

@@ -18,7 +18,8 @@ from kernels.fired_sum import ExpertLayer
 from kernels.packing import latent, pack_int4, unpack_int4
 from kernels.sr_update import NibbleTable, RowGradients, pairs_by_row
 from pipeline.models.kept import Kept
-from pipeline.models.peer import AxisBias, CellIndex, PeerRouting, PeerSpec, expert_layer, starts
+from pipeline.models.peer import AxisBias, CellIndex, PeerSpec, expert_layer, starts
+from pipeline.models.peer_routing import PeerRouting
 
 SMALLEST_SCALE = 2.0**-14
 """Below it float16 is subnormal and rounds coarsely; a row this small contributes nothing."""

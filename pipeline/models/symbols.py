@@ -22,7 +22,8 @@ from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.tables import SymbolTables
 from kernels.symbol_table.tables import shapes as table_shapes
 from pipeline.models.kept import Kept
-from pipeline.models.peer import AxisBias, CellIndex, PeerRouter, PeerRouting, PeerSpec
+from pipeline.models.peer import AxisBias, CellIndex, PeerRouter, PeerSpec
+from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantized import Int4Table
 from pipeline.symbolic.functions import BY_CODE
 from pipeline.symbolic.logic import Literals

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from kernels.activations import activation
 from kernels.expert_sum.bags import bag_sum
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer import PeerRouting, starts
+from pipeline.models.peer import starts
+from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.symbolic.recording import LayerRecord
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pipeline.corpus import Corpus
 from pipeline.measures import MeasureConfig, Nothing, held_out_batches, token_losses
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer import PeerRouting, PeerSpec
+from pipeline.models.peer import PeerSpec
+from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantized import Int4Table, QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec
 from pipeline.symbolic.assembly import BlockSymbols, FittedBlock

@@ -19,7 +19,7 @@ from pipeline.measures import (
     measure_size,
     measure_tables,
 )
-from pipeline.models.peer import PeerRouting
+from pipeline.models.peer_routing import PeerRouting
 from tests.tiny import (
     DENSE,
     EVERY_KIND,

@@ -4,16 +4,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.models.peer import (
-    THRESHOLD_GAIN,
-    CellIndex,
-    PeerExperts,
-    PeerRouter,
-    PeerRouting,
-    PeerSpec,
-    starts,
-    threshold_for,
-)
+from pipeline.models.peer import THRESHOLD_GAIN, CellIndex, PeerExperts, PeerRouter, PeerSpec, starts, threshold_for
+from pipeline.models.peer_routing import PeerRouting
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads, n sub-keys an axis, Q width of a sub-key, E experts

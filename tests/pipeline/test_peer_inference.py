@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from pipeline.models.peer import AxisBias, PassingKeys, PeerRouter, PeerSpec, threshold_for
+from pipeline.models.peer import AxisBias, PeerRouter, PeerSpec, threshold_for
+from pipeline.models.peer_routing import PassingKeys
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads

@@ -8,7 +8,8 @@ from kernels.symbol_table.tables import context_of
 from pipeline.models.conversion import keep_experts, peer_from_monet
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer import PeerRouter, PeerRouting, threshold_for
+from pipeline.models.peer import PeerRouter, threshold_for
+from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantization import to_int4
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
