@@ -111,6 +111,16 @@ def _library_name() -> str:
     return f"kernels-{digest.hexdigest()[:16]}.so"
 
 
+def check_on_cpu(op: str, *tensors: Tensor | None) -> None:
+    """ValueError unless all lie where the C++ library reads."""
+    for tensor in tensors:
+        if tensor is not None and not tensor.is_cpu:
+            raise ValueError(
+                f"{op} got a tensor of shape {tuple(tensor.shape)} on {tensor.device} for states on the CPU; it takes "
+                "all on one device: move the whole model"
+            )
+
+
 def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     """Where a contiguous tensor's elements lie, for a call of the C++ library; null for none."""
     assert tensor is None or tensor.is_contiguous()

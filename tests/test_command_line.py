@@ -164,7 +164,7 @@ def test_with_a_preset_inputs_are_those_made_by_its_settings_from_the_corpus_on(
     """Stages whose settings two presets share are told apart by what they were made from."""
     store, small, tiny = Store(tmp_path), PRESETS["small"](), PRESETS["tiny"]()
     shared = small.model_copy(update={"distill_peer": tiny.distill_peer})
-    corpora, peers = {}, {}
+    gpu, corpora, peers = PRESETS["gpu"](), {}, {}
     for name, plan in (("small", shared), ("tiny", tiny)):
         corpora[name] = _published(store, "prepare-corpus", "corpus", {}, plan=plan)
         monet = _published(store, "train-monet", "monet", {"corpus": corpora[name]}, plan=plan)
@@ -172,17 +172,19 @@ def test_with_a_preset_inputs_are_those_made_by_its_settings_from_the_corpus_on(
     made = []
 
     def make(step, inputs):
-        made.append((step.name, dict(inputs)))
-        return ArtifactId(f"{step.name}-made")
+        made.append(step.name)
+        kind = {"prepare-corpus": "corpus", "train-monet": "monet", "distill-peer": "peer"}[step.name]
+        return _published(store, step.name, kind, dict(inputs), plan=gpu)
 
     step = step_of("quantize-int4")
     assert inputs_of(step, {}, store, make) == {"corpus": corpora["tiny"], "peer": peers["tiny"]}
     assert inputs_of(step, {}, store, make, plan=shared) == {"corpus": corpora["small"], "peer": peers["small"]}
     assert inputs_of(step_of("train-dense"), {}, store, make, plan=shared) == {"corpus": corpora["small"]}
     assert not made
-    with pytest.raises(ArtifactError, match="made"):
-        inputs_of(step, {}, store, make, plan=PRESETS["gpu"]())
-    assert made[0] == ("prepare-corpus", {})
+    found = inputs_of(step, {}, store, make, plan=gpu)
+    assert made == ["prepare-corpus", "train-monet", "distill-peer"]
+    assert inputs_of(step, {}, store, make, plan=gpu) == found
+    assert len(made) == 3
     named, default = (read_stage(["quantize-int4", *flags]) for flags in (["--preset", "tiny"], []))
     assert isinstance(named, StageCommand)
     assert isinstance(default, StageCommand)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
-from kernels.backends import CpuLibrary, pointer
+from kernels.backends import CpuLibrary, check_on_cpu, pointer
 from kernels.expert_sum.checks import check_tables
 from kernels.expert_sum.native import PRECISIONS
 from kernels.jump_router.native import AxisBiases, axis_biases
@@ -50,6 +50,7 @@ class ExpertLayer:
     ) -> None:
         """`biases` are those of the axes of a router of these `sizes` (heads, rows, columns). ValueError for what does
         not fit, and for cells that do not rise from 0 to the number of experts."""
+        check_on_cpu("fired_sum", cell_start_C1, *u, bias_E, *v, *(biases or ()))
         width = u[0].shape[-1] * (2 if u[0].dtype == torch.uint8 else 1)
         check_tables(width, torch.float32, *u, bias_E, *v)
         if bias_E.dtype != torch.float32:

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kernels.backends import CpuLibrary, pointer
+from kernels.backends import CpuLibrary, check_on_cpu, pointer
 from kernels.jump_router.checks import check_statistics, check_weight, refuse
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows
@@ -86,6 +86,7 @@ class Router:
     ) -> None:
         """`weight_XD` makes the scores, or the features that `rows` are sums of; without one they are given, `reads`
         of them. All on the CPU. ValueError for what is not float32, or does not fit."""
+        check_on_cpu("jump_router", weight_XD, *(rows or ()), *statistics)
         scores = check_statistics(reads, torch.float32, rows, statistics, rule)
         if weight_XD is not None:
             check_weight(weight_XD, reads)

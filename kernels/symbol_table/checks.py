@@ -24,10 +24,15 @@ def check_shapes(
     _check_form("start_N1", start_N1, (tokens + 1,), torch.int64)
     _check_form("gate_P", gate_P, (pairs,), torch.float32)
     check_tokens(tokens_BT, tokens)
+    check_forms(tables, x_ND.shape[1])
+
+
+def check_forms(tables: SymbolTables, width: int) -> None:
+    """ValueError for the first table whose device, dtype, shape or strides do not fit. Reads no element."""
     cell_start_C1, *others = tables
     _check_form("cell_start_C1", cell_start_C1, (max(2, cell_start_C1.shape[0]),), torch.int32)
     sizes = shapes(
-        d_model=x_ND.shape[1], experts=tables.tier_E.shape[0], coordinates=tables.index_EK.shape[-1],
+        d_model=width, experts=tables.tier_E.shape[0], coordinates=tables.index_EK.shape[-1],
         dense=tables.dense_u_FD.shape[0], gates=tables.gate_G.shape[0], literals=tables.member_LV.shape[0],
         vocabulary=tables.member_LV.shape[-1], splines=tables.spline_low_W.shape[0],
     )  # fmt: skip

@@ -7,10 +7,10 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kernels.backends import CpuLibrary, pointer
+from kernels.backends import CpuLibrary, check_on_cpu, pointer
 from kernels.jump_router.native import AxisBiases, axis_biases
 from kernels.jump_router.packed import Packed
-from kernels.symbol_table.checks import check_tokens, refuse, refuse_value
+from kernels.symbol_table.checks import check_forms, check_tokens, refuse, refuse_value
 from kernels.symbol_table.records import Records, records_of
 from kernels.symbol_table.tables import SymbolTables
 
@@ -46,7 +46,10 @@ class SymbolLayer:
         sizes: tuple[int, int, int],
     ) -> None:
         """`biases` are those of the axes of a router of these `sizes`. ValueError names what does not fit."""
-        width, records = 2 * tables.v_EB.shape[1], records_of(tables, places=places)
+        width = 2 * tables.v_EB.shape[-1]
+        check_on_cpu("symbol_table", *(biases or ()))
+        check_forms(tables, width)
+        records = records_of(tables, places=places)
         if tables.cell_start_C1.shape[0] - 1 != sizes[1] * sizes[2]:
             refuse("cell_start_C1", f"{tables.cell_start_C1.shape[0] - 1} cells", f"those of {sizes[1]} x {sizes[2]}")
         axes, copies = axis_biases(biases, sizes, width)

@@ -72,9 +72,10 @@ def records_of(tables: SymbolTables, *, places: int) -> Records:
     num_literals, exact_E = len(tables.member_LV), tables.tier_E <= Tier.T1
     exact_X = torch.nonzero(exact_E)[:, 0]
     ruled_X = torch.nonzero((tables.tier_E == Tier.T2) | (tables.tier_E == Tier.T3))[:, 0]
-    wire_X = _sources(tables)[num_literals + tables.rule_E[ruled_X].long()]
+    source_W = _sources(tables)
+    wire_X = source_W[num_literals + tables.rule_E[ruled_X].long()]
     spoken_X = wire_X < num_literals
-    circuit = _circuit(tables, wire_X[~spoken_X])
+    circuit = _circuit(tables, source_W, wire_X[~spoken_X])
     before_E1 = torch.cat([exact_E.new_zeros(1), exact_E]).cumsum(0)
     spoken_first_OV1, said_M = _by_token(tables, wire_X[spoken_X], places)
     true_first_OV1, true_literal_M = _by_token(tables, circuit.literal_L, places)
@@ -126,8 +127,8 @@ def _sources(tables: SymbolTables) -> Tensor:
     return torch.tensor(source, dtype=torch.int64)
 
 
-def _circuit(tables: SymbolTables, output_X: Tensor) -> _Circuit:
-    num_literals, source_W = len(tables.member_LV), _sources(tables)
+def _circuit(tables: SymbolTables, source_W: Tensor, output_X: Tensor) -> _Circuit:
+    num_literals = len(tables.member_LV)
     a_G, b_G = (source_W[wire_G.long()] for wire_G in (tables.wire_a_G, tables.wire_b_G))
     needed_W = torch.zeros(len(source_W), dtype=torch.bool)
     needed_W[output_X] = True

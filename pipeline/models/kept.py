@@ -19,7 +19,8 @@ class _State(Generic[Made]):
     found: list[Tensor | None]
     """What was there, tensors and names without one."""
     tensors: list[Tensor]
-    versions: list[int]
+    versions: list[int] | None
+    """None where a tensor of inference mode is among them: it counts no writes, so that nothing is kept."""
     parameters: list[nn.Parameter]
     addresses: list[int]
     beside: object
@@ -56,7 +57,8 @@ def _unchanged(state: _State[Made], module: nn.Module) -> bool:
         [*module._modules.values()] == state.children
         and len(found) == len(state.found)
         and all(map(is_, found, state.found))
-        and _versions(state.tensors) == state.versions
+        and state.versions is not None
+        and list(map(_version, state.tensors)) == state.versions
         and list(map(Tensor.data_ptr, state.parameters)) == state.addresses
     )
 
@@ -70,14 +72,9 @@ def _state(module: nn.Module, beside: object, made: Made) -> _State[Made]:
     found = [tensor for home in homes for tensor in home.values()]
     tensors = [tensor for tensor in found if tensor is not None]
     parameters = [tensor for tensor in tensors if isinstance(tensor, nn.Parameter)]
+    counted = not any(tensor.is_inference() for tensor in tensors)
     return _State(
-        children=children, homes=homes, found=found, tensors=tensors, versions=_versions(tensors),
+        children=children, homes=homes, found=found, tensors=tensors,
+        versions=list(map(_version, tensors)) if counted else None,
         parameters=parameters, addresses=list(map(Tensor.data_ptr, parameters)), beside=beside, made=made,
     )  # fmt: skip
-
-
-def _versions(tensors: list[Tensor]) -> list[int]:
-    try:
-        return list(map(_version, tensors))
-    except RuntimeError:  # tensors of inference mode count no writes, and cannot be written to outside of it
-        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]

@@ -145,5 +145,14 @@ def test_what_does_not_fit_is_refused(library):
     ):
         with pytest.raises(ValueError, match=message):
             ExpertLayer(library, cells, *tables, "relu", biases, SIZES)
+    numbers = torch.zeros(H), torch.ones(H)
+    statistics, rule = AxisStatistics(*numbers, *numbers, torch.zeros(H)), Rule(I, 0.3, 0.0, 1e-5)
+    for weight_SD, message in (
+        (torch.ones(H * (I + J), 18, device="meta"), r"shape \(24, 18\) on meta"),
+        (torch.ones(H * (I + J), 18, dtype=torch.float64), "weight_XD.*float64"),
+        (torch.ones(H * (I + J) + 1, 18), r"weight_XD of shape \(25, 18\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Router(library, weight_SD, H * (I + J), None, statistics, rule)
     with pytest.raises(ValueError, match="bias_E"):
         ExpertLayer(library, cells, tables[0], torch.zeros(35), tables[2], "relu", None, SIZES)

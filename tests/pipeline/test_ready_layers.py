@@ -164,6 +164,20 @@ def test_models_of_inference_mode_run_too(cpu_path):
         made = layers(CHANGES["int8"])
         assert torch.equal(whole(*made), wanted)
         assert torch.equal(whole(router, experts, x_ND), wanted)
+        # Writes that inference mode does not count, or does: neither leaves an old layer in use.
+        for one in (made[1], experts):
+            one.u.scale_E.mul_(2)
+        after = whole(*made)
+        assert not torch.equal(after, wanted)
+        assert torch.equal(whole(router, experts, x_ND), after)
+
+
+def test_experts_on_another_device_than_the_states_are_refused(cpu_path):
+    if cpu_path == "stock":
+        pytest.skip("the parts say so themselves")
+    router, experts, x_ND = layers(CHANGES["int8"])
+    with pytest.raises(ValueError, match=r"fired_sum got a tensor of shape .* on meta"):
+        whole(router, experts.to("meta"), x_ND)
 
 
 def test_double_precision_and_states_with_gaps_go_their_own_way(cpu_path):

@@ -145,6 +145,13 @@ def test_symbols_as_a_whole_are_symbols_in_parts_and_follow_their_tables(cpu_pat
             torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-5)
             assert before is None or not torch.equal(whole, before)
             before = whole
+        if cpu_path != "stock":
+            for name, other in (("coefficient_EK", torch.float64), ("index_EK", torch.int64)):
+                kept = getattr(ours, name)
+                setattr(ours, name, kept.to(other))
+                with pytest.raises(ValueError, match=f"symbol_table got {name} with"):
+                    ours(x_ND, SymbolRouting(routing, tokens_BT))
+                setattr(ours, name, kept)
         ours.code_E[5] = 200
         if cpu_path != "stock":
             with pytest.raises(ValueError, match="code_E holds 200 at 5"):
