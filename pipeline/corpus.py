@@ -1,4 +1,4 @@
-"""A corpus: token ids in two splits, where each document begins, its domain, and the tokenizer.
+"""A corpus: token ids in three splits, where each document begins, its domain, and the tokenizer.
 
 Shape suffixes: N tokens of a split, D documents, V vocabulary, B batch, W windows, T positions of a window.
 """
@@ -59,11 +59,14 @@ class Split:
 
 @artifact_kinds("corpus")
 class Corpus:
-    """Tokens to train on, tokens held out, and what is needed to turn either back into text."""
+    """Tokens to train on, to choose by and to report on, and what is needed to turn them back into text."""
 
-    def __init__(self, spec: CorpusSpec, *, train: Split, held_out: Split, tokenizer: TextTokenizer) -> None:
+    def __init__(
+        self, spec: CorpusSpec, *, train: Split, validation: Split, held_out: Split, tokenizer: TextTokenizer
+    ) -> None:
         self.spec = spec
         self.train = train
+        self.validation = validation
         self.held_out = held_out
         self.tokenizer = tokenizer
         self.token_bytes_V = torch.tensor([len(text) for text in tokenizer.token_bytes], dtype=torch.int32)
@@ -75,7 +78,7 @@ class Corpus:
     def to_tensors(self) -> dict[str, Tensor]:
         return {"token_bytes": self.token_bytes_V} | {
             f"{name}.{part}": getattr(split, f"{part}_{axis}")
-            for name, split in (("train", self.train), ("held_out", self.held_out))
+            for name, split in (("train", self.train), ("validation", self.validation), ("held_out", self.held_out))
             for part, axis in (("tokens", "N"), ("document_start", "D"), ("document_domain", "D"))
         }
 
@@ -89,15 +92,18 @@ class Corpus:
             tokenizer = BpeTokenizer.from_json(files["tokenizer.json"].read_text(encoding="utf-8"))
         else:
             tokenizer = ByteTokenizer()
-        train, held_out = (
+        train, validation, held_out = (
             Split(
                 tokens_N=tensors[f"{name}.tokens"],
                 document_start_D=tensors[f"{name}.document_start"],
                 document_domain_D=tensors[f"{name}.document_domain"],
             )
-            for name in ("train", "held_out")
+            # Corpora of prepare-corpus version 2 and older have no validation split.
+            if f"{name}.tokens" in tensors
+            else make_split([], tokenizer)
+            for name in ("train", "validation", "held_out")
         )
-        return cls(opened, train=train, held_out=held_out, tokenizer=tokenizer)
+        return cls(opened, train=train, validation=validation, held_out=held_out, tokenizer=tokenizer)
 
 
 def make_split(documents: Iterable[tuple[int, str]], tokenizer: TextTokenizer) -> Split:
@@ -149,5 +155,6 @@ def _require_a_window(split: Split, length: int) -> None:
     if split.num_tokens <= length:
         raise ValueError(
             f"a split of {split.num_tokens} tokens holds no window of {length} inputs and their targets "
-            f"({length + 1} tokens); give the corpus more text or use a shorter window"
+            f"({length + 1} tokens); give the corpus more text, prepare it again if it is older than its validation "
+            "split, or use a shorter window"
         )

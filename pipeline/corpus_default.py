@@ -49,13 +49,17 @@ class AllowList(BaseModel):
     text_sha256: str
     max_package_bytes: Mapping[str, int]
     """By domain: a larger package gives only some of its files, chosen by their hashes."""
+    validation_families: Mapping[str, tuple[str, ...]]
     held_out_families: Mapping[str, tuple[str, ...]]
     """Family to its packages: siblings stay together, and out of every domain's train split."""
     distributions: Mapping[str, Pinned]
 
-    @property
-    def held_out_packages(self) -> frozenset[str]:
-        return frozenset(package for family in self.held_out_families.values() for package in family)
+    def split_of(self, package: str) -> str:
+        """The split that a package's documents are in."""
+        for split, families in (("validation", self.validation_families), ("held_out", self.held_out_families)):
+            if any(package in packages for packages in families.values()):
+                return split
+        return "train"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,11 +122,12 @@ def _read(allowed: AllowList) -> DocumentSplits:
         for document in _package_documents(files_of[package], allowed.max_package_bytes)
     ]
     documents.sort(key=lambda document: (DOMAINS.index(document.domain), document.origin, document.name))
-    held_out = allowed.held_out_packages
-    return without_repeats(
-        (document for document in documents if document.origin not in held_out),
-        (document for document in documents if document.origin in held_out),
+    split_of = {package: allowed.split_of(package) for package in {document.origin for document in documents}}
+    train, validation, held_out = (
+        [document for document in documents if split_of[document.origin] == split]
+        for split in ("train", "validation", "held_out")
     )
+    return without_repeats(train, validation, held_out)
 
 
 def _recorded_files(name: str, pinned: Pinned) -> list[_File]:
@@ -242,14 +247,14 @@ def _is_readable(line: str) -> bool:
 
 
 def _thinned(splits: DocumentSplits, max_bytes: int) -> DocumentSplits:
-    total = sum(document.num_bytes for document in (*splits.train, *splits.held_out))
+    total = sum(document.num_bytes for document in splits.documents)
     if total <= max_bytes:
         return splits
-    train, held_out = (
-        tuple(document for domain in DOMAINS for document in _share_of(documents, domain, max_bytes / total))
-        for documents in (splits.train, splits.held_out)
-    )
-    return DocumentSplits(train=train, held_out=held_out, num_dropped=splits.num_dropped)
+    thinned = {
+        name: tuple(document for domain in DOMAINS for document in _share_of(documents, domain, max_bytes / total))
+        for name, documents in splits.by_name.items()
+    }
+    return DocumentSplits(**thinned, num_dropped=splits.num_dropped)
 
 
 def _share_of(documents: Iterable[Document], domain: str, share: float) -> list[Document]:

@@ -1,4 +1,4 @@
-"""Documents of text in two splits, and what is dropped so that the held-out ones are new to the model."""
+"""Documents of text in three splits, and what is dropped so that no split repeats another."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,24 +24,43 @@ class Document:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DocumentSplits:
     train: tuple[Document, ...]
+    validation: tuple[Document, ...]
+    """What rates, budgets and thresholds are chosen on; nothing is reported of it."""
     held_out: tuple[Document, ...]
     num_dropped: int
     """Documents left out since they repeat others."""
 
     @property
+    def by_name(self) -> dict[str, tuple[Document, ...]]:
+        return {"train": self.train, "validation": self.validation, "held_out": self.held_out}
+
+    @property
+    def documents(self) -> tuple[Document, ...]:
+        return (*self.train, *self.validation, *self.held_out)
+
+    @property
     def domains(self) -> tuple[str, ...]:
         """In order of appearance."""
-        return tuple(dict.fromkeys(document.domain for document in (*self.train, *self.held_out)))
+        return tuple(dict.fromkeys(document.domain for document in self.documents))
 
 
-def without_repeats(train: Iterable[Document], held_out: Iterable[Document]) -> DocumentSplits:
-    """Each text once, the first time it appears; held-out ones that mostly repeat train are dropped."""
-    train, held_out = tuple(train), tuple(held_out)
+def without_repeats(
+    train: Iterable[Document], validation: Iterable[Document], held_out: Iterable[Document]
+) -> DocumentSplits:
+    """Each text once, the first time it appears. Dropped are held-out documents that mostly repeat train, and
+    documents of validation that mostly repeat either."""
+    train, validation, held_out = tuple(train), tuple(validation), tuple(held_out)
     seen: set[bytes] = set()
     kept_train = tuple(_first_of_their_text(train, seen))
     kept_held_out = tuple(_without_near_repeats(kept_train, tuple(_first_of_their_text(held_out, seen))))
-    num_dropped = len(train) + len(held_out) - len(kept_train) - len(kept_held_out)
-    return DocumentSplits(train=kept_train, held_out=kept_held_out, num_dropped=num_dropped)
+    others = (*kept_train, *kept_held_out)
+    kept_validation = tuple(_without_near_repeats(others, tuple(_first_of_their_text(validation, seen))))
+    return DocumentSplits(
+        train=kept_train,
+        validation=kept_validation,
+        held_out=kept_held_out,
+        num_dropped=len(train) + len(validation) + len(held_out) - len(others) - len(kept_validation),
+    )
 
 
 def sample_of(documents: Iterable[Document], num_bytes: int) -> list[str]:
@@ -59,7 +78,7 @@ def sample_of(documents: Iterable[Document], num_bytes: int) -> list[str]:
 def text_sha256(splits: DocumentSplits) -> str:
     """One digest of every text with its split, domain, origin and name, in order."""
     digest = hashlib.sha256()
-    for split, documents in (("train", splits.train), ("held_out", splits.held_out)):
+    for split, documents in splits.by_name.items():
         for document in documents:
             for part in (split, document.domain, document.origin, document.name, document.text):
                 data = part.encode()
@@ -75,12 +94,12 @@ def _first_of_their_text(documents: Sequence[Document], seen: set[bytes]) -> Ite
             yield document
 
 
-def _without_near_repeats(train: Sequence[Document], held_out: Sequence[Document]) -> Iterator[Document]:
-    """Drops a held-out document if more than half of its runs of five lines stand in the train split too."""
-    shingles_of = [_shingles(document.text) for document in held_out]
+def _without_near_repeats(others: Sequence[Document], documents: Sequence[Document]) -> Iterator[Document]:
+    """Drops a document if more than half of its runs of five lines stand in the others too."""
+    shingles_of = [_shingles(document.text) for document in documents]
     wanted = set().union(*shingles_of)
-    repeated = {shingle for document in train for shingle in _shingles(document.text) if shingle in wanted}
-    for document, shingles in zip(held_out, shingles_of, strict=True):
+    repeated = {shingle for document in others for shingle in _shingles(document.text) if shingle in wanted}
+    for document, shingles in zip(documents, shingles_of, strict=True):
         if sum(shingle in repeated for shingle in shingles) * 2 <= len(shingles):
             yield document
 

@@ -29,6 +29,7 @@ _MAX_INVALID_SHARE = 0.01
 class Reading:
     """How sources are read; the fields are those of the stage's config."""
 
+    validation_share: float
     held_out_share: float
     max_bytes: int
     text_field: str
@@ -55,11 +56,15 @@ class Source:
 
 
 def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
-    """Every source split by itself: its last share is held out. ValueError for unusable sources."""
+    """Every source split by itself: its last share is held out, the one before it for validation.
+
+    ValueError for unusable sources.
+    """
     share_bytes = reading.max_bytes // len(sources)
     parts = [_split_source(Source.parse(source), reading, share_bytes) for source in sources]
     splits = DocumentSplits(
         train=tuple(document for part in parts for document in part.train),
+        validation=tuple(document for part in parts for document in part.validation),
         held_out=tuple(document for part in parts for document in part.held_out),
         num_dropped=sum(part.num_dropped for part in parts),
     )
@@ -100,31 +105,44 @@ def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentS
     ]
     if not documents:
         raise ValueError(f"{source.location!r} holds no text; name a source that does")
+    return _split(documents, reading, source.location)
+
+
+def _split(documents: list[Document], reading: Reading, location: str) -> DocumentSplits:
+    """The last documents are held out, those before them are for validation; the end of a text where there is one."""
     if len(documents) == 1:
-        return _split_by_bytes(documents[0], reading.held_out_share, source.location)
-    num_train = min(len(documents) - 1, max(1, int(len(documents) * (1 - reading.held_out_share))))
-    splits = without_repeats(documents[:num_train], documents[num_train:])
+        head, tail = _cut(documents[0], reading.held_out_share, location)
+        train, validation = _cut(head, reading.validation_share / (1 - reading.held_out_share), location)
+        return DocumentSplits(train=(train,), validation=(validation,), held_out=(tail,), num_dropped=0)
+    num_before = min(len(documents) - 1, max(1, int(len(documents) * (1 - reading.held_out_share))))
+    before, held_out = documents[:num_before], documents[num_before:]
+    if num_before == 1:
+        train, validation = ([part] for part in _cut(before[0], reading.validation_share, location))
+    else:
+        num_train = min(num_before - 1, max(1, num_before - round(len(documents) * reading.validation_share)))
+        train, validation = before[:num_train], before[num_train:]
+    splits = without_repeats(train, validation, held_out)
     if not splits.held_out:
         raise ValueError(
-            f"every held-out document of {source.location!r} repeats its other documents; "
+            f"every held-out document of {location!r} repeats its other documents; "
             f"give more varied text or a held_out_share above {reading.held_out_share}"
         )
     return splits
 
 
-def _split_by_bytes(document: Document, held_out_share: float, location: str) -> DocumentSplits:
-    """The tail of the text is held out: its last `held_out_share` of bytes, from the next character on."""
+def _cut(document: Document, tail_share: float, location: str) -> tuple[Document, Document]:
+    """Head and tail of the text: its last `tail_share` of bytes, from the next character on."""
     data = document.text.encode()
-    cut = int(len(data) * (1 - held_out_share))
+    cut = int(len(data) * (1 - tail_share))
     while cut < len(data) and data[cut] & 0xC0 == 0x80:
         cut += 1
     if not 0 < cut < len(data):
         raise ValueError(f"{location!r} has {len(data)} bytes of text, too few to hold some out; give more text")
     head, tail = (
-        Document(domain=document.domain, origin=document.origin, name=name, text=part.decode())
-        for name, part in (("head", data[:cut]), ("tail", data[cut:]))
+        Document(domain=document.domain, origin=document.origin, name=f"{document.name} {part}", text=text.decode())
+        for part, text in (("head", data[:cut]), ("tail", data[cut:]))
     )
-    return DocumentSplits(train=(head,), held_out=(tail,), num_dropped=0)
+    return head, tail
 
 
 def _first_bytes(texts: Iterable[tuple[str, str]], max_bytes: int) -> Iterator[tuple[str, str]]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
-from pipeline.corpus import Corpus, held_out_windows
+from pipeline.corpus import Corpus, Split, held_out_windows
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.monet import MonetRouting
 from pipeline.models.peer import PeerExperts, PeerRouter
@@ -41,8 +41,19 @@ class MeasureConfig(BaseModel):
 def held_out_batches(
     corpus: Corpus, config: MeasureConfig, context_length: int, what: str = "measure"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(B, T) inputs and targets of the held-out windows, the same at every call."""
-    inputs_WT, targets_WT = held_out_windows(corpus.held_out, num_tokens=config.tokens, length=context_length)
+    """(B, T) inputs and targets of the held-out windows, the same at every call: for what is reported."""
+    return _batches(corpus.held_out, config, context_length, what)
+
+
+def validation_batches(
+    corpus: Corpus, config: MeasureConfig, context_length: int, what: str = "measure"
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same of the validation split: for what is chosen."""
+    return _batches(corpus.validation, config, context_length, what)
+
+
+def _batches(split: Split, config: MeasureConfig, context_length: int, what: str) -> Iterator[tuple[Tensor, Tensor]]:
+    inputs_WT, targets_WT = held_out_windows(split, num_tokens=config.tokens, length=context_length)
     for batch in steps(what, math.ceil(len(inputs_WT) / config.batch_size)):
         rows = slice(batch * config.batch_size, (batch + 1) * config.batch_size)
         yield inputs_WT[rows], targets_WT[rows]
@@ -71,6 +82,15 @@ def experts_zeroed(model: Transformer) -> Iterator[None]:
     finally:
         for block, moe in zip(model.blocks(), experts, strict=True):
             block.moe = moe
+
+
+@torch.no_grad()
+def validation_loss(model: Transformer, corpus: Corpus, config: MeasureConfig, context_length: int) -> float:
+    """Mean loss in nats a token on the validation split."""
+    loss, device = _Mean(), model.lm_head.weight.device
+    for inputs_BT, targets_BT in validation_batches(corpus, config, context_length, "measure on validation"):
+        loss.add(token_losses(model(inputs_BT.to(device)), targets_BT.to(device)))
+    return loss.mean
 
 
 class _Mean:

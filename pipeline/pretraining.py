@@ -7,7 +7,7 @@ import torch
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.curve import to_csv
 from pipeline.losses import next_token
-from pipeline.measures import MeasureConfig, measure, measure_routing, measure_size
+from pipeline.measures import MeasureConfig, measure, measure_routing, measure_size, validation_loss
 from pipeline.models.language_model import ExpertSpec, LanguageModel, ModelSpec
 from pipeline.models.transformer import Trace, TransformerShape, TransformerSpec
 from pipeline.plots import Panel, training_curve
@@ -54,6 +54,7 @@ def pretrain(
     )  # fmt: skip
     metrics = {
         **measure(model, corpus, measured, training.context_length),
+        "validation_loss_nats": validation_loss(model, corpus, measured, training.context_length),
         **measure_routing(model, corpus, measured, training.context_length),
         **measure_size(model),
         **fitted.losses,

@@ -252,7 +252,7 @@ def shakespeare() -> Plan:
     measure = MeasureConfig(tokens=10_000_000)  # all there are
     return Plan(
         chain=("prepare-corpus", "train-dense", "train-monet", "train-peer"),
-        prepare_corpus=PrepareCorpusConfig(tokenizer="bytes", held_out_share=0.1),
+        prepare_corpus=PrepareCorpusConfig(tokenizer="bytes", validation_share=0.01, held_out_share=0.1),
         train_dense=TrainDenseConfig(training=training, measure=measure),
         train_monet=TrainMonetConfig(training=training, measure=measure),
         train_peer=TrainPeerConfig(training=training, measure=measure),

@@ -44,6 +44,13 @@ class PrepareCorpusConfig(StageConfig):
         description="Share held out of every source of one's own, 0 to 1: its last documents, or the last "
         "bytes of a single text. The default corpus holds out a fixed list of packages.",
     )
+    validation_share: float = Field(
+        default=0.05,
+        gt=0,
+        lt=1,
+        description="Share of every source of one's own, 0 to 1, that settings are chosen on: the documents before "
+        "the held-out ones, or the bytes of a single text. The default corpus has a fixed list of packages for it.",
+    )
     max_bytes: int = Field(
         default=64_000_000,
         ge=1000,
@@ -76,18 +83,18 @@ def sources_digest(config: PrepareCorpusConfig) -> str:
     return sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
 
 
-@stage(name="prepare-corpus", version=2, sources=sources_digest)
+@stage(name="prepare-corpus", version=3, sources=sources_digest)
 def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
-    """text -> corpus: documents with their domains as tokens, some held out."""
+    """text -> corpus: documents with their domains as tokens, some to choose by, some held out."""
     splits = _read(config)
     tokenizer = _tokenizer(config, splits)
     spec = CorpusSpec(tokenizer=config.tokenizer, vocab_size=len(tokenizer.token_bytes), domains=splits.domains)
     index = {domain: i for i, domain in enumerate(splits.domains)}
-    train, held_out = (
-        make_split(((index[document.domain], document.text) for document in documents), tokenizer)
-        for documents in (splits.train, splits.held_out)
-    )
-    corpus = Corpus(spec, train=train, held_out=held_out, tokenizer=tokenizer)
+    encoded = {
+        name: make_split(((index[document.domain], document.text) for document in documents), tokenizer)
+        for name, documents in splits.by_name.items()
+    }
+    corpus = Corpus(spec, **encoded, tokenizer=tokenizer)
     files = {"contents.json": _contents(splits), "plot.png": _picture(splits, corpus)}
     return Output(value=corpus, metrics=_metrics(splits, corpus), files=files)
 
@@ -96,6 +103,7 @@ def _read(config: PrepareCorpusConfig) -> DocumentSplits:
     if not config.sources:
         return read_default(max_bytes=config.max_bytes)
     reading = Reading(
+        validation_share=config.validation_share,
         held_out_share=config.held_out_share,
         max_bytes=config.max_bytes,
         text_field=config.text_field,
@@ -111,13 +119,14 @@ def _tokenizer(config: PrepareCorpusConfig, splits: DocumentSplits) -> TextToken
 
 
 def _metrics(splits: DocumentSplits, corpus: Corpus) -> Mapping[str, float]:
-    text_bytes = _bytes_by_domain((*splits.train, *splits.held_out))
+    text_bytes = _bytes_by_domain(splits.documents)
     held_out_bytes = sum(document.num_bytes for document in splits.held_out)
     return {
         "text_bytes": text_bytes.total(),
         **{f"text_bytes_{domain}": text_bytes[domain] for domain in splits.domains},
         "held_out_text_bytes": held_out_bytes,
         "train_tokens": corpus.train.num_tokens,
+        "validation_tokens": corpus.validation.num_tokens,
         "held_out_tokens": corpus.held_out.num_tokens,
         "bytes_per_token_held_out": held_out_bytes / corpus.held_out.num_tokens,
         "documents_dropped": splits.num_dropped,
@@ -134,7 +143,7 @@ def _xz_bits_per_byte(splits: DocumentSplits) -> float:
 def _contents(splits: DocumentSplits) -> bytes:
     """JSON: text bytes by split, domain and origin."""
     counts: dict[str, dict[str, Counter[str]]] = {}
-    for split, documents in (("train", splits.train), ("held_out", splits.held_out)):
+    for split, documents in splits.by_name.items():
         for document in documents:
             by_origin = counts.setdefault(split, {}).setdefault(document.domain, Counter())
             by_origin[document.origin] += document.num_bytes

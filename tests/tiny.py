@@ -77,13 +77,14 @@ def tiny_tokens(batch=3, length=7, vocab_size=23, seed=1) -> torch.Tensor:
 
 
 def tiny_corpus(repeats=60) -> Corpus:
-    """One text again and again, as bytes: a tenth of it is held out."""
+    """One text again and again, as bytes: the same tenth of it is for validation and held out."""
     tokenizer = ByteTokenizer()
     documents = [TEXT * (1 + i % 3) for i in range(repeats)]
     cut = repeats * 9 // 10
     return Corpus(
         CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("farm",)),
         train=make_split(((0, text) for text in documents[:cut]), tokenizer),
+        validation=make_split(((0, text) for text in documents[cut:]), tokenizer),
         held_out=make_split(((0, text) for text in documents[cut:]), tokenizer),
         tokenizer=tokenizer,
     )

@@ -59,7 +59,7 @@ def symbols_store(root: Path, model: LanguageModel) -> Store:
     tokenizer = ByteTokenizer()
     split = make_split([(0, TEXT * 12)], tokenizer)
     spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("text",))
-    corpus = Corpus(spec, train=split, held_out=split, tokenizer=tokenizer)
+    corpus = Corpus(spec, train=split, validation=split, held_out=split, tokenizer=tokenizer)
 
     def publish(stage, value, files, version=1, **inputs):
         return store.publish(

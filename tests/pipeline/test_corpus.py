@@ -87,7 +87,7 @@ def test_every_position_knows_its_document_and_domain():
 @pytest.mark.parametrize("tokenizer", [BPE, ByteTokenizer()], ids=["bpe", "bytes"])
 def test_the_bytes_of_a_splits_tokens_sum_to_the_bytes_of_its_text(tokenizer):
     split = make_split(DOCUMENTS, tokenizer)
-    corpus = Corpus(spec_of(tokenizer), train=split, held_out=split, tokenizer=tokenizer)
+    corpus = Corpus(spec_of(tokenizer), train=split, validation=split, held_out=split, tokenizer=tokenizer)
     assert corpus.token_bytes_V.dtype == torch.int32
     assert corpus.token_bytes_V[split.tokens_N.long()].sum() == sum(len(text.encode()) for _, text in DOCUMENTS)
 
@@ -105,6 +105,7 @@ def test_a_corpus_comes_back_from_its_tensors_and_files(tokenizer, tmp_path):
     corpus = Corpus(
         spec_of(tokenizer),
         train=make_split(DOCUMENTS, tokenizer),
+        validation=make_split(DOCUMENTS[1:2], tokenizer),
         held_out=make_split(DOCUMENTS[:1], tokenizer),
         tokenizer=tokenizer,
     )
@@ -117,6 +118,16 @@ def test_a_corpus_comes_back_from_its_tensors_and_files(tokenizer, tmp_path):
     for name, tensor in opened.to_tensors().items():
         assert torch.equal(tensor, corpus.to_tensors()[name]), name
     assert opened.tokenizer.encode("the last") == tokenizer.encode("the last")
+
+
+def test_a_corpus_from_before_there_was_a_validation_split_opens_and_says_so_where_it_is_needed(tmp_path):
+    split, tokenizer = make_split(DOCUMENTS, ByteTokenizer()), ByteTokenizer()
+    corpus = Corpus(spec_of(tokenizer), train=split, validation=split, held_out=split, tokenizer=tokenizer)
+    older = {name: tensor for name, tensor in corpus.to_tensors().items() if not name.startswith("validation")}
+    opened = Corpus.restore("corpus", corpus.spec.model_dump(mode="json"), older, {})
+    assert torch.equal(opened.held_out.tokens_N, split.tokens_N)
+    with pytest.raises(ValueError, match=r"a split of 0 tokens holds no window .* prepare it again if it is older"):
+        held_out_windows(opened.validation, num_tokens=None, length=4)
 
 
 def spec_of(tokenizer) -> CorpusSpec:

@@ -37,9 +37,10 @@ def test_only_pure_python_wheels_are_listed():
         assert all(tag.endswith("-none-any") for tag in tags), name
 
 
-def test_every_held_out_package_exists_and_belongs_to_one_family():
+def test_every_package_out_of_train_exists_and_belongs_to_one_family():
     allowed = allow_list()
-    packages = [package for family in allowed.held_out_families.values() for package in family]
+    families = (*allowed.held_out_families.values(), *allowed.validation_families.values())
+    packages = [package for family in families for package in family]
     assert len(packages) == len(set(packages))
     known = {
         file.package for name, pinned in allowed.distributions.items()
@@ -92,28 +93,34 @@ def test_over_long_lines_base64_and_tables_of_numbers_are_dropped():
 
 def test_the_default_corpus_has_the_expected_text_in_four_domains(splits):
     assert splits.domains == DOMAINS
-    assert sum(document.num_bytes for document in (*splits.train, *splits.held_out)) > 20_000_000
+    assert sum(document.num_bytes for document in splits.documents) > 20_000_000
 
 
-def test_no_package_family_is_in_both_splits(splits):
-    family_of = {p: family for family, packages in allow_list().held_out_families.items() for p in packages}
-    train, held_out = (
+def test_no_package_family_is_in_two_splits(splits):
+    allowed = allow_list()
+    families = {**allowed.held_out_families, **allowed.validation_families}
+    family_of = {p: family for family, packages in families.items() for p in packages}
+    train, validation, held_out = (
         {family_of.get(document.origin, document.origin) for document in documents}
-        for documents in (splits.train, splits.held_out)
+        for documents in (splits.train, splits.validation, splits.held_out)
     )
-    assert held_out == set(allow_list().held_out_families)
-    assert not train & held_out
+    assert held_out == set(allowed.held_out_families)
+    assert validation == set(allowed.validation_families)
+    assert not train & (held_out | validation)
+    assert not validation & held_out
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_is_held_out_in_part_and_ruled_by_no_package(splits, domain):
     sizes: dict[str, int] = {}
-    for document in (*splits.train, *splits.held_out):
+    for document in splits.documents:
         if document.domain == domain:
             sizes[document.origin] = sizes.get(document.origin, 0) + document.num_bytes
     held_out = sum(document.num_bytes for document in splits.held_out if document.domain == domain)
     assert max(sizes.values()) < 0.15 * sum(sizes.values())
     assert 0.05 < held_out / sum(sizes.values()) < 0.11
+    validation = sum(document.num_bytes for document in splits.validation if document.domain == domain)
+    assert 0.04 < validation / sum(sizes.values()) < 0.15
 
 
 def test_a_smaller_corpus_keeps_the_shares_of_domains_and_splits(splits):
@@ -121,10 +128,10 @@ def test_a_smaller_corpus_keeps_the_shares_of_domains_and_splits(splits):
     sizes = [
         {domain: sum(d.num_bytes for d in documents if d.domain == domain) for domain in DOMAINS}
         for each in (splits, small)
-        for documents in (each.train, each.held_out)
+        for documents in each.by_name.values()
     ]
-    total = sum(sum(part.values()) for part in sizes[:2])
-    for whole, part in zip(sizes[:2], sizes[2:], strict=True):
+    total = sum(sum(part.values()) for part in sizes[:3])
+    for whole, part in zip(sizes[:3], sizes[3:], strict=True):
         for domain in DOMAINS:
             assert part[domain] == pytest.approx(whole[domain] * 2_000_000 / total, rel=0.2, abs=20_000)
-    assert sum(sum(part.values()) for part in sizes[2:]) <= 2_000_000
+    assert sum(sum(part.values()) for part in sizes[3:]) <= 2_000_000

@@ -9,7 +9,7 @@ import pytest
 from pipeline.corpus_documents import Document, sample_of, text_sha256, without_repeats
 from pipeline.corpus_sources import Reading, Source, read_sources, sources_sha256
 
-READING = Reading(held_out_share=0.1, max_bytes=10**9, text_field="text", hf_split="train")
+READING = Reading(validation_share=0.05, held_out_share=0.1, max_bytes=10**9, text_field="text", hf_split="train")
 
 
 def read(*sources, **changes):
@@ -31,11 +31,14 @@ def write_jsonl(path, rows):
 
 
 @pytest.mark.parametrize("size", [10, 37, 1009])
-def test_the_last_tenth_of_the_bytes_of_a_single_text_is_held_out(tmp_path, size):
+def test_the_last_tenth_of_the_bytes_of_a_single_text_is_held_out_and_validation_is_before_it(tmp_path, size):
     text = "".join(chr(97 + i % 23) for i in range(size))
     (tmp_path / "play.txt").write_text(text)
     splits = read(tmp_path / "play.txt")
-    assert texts(splits.train) == [text[: int(size * 0.9)]]
+    (train,), (validation,) = texts(splits.train), texts(splits.validation)
+    assert train + validation == text[: int(size * 0.9)]
+    assert len(validation) == pytest.approx(0.05 * size, abs=1)
+    assert validation
     assert texts(splits.held_out) == [text[int(size * 0.9) :]]
     assert splits.domains == ("play",)
 
@@ -43,7 +46,7 @@ def test_the_last_tenth_of_the_bytes_of_a_single_text_is_held_out(tmp_path, size
 def test_a_text_is_not_cut_inside_a_character(tmp_path):
     (tmp_path / "a.txt").write_text("ü" * 15, encoding="utf-8")
     splits = read(tmp_path / "a.txt")
-    assert "".join(texts(splits.train) + texts(splits.held_out)) == "ü" * 15
+    assert "".join(texts(splits.documents)) == "ü" * 15
 
 
 def test_a_folder_gives_its_text_files_by_name_and_holds_out_the_last(tmp_path):
@@ -54,7 +57,8 @@ def test_a_folder_gives_its_text_files_by_name_and_holds_out_the_last(tmp_path):
     (tmp_path / ".git").mkdir()
     (tmp_path / ".git" / "hidden.txt").write_text("hidden")
     splits = read(f"notes={tmp_path}")
-    assert texts(splits.train) == [f"text {i}" for i in range(18)]
+    assert texts(splits.train) == [f"text {i}" for i in range(17)]
+    assert texts(splits.validation) == ["text 17"]
     assert texts(splits.held_out) == ["text 18", "text 19"]
     assert splits.domains == ("notes",)
 
@@ -64,7 +68,8 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path):
     write_jsonl(tmp_path / "rows.jsonl", rows)
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     lines, table = (read(tmp_path / name, text_field="body") for name in ("rows.jsonl", "rows.parquet"))
-    assert texts(lines.train) == texts(table.train) == [f"text {i}" for i in range(11)]
+    assert texts(lines.train) == texts(table.train) == [f"text {i}" for i in range(10)]
+    assert texts(lines.validation) == texts(table.validation) == ["text 10"]
     assert texts(lines.held_out) == texts(table.held_out)
 
 
@@ -80,7 +85,7 @@ def test_max_bytes_is_shared_by_the_sources(tmp_path):
     for name in "ab":
         (tmp_path / f"{name}.txt").write_text(name * 700)
     splits = read(tmp_path / "a.txt", tmp_path / "b.txt", max_bytes=100)
-    assert [len(text) for text in texts(splits.train)] == [45, 45]
+    assert [len(text) for text in texts((*splits.train, *splits.validation))] == [42, 42, 3, 3]
     assert splits.domains == ("a", "b")
 
 
@@ -177,7 +182,8 @@ def test_a_few_invalid_bytes_are_replaced(tmp_path):
 
 def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"text": "a \\ud800 b"}\n{"text": "c"}')
-    assert texts(read(tmp_path / "a.jsonl").train) == ["a \N{REPLACEMENT CHARACTER} b"]
+    splits = read(tmp_path / "a.jsonl")
+    assert "".join(texts((*splits.train, *splits.validation))) == "a \N{REPLACEMENT CHARACTER} b"
 
 
 def test_all_held_out_documents_repeating_the_others_is_an_error(tmp_path):
@@ -190,15 +196,17 @@ def document(text, name="n"):
     return Document(domain="d", origin="o", name=name, text=text)
 
 
-def test_repeats_are_dropped_from_train_and_near_repeats_from_held_out():
+def test_repeats_are_dropped_from_train_and_near_repeats_from_the_other_splits():
     lines = [f"line {i}" for i in range(40)]
     train = [document("\n".join(lines)), document("other"), document("other")]
     mostly_same = document("\n".join([*lines[:30], *(f"new {i}" for i in range(10))]))
     mostly_new = document("\n".join([*lines[:10], *(f"new {i}" for i in range(30))]))
-    splits = without_repeats(train, [mostly_same, mostly_new, document("other")])
+    again, other = document("\n".join(["before", *mostly_new.text.split("\n")])), document("of its own")
+    splits = without_repeats(train, [again, other], [mostly_same, mostly_new, document("other")])
     assert splits.train == (train[0], train[1])
+    assert splits.validation == (other,)
     assert splits.held_out == (mostly_new,)
-    assert splits.num_dropped == 3
+    assert splits.num_dropped == 4
 
 
 def test_a_sample_is_spread_over_the_text_and_near_the_size_asked_for():
@@ -210,7 +218,8 @@ def test_a_sample_is_spread_over_the_text_and_near_the_size_asked_for():
 
 
 def test_the_digest_of_the_text_sees_every_part():
-    one = text_sha256(without_repeats([document("a")], [document("b")]))
-    assert one != text_sha256(without_repeats([document("b")], [document("a")]))
-    assert one != text_sha256(without_repeats([document("a"), document("b")], []))
-    assert one == text_sha256(without_repeats([document("a")], [document("b")]))
+    one = text_sha256(without_repeats([document("a")], [], [document("b")]))
+    assert one != text_sha256(without_repeats([document("b")], [], [document("a")]))
+    assert one != text_sha256(without_repeats([document("a"), document("b")], [], []))
+    assert one != text_sha256(without_repeats([document("a")], [document("b")], []))
+    assert one == text_sha256(without_repeats([document("a")], [], [document("b")]))

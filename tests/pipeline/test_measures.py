@@ -90,7 +90,7 @@ def test_bits_a_byte_are_the_loss_over_the_bytes_its_targets_stand_for():
     split = make_split([(0, TEXT * 9)], tokenizer)
     corpus = Corpus(
         CorpusSpec(tokenizer="bpe", vocab_size=len(tokenizer.token_bytes), domains=("farm",)),
-        train=split, held_out=split, tokenizer=tokenizer,
+        train=split, validation=split, held_out=split, tokenizer=tokenizer,
     )  # fmt: skip
     model = tiny_model(DENSE, vocab_size=len(tokenizer.token_bytes))
     _, targets_WT = held_out_windows(split, num_tokens=256, length=LENGTH)

@@ -47,8 +47,8 @@ def corpus() -> Corpus:
         return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (words,), generator=generator).tolist())
 
     spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("words",))
-    train, held_out = (make_split([(0, text(words))], tokenizer) for words in (1200, 150))
-    return Corpus(spec, train=train, held_out=held_out, tokenizer=tokenizer)
+    train, validation, held_out = (make_split([(0, text(words))], tokenizer) for words in (1200, 150, 150))
+    return Corpus(spec, train=train, validation=validation, held_out=held_out, tokenizer=tokenizer)
 
 
 @pytest.fixture(scope="module")

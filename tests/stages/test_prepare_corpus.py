@@ -34,7 +34,8 @@ def test_text_becomes_a_corpus_whose_metrics_add_up(sources, tokenizer):
     corpus, metrics = output.value, output.metrics
     assert corpus.spec.domains == ("notes", "play")
     assert corpus.spec.vocab_size == (300 if tokenizer == "bpe" else 256)
-    counted = sum(int(corpus.token_bytes_V[split.tokens_N.long()].sum()) for split in (corpus.train, corpus.held_out))
+    splits = corpus.train, corpus.validation, corpus.held_out
+    counted = sum(int(corpus.token_bytes_V[split.tokens_N.long()].sum()) for split in splits)
     assert counted == metrics["text_bytes"] == metrics["text_bytes_notes"] + metrics["text_bytes_play"]
     assert metrics["train_tokens"] == corpus.train.num_tokens
     assert 0 < metrics["xz_held_out_bits_per_byte"] < 8
@@ -47,7 +48,9 @@ def test_byte_tokens_of_one_file_are_its_bytes_with_the_last_tenth_held_out(tmp_
     data = bytes(32 + i * 7 % 90 for i in range(1237))
     (tmp_path / "input.txt").write_bytes(data)
     corpus = prepare_corpus.fn(config((str(tmp_path / "input.txt"),), tokenizer="bytes")).value
-    assert bytes(corpus.train.tokens_N.tolist()) == data[: int(len(data) * 0.9)]
+    before = [*corpus.train.tokens_N.tolist(), *corpus.validation.tokens_N.tolist()]
+    assert bytes(before) == data[: int(len(data) * 0.9)]
+    assert corpus.validation.num_tokens == pytest.approx(0.05 * len(data), abs=1)
     assert bytes(corpus.held_out.tokens_N.tolist()) == data[int(len(data) * 0.9) :]
 
 
@@ -83,6 +86,7 @@ def test_every_field_says_what_it_is():
         {"vocab_size": 258},
         {"vocab_size": 65537},
         {"held_out_share": 0},
+        {"validation_share": 0},
         {"held_out_share": 1},
         {"max_bytes": 1},
     ],

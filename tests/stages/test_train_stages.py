@@ -25,6 +25,7 @@ from tests.pictures import assert_training_files
 MEASURED = {
     "held_out_loss_nats",
     "held_out_loss_standard_error_nats",
+    "validation_loss_nats",
     "held_out_bits_per_byte",
     "held_out_tokens_measured",
     "num_parameters",
@@ -200,7 +201,7 @@ def test_without_context_the_loss_is_the_entropy_of_the_tokens():
     tokenizer = ByteTokenizer()
     split = make_split([(0, "ab" * 20_000)], tokenizer)
     spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("x",))
-    corpus = Corpus(spec, train=split, held_out=split, tokenizer=tokenizer)
+    corpus = Corpus(spec, train=split, validation=split, held_out=split, tokenizer=tokenizer)
     assert loss_without_context(corpus, MeasureConfig(), 50) == pytest.approx(math.log(2), rel=0.02)
 
 
