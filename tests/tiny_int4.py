@@ -27,11 +27,11 @@ def words_corpus() -> Corpus:
     return Corpus(spec, train=train, validation=validation, held_out=held_out, tokenizer=ByteTokenizer())
 
 
-def trained_int4(corpus: Corpus) -> LanguageModel:
+def trained_int4(corpus: Corpus, router_group: int = 2) -> LanguageModel:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         shape = TransformerSpec(d_model=16, num_layers=LAYERS, num_heads=2, num_kv_heads=2, vocab_size=256)
-        experts = MonetSpec(num_sub_experts=6, d_expert=2, num_heads=2, active_sub_experts=2, router_group=2)
+        experts = MonetSpec(num_sub_experts=6, d_expert=2, num_heads=2, active_sub_experts=2, router_group=router_group)
         monet = LanguageModel(ModelSpec(transformer=shape, experts=experts)).train()
         generator = torch.Generator().manual_seed(2)
         optimizer = torch.optim.AdamW(monet.parameters(), lr=1e-2)

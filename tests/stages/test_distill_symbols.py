@@ -11,9 +11,10 @@ import torch
 from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
-from pipeline.corpus import Corpus, random_windows
+from pipeline.corpus import Corpus, held_out_windows, random_windows
 from pipeline.measures import MeasureConfig, measure_against
 from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.sparsity import Sparsity, sparsified
 from pipeline.symbolic import rules
@@ -188,6 +189,75 @@ def test_nothing_is_chosen_on_held_out_tokens_and_what_is_reported_is_of_them(co
         "rule_f1_mean", "rule_f1_permuted_mean", "score_name_f1_mean", "coordinate_name_f1_mean",
     ):  # fmt: skip
         assert first.metrics[name] != second.metrics[name], name
+
+
+def rule_is_true(experts, expert: int, context: list[int]) -> bool:
+    """Wire by wire; `context` is the token, then those before it, -1 where there is none."""
+    circuit = rule_circuit(experts, expert)
+    wires = []
+    for literal in circuit.inputs:
+        token = context[int(experts.literal_offset_L[literal])]
+        wires.append(token >= 0 and bool(experts.member_LV[literal, token]))
+    for kind, a, b in circuit.gates:
+        wires.append(bool(kind >> (3 - 2 * wires[a] - wires[b]) & 1))
+    return wires[-1]
+
+
+def firings_by_hand(model, tokens_BT) -> list[set[tuple[int, int]]]:
+    """(expert, token) of every firing, block by block: each cell compared, each rule evaluated token by token."""
+    found, router, row_NHI, column_NHJ = [], None, torch.zeros(0), torch.zeros(0)
+    with torch.no_grad():
+        states = model.trace(tokens_BT).expert_inputs
+        for block, x_ND in zip(model.blocks(), states, strict=True):
+            if block.router is not None:
+                router = block.router if isinstance(block.router, PeerRouter) else block.router.scores
+                row_NHI, column_NHJ = router.log_gates(x_ND)
+            sum_NHC = (row_NHI[:, :, :, None] + column_NHJ[:, :, None, :]).flatten(2)
+            fires_NC = (sum_NHC > router.threshold_H[:, None]).any(1)
+            fires_NE = fires_NC[:, block.moe.index.cell_of_experts()]
+            if isinstance(block.moe, SymbolExperts):
+                for expert in torch.nonzero(block.moe.tier_E >= Tier.T2)[:, 0].tolist():
+                    dropped = block.moe.tier_E[expert] == Tier.T4
+                    for n in range(len(x_ND)):
+                        window, place = divmod(n, tokens_BT.shape[1])
+                        context = [int(tokens_BT[window, place - o]) if place >= o else -1 for o in range(2)]
+                        fires_NE[n, expert] = not dropped and rule_is_true(block.moe, expert, context)
+            found.append({(expert, token) for token, expert in torch.nonzero(fires_NE).tolist()})
+    return found
+
+
+def assert_firing_f1_is_counted(made, int4, corpus):
+    tokens_BT, _ = held_out_windows(corpus.held_out, num_tokens=16_384, length=32)
+    assert made.metrics["reported_tokens"] == tokens_BT.numel()
+    kept, everyone, rates = [], [], []
+    by_hand = [firings_by_hand(model, tokens_BT) for model in (made.value, int4)]
+    for block, ours, theirs in zip(made.value.blocks(), *by_hand, strict=True):
+        for expert in range(EXPERTS):
+            here, there = ({n for e, n in firings if e == expert} for firings in (ours, theirs))
+            if not there:
+                continue
+            everyone.append(2 * len(here & there) / (len(here) + len(there)))
+            if block.moe.tier_E[expert] != Tier.T4:
+                kept.append(everyone[-1])
+                rates.append(len(there) / tokens_BT.numel())
+    assert len(everyone) > len(kept) > 0
+    assert made.metrics["firing_f1_mean"] == pytest.approx(sum(kept) / len(kept))
+    assert made.metrics["firing_f1_mean_dropped_as_zero"] == pytest.approx(sum(everyone) / len(everyone))
+    assert made.metrics["firing_f1_same_rate_null_mean"] == pytest.approx(sum(rates) / len(rates))
+
+
+def test_firing_f1_is_that_of_two_models_each_on_its_own_states(made, corpus, int4):
+    assert_firing_f1_is_counted(made, int4, corpus)
+    # The one router reads a state that no symbols have touched.
+    assert made.metrics["firing_f1_mean"] == pytest.approx(made.metrics["rule_firing_f1_mean"])
+
+
+def test_exact_rules_fire_elsewhere_where_symbols_below_have_changed_the_state(corpus):
+    int4 = trained_int4(corpus, router_group=1)
+    loose = config(least_r2=0.9, least_recovered=0.05, coordinates=(2, 4), kan_experts=0)
+    made = distill_symbols.fn(loose, corpus=corpus, int4=int4)
+    assert_firing_f1_is_counted(made, int4, corpus)
+    assert 0.5 < made.metrics["firing_f1_mean"] < made.metrics["rule_firing_f1_mean"] <= 1
 
 
 def test_axis_biases_are_counted_in_bits(made, int4):
