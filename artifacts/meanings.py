@@ -174,7 +174,9 @@ STUDY: Mapping[str, str] = {
     r"loss_(\w+)_nats": "held-out loss of the arm {0}, nats a token, mean over seeds",
     r"(\w+)_minus_(\w+)_half_width_nats": "half width of the 95 % interval of {0} minus {1}, nats a token",
     r"(\w+)_minus_(\w+)_nats": "held-out loss of {0} minus that of {1}, paired by seed, nats a token",
-    r"table_rate_(\w+)": "peak step of u and v that {0} chose on a seed of its own",
+    r"table_rate_(\w+)": "peak step of u and v of {0}: of those tried, that of least validation loss",
+    r"rates_at_an_end": "rates chosen that are the least or the largest tried, so that a better may lie beyond",
+    r"num_tuning_seeds": "seeds by which rates were chosen, none of them behind another figure",
     r"num_seeds": "seeds behind each figure",
 }
 """Of a study, by forms of names."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.corpus import Corpus
 from pipeline.distillation import from_next_tokens
-from pipeline.measures import MeasureConfig, measure
+from pipeline.measures import MeasureConfig, measure, validation_loss
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerExperts, PeerSpec
 from pipeline.models.quantization import requantized
@@ -19,6 +19,16 @@ from pipeline.table_training import Int4Tables, draw_tables
 from pipeline.training import Rate, Tables, TrainingConfig, fit
 
 Format = Literal["float", "float32", "bfloat16", "int8", "int4"]
+
+
+def _differ(rates: tuple[float, ...]) -> tuple[float, ...]:
+    if len(set(rates)) < len(rates):
+        raise ValueError(f"got {rates}, wanted each rate once")
+    return rates
+
+
+Rates = Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1), AfterValidator(_differ)]
+"""Rates of the tables that an arm may choose from."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,7 +65,7 @@ class ArmConfig(BaseModel):
 
 
 def train_arm(arm: Arm, config: ArmConfig, corpus: Corpus, table_rate: float) -> Mapping[str, float]:
-    """Held-out loss and speed of a model trained so. Arms of one seed start alike and see the same batches."""
+    """Losses and speed of a model trained so. Arms of one seed start alike and see the same batches."""
     run = current_run()
     float_spec = ModelSpec(
         transformer=TransformerSpec(**config.transformer.model_dump(), vocab_size=corpus.spec.vocab_size),
@@ -72,6 +82,7 @@ def train_arm(arm: Arm, config: ArmConfig, corpus: Corpus, table_rate: float) ->
     )  # fmt: skip
     measured = measure(model, corpus, config.measure, config.training.context_length)
     return {
+        "validation_loss_nats": validation_loss(model, corpus, config.measure, config.training.context_length),
         "held_out_loss_nats": measured["held_out_loss_nats"],
         "held_out_loss_standard_error_nats": measured["held_out_loss_standard_error_nats"],
         "tokens_per_second": fitted.tokens_per_second,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
@@ -22,9 +22,11 @@ class Row(BaseModel):
     metrics: dict[str, float] = Field(description="Its figures, by the names in pipeline/measures.py.")
 
 
-def trial_row(name: str, seed: int, numbers: Mapping[str, float]) -> Row:
-    """A trial of a study, which is no artifact of its own."""
-    return Row(name=f"{name}, seed {seed}", id="", kind="trial", seconds=numbers["seconds"], metrics=dict(numbers))
+def trial_row(
+    name: str, seed: int, numbers: Mapping[str, float], *, kind: Literal["trial", "tuning trial"] = "trial"
+) -> Row:
+    """A trial of a study, which is no artifact of its own. One of tuning chose a rate and is compared with nothing."""
+    return Row(name=f"{name}, seed {seed}", id="", kind=kind, seconds=numbers["seconds"], metrics=dict(numbers))
 
 
 class ReportSpec(BaseModel):

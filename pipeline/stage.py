@@ -164,7 +164,7 @@ def run_stage(
             output = stage.fn(config, **values)
         seconds = time.monotonic() - start
         _check_unchanged(opened, store)
-        id = _publish(store, recipe, output, Circumstance.now(device=_device_name(device), seconds=seconds))
+        id = _publish(store, recipe, output, Circumstance.now(device=device_name(device), seconds=seconds))
     return Made(id=id, reused=False, seconds=time.monotonic() - start)
 
 
@@ -202,7 +202,7 @@ def _value(artifact: Artifact, role: Role, device: torch.device) -> Any:
     return value.to(device).eval() if isinstance(value, nn.Module) else value
 
 
-def _device_name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """As lineage records it: the C++ kernels round otherwise than the stock ops, so which ran belongs to it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -38,6 +38,8 @@ class Step:
 
     stage: Stage
     inputs: Mapping[str, str]
+    teacher: str | None = None
+    """The input that the stage's model is measured against."""
 
     @property
     def name(self) -> str:
@@ -54,12 +56,12 @@ CHAIN: tuple[Step, ...] = (
     Step(train_dense, {"corpus": "prepare-corpus"}),
     Step(train_monet, {"corpus": "prepare-corpus"}),
     Step(train_peer, {"corpus": "prepare-corpus"}),
-    Step(distill_peer, {"corpus": "prepare-corpus", "monet": "train-monet"}),
-    Step(quantize_int8, {"corpus": "prepare-corpus", "peer": "distill-peer"}),
-    Step(quantize_int4, {"corpus": "prepare-corpus", "peer": "distill-peer"}),
-    Step(finetune_int4, {"corpus": "prepare-corpus", "int4": "quantize-int4", "peer": "distill-peer"}),
-    Step(grow_int4, {"corpus": "prepare-corpus", "int4": "finetune-int4"}),
-    Step(distill_symbols, {"corpus": "prepare-corpus", "int4": "finetune-int4"}),
+    Step(distill_peer, {"corpus": "prepare-corpus", "monet": "train-monet"}, teacher="monet"),
+    Step(quantize_int8, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
+    Step(quantize_int4, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
+    Step(finetune_int4, {"corpus": "prepare-corpus", "int4": "quantize-int4", "peer": "distill-peer"}, teacher="peer"),
+    Step(grow_int4, {"corpus": "prepare-corpus", "int4": "finetune-int4"}, teacher="int4"),
+    Step(distill_symbols, {"corpus": "prepare-corpus", "int4": "finetune-int4"}, teacher="int4"),
     Step(
         report,
         {

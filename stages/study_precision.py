@@ -1,12 +1,12 @@
 """Corpus -> report: what a byte of expert table buys at float32, bfloat16, int8 and int4, over pools and seeds."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from pipeline.arms import Arm, ArmConfig, train_arm
+from pipeline.arms import Arm, ArmConfig, Rates, train_arm
 from pipeline.capacity import INFERENCE, TRAINING, Storage, expert_bytes
 from pipeline.corpus import Corpus
 from pipeline.models.peer import PeerSpec
@@ -14,7 +14,7 @@ from pipeline.plots import Measurement, lines_by_size
 from pipeline.report import Report, ReportSpec, trial_row
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.trials import Interval, Trial, interval, paired, run_trials
+from pipeline.trials import Choice, Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
 
 FORMATS = (
     Arm(name="fp32", says="float32, row rule", format="float32"),
@@ -26,31 +26,27 @@ NARROWER = {"bf16": "fp32", "int8": "bf16", "int4": "int8"}
 """Each format and the one of twice its bytes for inference: half as many experts take as much memory."""
 
 
-Rate = Annotated[float, Field(gt=0, le=1)]
-
-
 class StudyPrecisionConfig(StageConfig):
-    """The smallest pool and its training, the larger pools, the rates tried, and how many seeds."""
+    """The smallest pool and its training, the larger pools, the rates tried, and how many seeds.
+
+    Each of the four formats at each pool trains once for every rate and tuning seed and once for every reported seed:
+    by default 4 x 4 x (3 x 2 + 3) = 144 trainings.
+    """
 
     arm: ArmConfig = Field(
         default=ArmConfig(peer=PeerSpec(num_keys=64, num_experts=4096)),
         description="Model of the smallest pool, and the training of all.",
     )
     doublings: int = Field(default=3, ge=1, le=10, description="Times the pool doubles: 3 gives N, 2N, 4N and 8N.")
-    table_rates: tuple[Rate, ...] = Field(
+    table_rates: Rates = Field(
         default=(3e-3, 1e-2, 2e-2),
-        min_length=1,
-        description="Peak steps of u and v that each format may choose from, by a trial of the smallest pool with a "
-        "seed of its own.",
+        description="Peak steps of u and v that each format chooses from at each pool; one costs a training a format, "
+        "pool and tuning seed.",
     )
-    num_seeds: int = Field(default=3, ge=2, le=100, description="Seeds, counted up from the run's.")
-
-    @field_validator("table_rates")
-    @classmethod
-    def _differ(cls, rates: tuple[float, ...]) -> tuple[float, ...]:
-        if len(set(rates)) < len(rates):
-            raise ValueError(f"table_rates has one twice: {rates}")
-        return rates
+    num_seeds: int = Field(default=3, ge=2, le=100, description="Seeds that are reported, counted up from the run's.")
+    num_tuning_seeds: int = Field(
+        default=2, ge=1, le=100, description="Seeds that choose the rates, counted up from there; not reported."
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +56,7 @@ class Cell:
     format: str
     factor: int
     """Times the smallest pool."""
+    table_rate: float
     losses: Sequence[float]
     inference_bytes: float
     """Of all tables and biases."""
@@ -70,63 +67,77 @@ class Cell:
         return f"{self.format}_{self.factor}n"
 
 
-@stage(name="study-precision", version=1)
+@stage(name="study-precision", version=2)
 def study_precision(config: StudyPrecisionConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[Report]:
     """Corpus -> report: loss against bytes, for training and for inference, at four number formats."""
     first = current_run().seed
     seeds = range(first, first + config.num_seeds)
-    factors = [2**k for k in range(config.doublings + 1)]
-    pools = {factor: _pool(config.arm, factor) for factor in factors}
-    tuning = [
-        _trial(f"{arm.name}_1n rate {rate:g}", arm, pools[1], seeds.stop, rate, corpus)
-        for arm in FORMATS
-        for rate in config.table_rates
-    ]
+    tuning_seeds = range(seeds.stop, seeds.stop + config.num_tuning_seeds)
+    pools = {2**k: _pool(config.arm, 2**k) for k in range(config.doublings + 1)}
+    # The largest first, so that no core is left waiting for one at the end.
+    places = [(arm, factor) for factor in reversed(pools) for arm in FORMATS]
+
+    def trial(name: str, arm: Arm, factor: int, rate: float, seed: int) -> Trial:
+        return Trial(name=name, seed=seed, compute=train_arm, arguments=(arm, pools[factor], corpus, rate))
+
+    tried = [(*place, rate, seed) for place in places for rate in config.table_rates for seed in tuning_seeds]
+    tuning = [trial(f"{_name(arm, factor)} rate {rate}", arm, factor, rate, seed) for arm, factor, rate, seed in tried]
     tuned = run_trials(tuning, "choose rates")
-    rates = _best_rates(tuned, config)
+    choices = choose_rates([(_name(arm, factor), rate) for arm, factor, rate, _ in tried], tuned)
     trials = [
-        _trial(f"{arm.name}_{factor}n", arm, pools[factor], seed, rates[arm.name], corpus)
-        for factor in reversed(factors)  # the longest first, so that no core is left waiting for one at the end
+        trial(name, arm, factor, choices[name].rate, seed)
+        for arm, factor in places
         for seed in seeds
-        for arm in FORMATS
+        for name in [_name(arm, factor)]
     ]
     numbers = run_trials(trials, "train the pools")
-    cells = {}
-    for factor in factors:
-        for arm, stored, trained in zip(FORMATS, INFERENCE, TRAINING[-len(FORMATS) :], strict=True):
-            name = f"{arm.name}_{factor}n"
-            cells[name] = Cell(
-                format=arm.name,
-                factor=factor,
-                losses=[n["held_out_loss_nats"] for t, n in zip(trials, numbers, strict=True) if t.name == name],
-                inference_bytes=_bytes(stored, factor, config.arm),
-                training_bytes=_bytes(trained, factor, config.arm),
-            )
-    rows = [trial_row(t.name, t.seed, n) for t, n in zip([*tuning, *trials], [*tuned, *numbers], strict=True)]
+    losses: dict[str, list[float]] = {}
+    for one, found in zip(trials, numbers, strict=True):
+        losses.setdefault(one.name, []).append(found["held_out_loss_nats"])
+    cells = _cells(config, pools, choices, losses)
+    rows = [
+        *(trial_row(t.name, t.seed, found, kind="tuning trial") for t, found in zip(tuning, tuned, strict=True)),
+        *(trial_row(t.name, t.seed, found) for t, found in zip(trials, numbers, strict=True)),
+    ]
     equal = _at_equal_bytes(cells)
-    files = {"report.md": _page(cells, equal, rates).encode(), "plot.png": _picture(cells)}
+    page = _page(cells, equal, page_of_choices({name: choices[name] for name in cells}, tuning_seeds))
+    files = {"report.md": page.encode(), "plot.png": _picture(cells)}
     metrics = {
         **{f"loss_{name}_nats": interval(cell.losses).mean for name, cell in cells.items()},
-        **{f"table_rate_{name}": rate for name, rate in rates.items()},
+        **{f"table_rate_{name}": cell.table_rate for name, cell in cells.items()},
         **{f"{name}_nats": difference.mean for name, difference in equal.items()},
         **{f"{name}_half_width_nats": difference.half_width for name, difference in equal.items()},
+        "rates_at_an_end": float(sum(choice.at_an_end for choice in choices.values())),
         "num_seeds": float(config.num_seeds),
+        "num_tuning_seeds": float(config.num_tuning_seeds),
     }
     return Output(value=Report(ReportSpec(rows=tuple(rows)), files), metrics=metrics)
 
 
-def _trial(name: str, arm: Arm, pool: ArmConfig, seed: int, rate: float, corpus: Corpus) -> Trial:
-    return Trial(name=name, seed=seed, compute=train_arm, arguments=(arm, pool, corpus, rate))
+def _name(arm: Arm, factor: int) -> str:
+    return f"{arm.name}_{factor}n"
 
 
-def _best_rates(tuned: Sequence[Mapping[str, float]], config: StudyPrecisionConfig) -> dict[str, float]:
-    """Each format's rate of least loss, of trials in order of formats."""
-    tried = len(config.table_rates)
-    best = {}
-    for place, arm in enumerate(FORMATS):
-        losses = [numbers["held_out_loss_nats"] for numbers in tuned[place * tried : (place + 1) * tried]]
-        best[arm.name] = config.table_rates[losses.index(min(losses))]
-    return best
+def _cells(
+    config: StudyPrecisionConfig,
+    factors: Iterable[int],
+    choices: Mapping[str, Choice],
+    losses: Mapping[str, Sequence[float]],
+) -> dict[str, Cell]:
+    """Every format at every pool, the smallest pool first."""
+    return {
+        name: Cell(
+            format=arm.name,
+            factor=factor,
+            table_rate=choices[name].rate,
+            losses=losses[name],
+            inference_bytes=_bytes(stored, factor, config.arm),
+            training_bytes=_bytes(trained, factor, config.arm),
+        )
+        for factor in factors
+        for arm, stored, trained in zip(FORMATS, INFERENCE, TRAINING[-len(FORMATS) :], strict=True)
+        for name in [_name(arm, factor)]
+    }
 
 
 def _pool(config: ArmConfig, factor: int) -> ArmConfig:
@@ -157,25 +168,25 @@ def _at_equal_bytes(cells: Mapping[str, Cell]) -> dict[str, Interval]:
     return found
 
 
-def _page(cells: Mapping[str, Cell], equal: Mapping[str, Interval], rates: Mapping[str, float]) -> str:
+def _page(cells: Mapping[str, Cell], equal: Mapping[str, Interval], choices: str) -> str:
     lines = [
-        "| format | pool | MB, inference | MB, training | held-out loss, nats |",
-        "| --- | ---: | ---: | ---: | ---: |",
+        "| format | pool | MB, inference | MB, training | peak step | held-out loss, nats |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
     ]
     for cell in cells.values():
         loss = interval(cell.losses)
         lines.append(
             f"| {cell.format} | {cell.factor}N | {cell.inference_bytes / 1e6:.2f} | {cell.training_bytes / 1e6:.2f} "
-            f"| {loss.mean:.4f} |"
+            f"| {cell.table_rate:g} | {loss.mean:.4f} |"
         )
-    says = "\n".join(f"- {arm.name}: {arm.says}, peak step {rates[arm.name]:g}" for arm in FORMATS)
+    says = "\n".join(f"- {arm.name}: {arm.says}" for arm in FORMATS)
     pairs = ["| difference | nats |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in equal.items())]
     return (
         "# What a byte buys\n\n" + "\n".join(lines) + f"\n\n{says}\n\n"
         "All are trained on the same number of tokens, of one seed on the same batches. At equal pools their weights "
         "start alike. Differences are paired by seed, with 95 % intervals of Student's t.\n\n"
         + "\n".join(pairs)
-        + "\n\n![loss against bytes](plot.png)\n"
+        + f"\n\n{choices}\n![loss against bytes](plot.png)\n"
     )
 
 

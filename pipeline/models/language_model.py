@@ -97,7 +97,7 @@ class LanguageModel(Transformer):
 
     @classmethod
     def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
-        model = cls(ModelSpec.model_validate(spec))
+        model = cls(ModelSpec.model_validate(spec)).eval()
         _check_tensors(model.state_dict(), tensors)
         model.load_state_dict(tensors)
         for layer, block in enumerate(model.blocks()):

@@ -203,11 +203,15 @@ def test_an_unknown_id_is_one_sentence_and_code_two(run, ids, command):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["ls", "tree", "verify", "gc"])
+@pytest.mark.parametrize("command", ["ls", "tree", "gc"])
 def test_a_store_that_is_not_there_yet_gets_a_sentence(run, store, command):
     code, _, err = run(command)
     assert (code, err) == (0, f"There is no store at {store.root} yet; the first stage that runs makes it.\n")
     assert not store.root.exists()
+
+
+def test_to_verify_a_store_that_is_not_there_is_an_error(run, store):
+    assert run("verify") == (2, "", f"there is no store at {store.root} to verify; name its folder with --store\n")
 
 
 def test_ls_json_of_no_store_is_an_empty_list(run):

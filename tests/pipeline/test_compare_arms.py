@@ -31,6 +31,8 @@ def study(tmp_path):
         for arm, losses in LOSSES.items()
         for seed, loss in losses.items()
     ]
+    numbers = {"held_out_loss_nats": 7.0, "seconds": 1.0}
+    trials += [trial_row("plain rate 0.1", seed, numbers, kind="tuning trial") for seed in (6, 7)]
     other = Row(name="dense, seed 3", id="x", kind="dense", seconds=1.0, metrics={"held_out_loss_nats": 9.0})
     return store, published(trials), published([other])
 
@@ -44,6 +46,7 @@ def test_the_difference_is_paired_by_seed_whatever_the_seeds_do_to_both(study, c
 
 
 def test_without_arms_they_are_listed_with_their_means(study, capsys):
+    """Trials that only chose a rate are none."""
     store, id, _ = study
     assert main([id, "--store", str(store.root)]) == 0
     lines = capsys.readouterr().out.splitlines()

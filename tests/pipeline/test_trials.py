@@ -1,5 +1,9 @@
-"""Trials: numbers in their order, of one thread and seed each, remembered by a study that is killed; and intervals."""
+"""Trials: numbers in their order, of one thread and seed each, remembered by a study that is killed; and intervals.
 
+And rates: chosen by mean validation loss alone, and told with what was tried.
+"""
+
+import math
 import time
 from pathlib import Path
 
@@ -8,7 +12,7 @@ import torch
 from scipy import stats
 
 from pipeline.run import Run, current_run, running
-from pipeline.trials import Trial, interval, paired, run_trials
+from pipeline.trials import Choice, Trial, choose_rates, interval, page_of_choices, paired, run_trials
 
 
 def circumstances(number, seconds):
@@ -160,3 +164,54 @@ def test_a_paired_interval_is_that_of_the_differences():
     assert interval([3.5, 5.5, 4.5]).half_width > 2
     with pytest.raises(ValueError, match=r"zip\(\)"):
         paired([1.0, 2.0], baseline)
+
+
+def test_a_rate_is_chosen_by_the_mean_over_seeds_of_its_validation_loss():
+    """b's rate .1 is best by one seed and by held-out, .2 by the mean: 2.5 to 2.4."""
+    tried = [("a", 0.1), ("b", 0.1), ("a", 0.2), ("b", 0.2), ("b", 0.1), ("b", 0.2)]
+    numbers = [
+        {"validation_loss_nats": loss, "held_out_loss_nats": other}
+        for loss, other in [(3.0, 9.0), (2.0, 1.0), (3.5, 1.0), (2.4, 5.0), (3.0, 1.0), (2.4, 5.0)]
+    ]
+    choices = choose_rates(tried, numbers)
+    assert choices == {"a": Choice(losses={0.1: 3.0, 0.2: 3.5}), "b": Choice(losses={0.1: 2.5, 0.2: 2.4})}
+    assert {arm: choice.rate for arm, choice in choices.items()} == {"a": 0.1, "b": 0.2}
+
+
+@pytest.mark.parametrize(
+    ("losses", "rate", "at_an_end"),
+    [
+        ({0.1: 2.0, 0.2: 1.0, 0.4: 3.0}, 0.2, False),
+        ({0.4: 2.0, 0.1: 1.0, 0.2: 3.0}, 0.1, True),
+        ({0.2: 2.0, 0.1: 1.5, 0.4: 1.0}, 0.4, True),
+        ({0.1: 2.0}, 0.1, True),
+        ({0.1: math.nan, 0.2: 1.0, 0.4: math.inf}, 0.2, False),
+    ],
+    ids=str,
+)
+def test_a_choice_is_of_the_least_loss_that_is_finite_and_says_if_it_is_at_an_end(losses, rate, at_an_end):
+    choice = Choice(losses=losses)
+    assert (choice.rate, choice.at_an_end) == (rate, at_an_end)
+
+
+def test_nothing_is_chosen_where_no_loss_is_finite():
+    with pytest.raises(ValueError, match=r"no rate of \[0.1, 0.2\] has a finite validation loss; try smaller ones"):
+        _ = Choice(losses={0.1: math.nan, 0.2: math.inf}).rate
+
+
+def test_a_page_says_what_was_tried_and_chosen_and_by_which_seeds():
+    choices = {"a": Choice(losses={0.1: 3.0, 0.2: 2.5, 0.4: 3.0}), "b": Choice(losses={0.2: 2.0, 0.01: 2.25})}
+    assert page_of_choices(choices, range(7, 9)).splitlines() == [
+        "| validation loss, nats | 0.01 | 0.1 | 0.2 | 0.4 |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| a |  | 3.0000 | **2.5000** | 3.0000 |",
+        "| b | 2.2500 |  | **2.0000** |  |",
+        "",
+        "Each takes its rate of least validation loss (bold), mean over seeds 7 to 8, which are not reported. "
+        "The least or the largest rate tried was chosen by b (0.2): beyond it there may be a better one, so theirs is "
+        "not known to be the best.",
+    ]
+    del choices["b"]
+    assert page_of_choices(choices, [7]).endswith(
+        "mean over seed 7, which is not reported. No rate chosen is the least or the largest of those tried.\n"
+    )

@@ -7,8 +7,10 @@ import re
 import pytest
 import torch
 
-from pipeline import arms
+from artifacts.meanings import meaning
+from pipeline import arms, measures
 from pipeline.arms import ArmConfig, train_arm
+from pipeline.corpus import Corpus
 from pipeline.measures import MeasureConfig
 from pipeline.models.peer import PeerExperts, PeerSpec
 from pipeline.models.transformer import TransformerShape
@@ -30,7 +32,10 @@ from tests.pictures import assert_picture
 MAIN = ("fp32_adamw", "fp32_same_rule", "int4_accumulator", "int4_nearest", "int4_direct", "frozen")
 SMALL = tuple(f"{name}_small_lr" for name in ("fp32_same_rule", "int4_accumulator", "int4_nearest", "int4_direct"))
 ARMS = (ADAMW, SAME_RULE, ACCUMULATOR, NEAREST, DIRECT, FROZEN)
+SWEPT = MAIN[:-1]
+RATES, ADAMW_RATES, SMALL_RATE = (0.01, 0.02, 0.04), (0.005, 0.03), 1e-3
 SEED = 4
+TUNING_SEEDS = (SEED + 2, SEED + 3)
 
 SHAPE = TransformerShape(d_model=12, num_layers=2, num_heads=3, num_kv_heads=1)
 PEER = PeerSpec(num_keys=5, num_experts=37, num_heads=2, d_key=6, pairs_per_head=3, active_keys=2)
@@ -45,7 +50,14 @@ def arm_config(training):
 
 @pytest.fixture(scope="module")
 def config(arm_config):
-    return StudyInt4AblationConfig(arm=arm_config, table_rate=0.02, small_table_rate=1e-3, num_seeds=2)
+    return StudyInt4AblationConfig(
+        arm=arm_config,
+        table_rates=RATES,
+        adamw_table_rates=ADAMW_RATES,
+        small_table_rate=SMALL_RATE,
+        num_seeds=2,
+        num_tuning_seeds=2,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +100,11 @@ def test_the_loss_of_every_arm_is_there_and_finite(output):
     others = [name for name in (*MAIN, *SMALL) if not name.startswith("fp32_same_rule")]
     wanted |= {f"{name}_minus_same_rule{half}_nats" for name in others for half in ("", "_half_width")}
     wanted |= {f"int4_accumulator_minus_adamw{half}_nats" for half in ("", "_half_width")}
-    assert set(output.metrics) == wanted | {"num_seeds"}
+    wanted |= {f"table_rate_{name}" for name in SWEPT} | {"rates_at_an_end", "num_seeds", "num_tuning_seeds"}
+    assert set(output.metrics) == wanted
     assert all(math.isfinite(value) for value in output.metrics.values())
-    assert output.metrics["num_seeds"] == 2
+    assert (output.metrics["num_seeds"], output.metrics["num_tuning_seeds"]) == (2, 2)
+    assert all(meaning(name, "report") for name in output.metrics)
 
 
 def test_means_and_paired_differences_are_those_of_the_trials(output):
@@ -110,19 +124,41 @@ def test_means_and_paired_differences_are_those_of_the_trials(output):
 
 def test_every_trial_has_a_row_with_what_it_measured(output):
     rows = output.value.spec.rows
-    assert [row.name for row in rows] == [f"{name}, seed {s}" for s in (SEED, SEED + 1) for name in (*MAIN, *SMALL)]
+    reported = [row for row in rows if row.kind == "trial"]
+    assert [row.name for row in reported] == [f"{name}, seed {s}" for s in (SEED, SEED + 1) for name in (*MAIN, *SMALL)]
+    assert {row.kind for row in rows} == {"trial", "tuning trial"}
     for row in rows:
-        assert (row.id, row.kind) == ("", "trial")
+        assert row.id == ""
         assert all(math.isfinite(value) for value in row.metrics.values())
         assert row.seconds == row.metrics["seconds"] > 0
         assert row.metrics["tokens_per_second"] > 0
         assert row.metrics["num_experts"] == 37
-        assert row.metrics["table_rate"] == (1e-3 if "small_lr" in row.name else 0.02)
+        assert row.metrics["validation_loss_nats"] > 0
+    for row in reported:
+        name = row.name.partition(",")[0]
+        chosen = 0.0 if name == "frozen" else output.metrics.get(f"table_rate_{name}", SMALL_RATE)
+        assert row.metrics["table_rate"] == chosen
+
+
+def test_every_arm_is_at_its_rate_of_least_validation_loss_over_the_seeds_of_tuning(output):
+    """Counted again from the rows."""
+    tuning = [row for row in output.value.spec.rows if row.kind == "tuning trial"]
+    assert len(tuning) == (4 * len(RATES) + len(ADAMW_RATES)) * len(TUNING_SEEDS)
+    for arm in SWEPT:
+        rates = ADAMW_RATES if arm == "fp32_adamw" else RATES
+        sums = dict.fromkeys(rates, 0.0)
+        for row in tuning:
+            name, rate, seed = re.fullmatch(r"(\w+) rate ([\d.e-]+), seed (\d+)", row.name).groups()
+            assert int(seed) in TUNING_SEEDS
+            assert row.metrics["table_rate"] == float(rate)
+            if name == arm:
+                sums[float(rate)] += row.metrics["validation_loss_nats"]
+        assert output.metrics[f"table_rate_{arm}"] == min(rates, key=lambda rate: sums[rate])
 
 
 def test_the_page_has_a_row_an_arm_with_its_loss_and_its_interval(output):
     page = output.value.files["report.md"].decode()
-    table = [line for line in page.splitlines() if re.match(r"\| \w+_|\| frozen", line)]
+    table = [line for line in page.splitlines() if re.match(r"\| \w+_|\| frozen", line)][: len((*MAIN, *SMALL))]
     assert [line.split("|")[1].strip() for line in table] == [*MAIN, *SMALL]
     for line, name in zip(table, (*MAIN, *SMALL), strict=True):
         *_, loss, difference, _ = (cell.strip() for cell in line.split("|"))
@@ -130,6 +166,9 @@ def test_the_page_has_a_row_an_arm_with_its_loss_and_its_interval(output):
         mean = output.metrics.get(f"{name}_minus_same_rule_nats")
         half_width = output.metrics.get(f"{name}_minus_same_rule_half_width_nats")
         assert difference == ("" if mean is None else f"{mean:+.4f} ± {half_width:.4f}")
+        if name != "frozen":
+            assert f"at a rate of {output.metrics.get(f'table_rate_{name}', SMALL_RATE):g} |" in line
+    assert "mean over seeds 6 to 7, which are not reported" in page
     assert "(plot.png)" in page
 
 
@@ -206,6 +245,24 @@ def test_arms_of_one_seed_start_alike(trained, arm_config):
                 assert (rows(a) - rows(b)).abs().median() < 2.7 * 12**-0.5 / 7.5
 
 
+def test_the_validation_loss_is_that_of_the_validation_split_of_the_model_that_is_measured(trained, arm_config, corpus):
+    """By the measure of held-out losses, given the other split to hold out."""
+    other = Corpus(
+        corpus.spec, train=corpus.train, validation=corpus.train, held_out=corpus.held_out, tokenizer=corpus.tokenizer
+    )
+    with running(Run(seed=0)):
+        numbers = train_arm(ACCUMULATOR, arm_config, other, 0.02)
+    model, same = trained(ACCUMULATOR, arm_config, 0.02)
+    swapped = Corpus(
+        corpus.spec, train=corpus.train, validation=corpus.held_out, held_out=corpus.train, tokenizer=corpus.tokenizer
+    )
+    length = arm_config.training.context_length
+    wanted = measures.measure(model, swapped, arm_config.measure, length)["held_out_loss_nats"]
+    assert numbers["validation_loss_nats"] == pytest.approx(wanted, rel=1e-6)
+    assert numbers["held_out_loss_nats"] == same["held_out_loss_nats"]
+    assert abs(numbers["validation_loss_nats"] - numbers["held_out_loss_nats"]) > 1e-4
+
+
 @pytest.mark.parametrize("arm", ARMS, ids=[arm.name for arm in ARMS])
 def test_tables_move_but_for_the_frozen_ones_and_all_else_moves_always(trained, arm_config, arm):
     start, _ = trained(arm, at_a_crawl(arm_config), 1e-30)
@@ -235,27 +292,82 @@ def test_under_adamw_tables_move_by_their_own_rate(trained, arm_config):
         assert torch.equal(before.self_attn.q_proj.weight, after.self_attn.q_proj.weight)
 
 
-def test_each_arm_trains_as_it_says(monkeypatch, run_in, config, corpus):
+@pytest.fixture
+def planned(monkeypatch, run_in, config, corpus):
+    """planned(validation, held_out): a study whose trials have these losses, its trials of tuning and the others."""
+
+    def planned(validation, held_out=lambda arm, rate: 3.0):
+        told = {}
+
+        def plan(trials, what):
+            told[what] = trials
+            losses = [(trial.arguments[0].name, trial.arguments[3]) for trial in trials]
+            return [
+                {"validation_loss_nats": validation(*of), "held_out_loss_nats": held_out(*of), "seconds": 1.0}
+                for of in losses
+            ]
+
+        monkeypatch.setattr(study, "run_trials", plan)
+        return run_in(study_int4_ablation, config, seed=SEED, corpus=corpus), *told.values()
+
+    return planned
+
+
+def test_each_arm_trains_as_it_says(planned, config):
     """The plan of the trials: format, rule and rate, and the seeds counted up from the run's."""
-    planned = []
-
-    def plan(trials, what):
-        planned.extend(trials)
-        return [{"held_out_loss_nats": 3.0 + t.seed, "seconds": 1.0} for t in trials]
-
-    monkeypatch.setattr(study, "run_trials", plan)
-    run_in(study_int4_ablation, config, seed=SEED, corpus=corpus)
-    assert [trial.name for trial in planned] == 2 * [*MAIN, *SMALL]
-    assert {trial.seed for trial in planned} == {SEED, SEED + 1}
-    assert len({trial.file_name for trial in planned}) == len(planned)
-    for trial in planned:
+    output, tuning, reported = planned(lambda arm, rate: rate)
+    assert [trial.name for trial in reported] == 2 * [*MAIN, *SMALL]
+    assert {trial.seed for trial in reported} == {SEED, SEED + 1}
+    trials = [*tuning, *reported]
+    assert len({trial.file_name for trial in trials}) == len(trials)
+    for trial in trials:
         arm, given, _, rate = trial.arguments
         assert given == config.arm
         assert arm.format == ("float" if "adamw" in trial.name else "int4" if "int4" in trial.name else "float32")
         assert arm.accumulator == (arm.name in ("int4_accumulator", "int4_nearest"))
         assert arm.rounding == ("nearest" if "nearest" in trial.name else "stochastic")
         assert arm.frozen == (arm.name == "frozen")
-        assert rate == (config.small_table_rate if trial.name.endswith("_small_lr") else config.table_rate)
+    for trial in reported:
+        rate = trial.arguments[3]
+        if trial.name.endswith("_small_lr"):
+            assert rate == SMALL_RATE
+        else:
+            assert rate == (0.0 if trial.name == "frozen" else output.metrics[f"table_rate_{trial.name}"])
+
+
+def test_every_arm_tries_all_its_rates_by_every_seed_of_tuning_and_by_no_reported_one(planned):
+    _, tuning, reported = planned(lambda arm, rate: rate)
+    tried = sorted((trial.arguments[0].name, trial.arguments[3], trial.seed) for trial in tuning)
+    assert tried == sorted(
+        (arm, rate, seed)
+        for arm in SWEPT
+        for rate in (ADAMW_RATES if arm == "fp32_adamw" else RATES)
+        for seed in TUNING_SEEDS
+    )
+    assert {trial.seed for trial in reported}.isdisjoint(TUNING_SEEDS)
+
+
+def test_a_rate_is_chosen_by_validation_whatever_held_out_says(planned):
+    """Validation is best at the middle rate of all, at .03 of AdamW; held-out at the least."""
+    output, _, reported = planned(
+        lambda arm, rate: abs(rate - (0.03 if arm == "fp32_adamw" else 0.02)), lambda arm, rate: 3 + rate
+    )
+    used = {trial.name: trial.arguments[3] for trial in reported}
+    assert used == {
+        "fp32_adamw": 0.03, "fp32_same_rule": 0.02, "int4_accumulator": 0.02, "int4_nearest": 0.02, "int4_direct": 0.02,
+        "frozen": 0.0, **dict.fromkeys(SMALL, SMALL_RATE),
+    }  # fmt: skip
+    assert {name: output.metrics[f"table_rate_{name}"] for name in SWEPT} == {name: used[name] for name in SWEPT}
+    assert output.metrics["loss_int4_direct_nats"] == pytest.approx(3.02)
+
+
+def test_a_rate_at_an_end_of_those_tried_is_counted_and_told(planned):
+    """Of AdamW's two each is an end; int4_direct takes the least and int4_nearest the largest of three."""
+    best = {"fp32_adamw": 0.005, "int4_direct": 0.01, "int4_nearest": 0.04}
+    output, _, _ = planned(lambda arm, rate: abs(rate - best.get(arm, 0.02)))
+    assert output.metrics["rates_at_an_end"] == 3
+    page = output.value.files["report.md"].decode()
+    assert "was chosen by fp32_adamw (0.005), int4_nearest (0.04), int4_direct (0.01): beyond it" in page
 
 
 def test_one_seed_has_no_interval():
@@ -264,7 +376,16 @@ def test_one_seed_has_no_interval():
 
 
 def test_the_small_rate_of_the_defaults_is_under_half_a_sub_step_of_where_tables_start():
-    """Of gradients of the row norm; 2.7 deviations stand at 7.5 steps of 16 sub-steps each."""
+    """Of gradients of the row norm; 2.7 deviations stand at 7.5 steps of 16 sub-steps each. All rates tried but the
+    small one itself are above."""
     config = StudyInt4AblationConfig()
     sub_step = 2.7 * config.arm.transformer.d_model**-0.5 / 7.5 / 16
-    assert config.small_table_rate < sub_step / 2 < config.table_rate
+    assert config.small_table_rate < sub_step / 2
+    assert all(rate > sub_step / 2 for rate in config.table_rates if rate != config.small_table_rate)
+
+
+@pytest.mark.parametrize("field", ["table_rates", "adamw_table_rates"])
+@pytest.mark.parametrize("rates", [(), (0.01, 0.01), (0.01, 0.0)], ids=str)
+def test_rates_that_cannot_be_compared_are_refused(field, rates):
+    with pytest.raises(ValueError, match=field):
+        StudyInt4AblationConfig(**{field: rates})

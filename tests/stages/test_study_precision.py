@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from artifacts.meanings import meaning
 from pipeline.arms import ArmConfig
 from pipeline.capacity import INFERENCE, expert_bytes
 from pipeline.measures import MeasureConfig
@@ -21,6 +22,7 @@ from tests.pictures import assert_picture
 FORMATS = ("fp32", "bf16", "int8", "int4")
 PRECISION = {"fp32": "float32", "bf16": "bfloat16", "int8": "int8", "int4": "int4"}
 RATES = (1e-3, 2e-2)
+TUNING_SEEDS = (6, 7)
 SEED, WIDTH, LAYERS, EXPERTS = 4, 12, 2, 40
 
 SHAPE = TransformerShape(d_model=WIDTH, num_layers=LAYERS, num_heads=3, num_kv_heads=1)
@@ -32,7 +34,7 @@ def config(training):
     arm = ArmConfig(
         transformer=SHAPE, peer=PEER, training=training(4, warmup_steps=1), measure=MeasureConfig(tokens=300)
     )
-    return StudyPrecisionConfig(arm=arm, doublings=1, table_rates=RATES, num_seeds=2)
+    return StudyPrecisionConfig(arm=arm, doublings=1, table_rates=RATES, num_seeds=2, num_tuning_seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +64,17 @@ def again(run_in, config, corpus):
 
 @pytest.fixture
 def planned(run_in, config, corpus, monkeypatch):
-    """planned(loss, **changes): the output of a study whose trials only have this loss, and those trials by what."""
+    """planned(loss, validation, **changes): a study whose trials only have these losses, and those trials by what."""
 
-    def planned(loss, **changes):
+    def planned(loss, validation=lambda trial: 3.0, **changes):
         told = {}
 
         def plan(trials, what):
             told[what] = trials
-            return [{"held_out_loss_nats": loss(trial), "seconds": 1.0} for trial in trials]
+            return [
+                {"held_out_loss_nats": loss(trial), "validation_loss_nats": validation(trial), "seconds": 1.0}
+                for trial in trials
+            ]
 
         monkeypatch.setattr(study, "run_trials", plan)
         return run_in(study_precision, config.model_copy(update=changes), seed=SEED, corpus=corpus), told
@@ -84,15 +89,16 @@ def losses(output, cell):
 
 
 def table(output):
-    """(format, pool) to (MB for inference, MB for training, loss), as the page shows them."""
+    """(format, pool) to (MB for inference, MB for training, peak step, loss), as the page shows them."""
     page = output.value.files["report.md"].decode()
-    found = re.findall(r"^\| (\w+) \| (\d+)N \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    found = re.findall(r"^\| (\w+) \| (\d+)N \| ([\d.]+) \| ([\d.]+) \| ([\d.e-]+) \| ([\d.]+) \|$", page, re.MULTILINE)
     return {(name, int(factor)): tuple(map(float, numbers)) for name, factor, *numbers in found}
 
 
 def test_every_loss_rate_and_difference_is_there_and_finite(output):
     cells = [f"{name}_{factor}n" for factor in (1, 2) for name in FORMATS]
-    wanted = {f"loss_{cell}_nats" for cell in cells} | {f"table_rate_{name}" for name in FORMATS} | {"num_seeds"}
+    wanted = {f"loss_{cell}_nats" for cell in cells} | {f"table_rate_{cell}" for cell in cells}
+    wanted |= {"rates_at_an_end", "num_seeds", "num_tuning_seeds"}
     differences = [
         "bf16_1n_minus_fp32_1n", "int8_1n_minus_bf16_1n", "int4_1n_minus_int8_1n",
         "bf16_2n_minus_fp32_2n", "int8_2n_minus_bf16_2n", "int4_2n_minus_int8_2n",
@@ -101,6 +107,9 @@ def test_every_loss_rate_and_difference_is_there_and_finite(output):
     wanted |= {f"{name}{half}_nats" for name in differences for half in ("", "_half_width")}
     assert set(output.metrics) == wanted
     assert all(math.isfinite(value) for value in output.metrics.values())
+    assert all(meaning(name, "report") for name in output.metrics)
+    assert (output.metrics["num_seeds"], output.metrics["num_tuning_seeds"]) == (2, 2)
+    assert output.metrics["rates_at_an_end"] == len(cells)  # two rates were tried, and each is an end
     for name in differences:
         ours, theirs = name.split("_minus_")
         found = paired(losses(output, ours), losses(output, theirs))
@@ -112,39 +121,71 @@ def test_every_loss_rate_and_difference_is_there_and_finite(output):
 
 def test_every_trial_has_a_row_of_its_pool(output):
     rows = output.value.spec.rows
-    assert len(rows) == 4 * len(RATES) + 4 * 2 * 2
+    assert len(rows) == 8 * len(RATES) * len(TUNING_SEEDS) + 8 * 2
     for row in rows:
-        name, factor = re.match(r"(\w+)_(\d)n\b", row.name).groups()
+        cell, factor = re.match(r"(\w+_(\d)n)\b", row.name).groups()
         assert row.metrics["num_experts"] == int(factor) * EXPERTS
         assert all(math.isfinite(value) for value in row.metrics.values())
-        if f"seed {SEED + 2}" not in row.name:
-            assert row.metrics["table_rate"] == output.metrics[f"table_rate_{name}"]
-    tried = [row.metrics["table_rate"] for row in rows if row.name.endswith(f"seed {SEED + 2}")]
-    assert tried == list(RATES) * 4
+        if row.kind == "trial":
+            assert row.name in (f"{cell}, seed {SEED}", f"{cell}, seed {SEED + 1}")
+            assert row.metrics["table_rate"] == output.metrics[f"table_rate_{cell}"]
+        else:
+            assert row.kind == "tuning trial"
+            rate = row.metrics["table_rate"]
+            assert row.name in [f"{cell} rate {rate}, seed {seed}" for seed in TUNING_SEEDS]
 
 
-def test_a_format_takes_the_rate_of_least_loss_with_a_seed_that_is_not_compared(planned):
-    """Of int4 and fp32 the first rate, of the others the second."""
+def test_every_cell_is_at_its_rate_of_least_validation_loss_over_the_seeds_of_tuning(output):
+    """Counted again from the rows."""
+    tried = {row.name: row.metrics["validation_loss_nats"] for row in output.value.spec.rows}
+    for cell in (f"{name}_{factor}n" for factor in (1, 2) for name in FORMATS):
+        sums = {rate: sum(tried[f"{cell} rate {rate}, seed {seed}"] for seed in TUNING_SEEDS) for rate in RATES}
+        assert output.metrics[f"table_rate_{cell}"] == min(sums, key=sums.__getitem__)
 
-    def loss(trial):
-        arm, _, _, rate = trial.arguments
-        return 3.0 + (rate if arm.name in ("int4", "fp32") else -rate)
 
-    output, told = planned(loss)
-    chosen = {name: output.metrics[f"table_rate_{name}"] for name in FORMATS}
-    assert chosen == {"fp32": RATES[0], "bf16": RATES[1], "int8": RATES[1], "int4": RATES[0]}
-    tuning, trained = told.values()
-    assert all(trial.arguments[3] == chosen[trial.arguments[0].name] for trial in trained)
+def test_each_format_chooses_at_each_pool_by_validation_and_by_seeds_that_are_not_reported(planned):
+    """Validation is best at the first rate for fp32 and int4 at N and for bf16 and int8 at 2N; held-out always at
+    the second."""
+
+    def validation(trial):
+        arm, pool, _, rate = trial.arguments
+        small = pool.peer.num_experts == EXPERTS
+        return 3.0 + (rate if (arm.name in ("fp32", "int4")) == small else -rate)
+
+    output, told = planned(lambda trial: 3.0 - trial.arguments[3], validation)
+    chosen = {
+        "fp32_1n": RATES[0], "bf16_1n": RATES[1], "int8_1n": RATES[1], "int4_1n": RATES[0],
+        "fp32_2n": RATES[1], "bf16_2n": RATES[0], "int8_2n": RATES[0], "int4_2n": RATES[1],
+    }  # fmt: skip
+    assert {cell: output.metrics[f"table_rate_{cell}"] for cell in chosen} == chosen
+    tuning, trained = told["choose rates"], told["train the pools"]
+    assert {(trial.name, trial.arguments[3]) for trial in trained} == set(chosen.items())
     assert {trial.seed for trial in trained} == {SEED, SEED + 1}
-    assert {trial.seed for trial in tuning} == {SEED + 2}
-    assert {trial.arguments[1] for trial in tuning} == {trained[-1].arguments[1]}  # the smallest pool
+    tried = sorted((t.arguments[0].name, t.arguments[1].peer.num_experts, t.arguments[3], t.seed) for t in tuning)
+    assert tried == sorted(itertools.product(FORMATS, (EXPERTS, 2 * EXPERTS), RATES, TUNING_SEEDS))
+    assert output.metrics["loss_int8_1n_nats"] == pytest.approx(3.0 - RATES[1])
+
+
+def test_a_rate_at_an_end_of_those_tried_is_counted_and_told(planned):
+    """Of three rates the middle one is best but for int8 at 2N, whose best is the largest."""
+
+    def validation(trial):
+        arm, pool, _, rate = trial.arguments
+        best = 0.02 if (arm.name, pool.peer.num_experts) == ("int8", 2 * EXPERTS) else 0.01
+        return abs(rate - best)
+
+    output, _ = planned(lambda trial: 3.0, validation, table_rates=(1e-3, 0.01, 0.02))
+    assert output.metrics["rates_at_an_end"] == 1
+    page = output.value.files["report.md"].decode()
+    assert "was chosen by int8_2n (0.02): beyond it" in page
+    assert "mean over seeds 6 to 7, which are not reported" in page
 
 
 def test_every_trial_of_the_study_is_remembered_apart(planned):
     """A study that is killed finds each by its file's name: one rate's numbers must not stand for another's."""
     _, told = planned(lambda trial: 3.0)
     files = [trial.file_name for trials in told.values() for trial in trials]
-    assert len(files) == 4 * len(RATES) + 16
+    assert len(files) == 8 * len(RATES) * len(TUNING_SEEDS) + 16
     assert len(set(files)) == len(files)
 
 
@@ -188,7 +229,7 @@ def test_from_format_to_format_the_bytes_of_twice_the_pool_are_the_same_but_for_
     output, _ = planned(lambda trial: 3.0, arm=arm, doublings=3)
     shown = table(output)
     assert len(shown) == 16
-    for (name, factor), (inference, training, _) in shown.items():
+    for (name, factor), (inference, training, *_) in shown.items():
         experts = 3 * 20_000 * factor  # in three blocks
         assert inference == pytest.approx(experts * expert_bytes(INFERENCE[FORMATS.index(name)], 1020) / 1e6, abs=0.005)
         assert training > inference
@@ -209,13 +250,14 @@ def test_from_format_to_format_the_bytes_of_twice_the_pool_are_the_same_but_for_
 def test_every_format_at_every_pool_has_a_row_in_the_page(output):
     shown = table(output)
     assert list(shown) == [(name, factor) for factor in (1, 2) for name in FORMATS]
-    for (name, factor), (*_, loss) in shown.items():
+    for (name, factor), (*_, rate, loss) in shown.items():
+        assert rate == output.metrics[f"table_rate_{name}_{factor}n"]
         assert loss == pytest.approx(output.metrics[f"loss_{name}_{factor}n_nats"], abs=5e-5)
     page = output.value.files["report.md"].decode()
     mean, half = (output.metrics[f"int4_2n_minus_int8_1n{part}_nats"] for part in ("", "_half_width"))
     assert f"| int4_2n_minus_int8_1n | {mean:+.4f} ± {half:.4f} |" in page
     for name in FORMATS:
-        assert re.search(rf"^- {name}: .*peak step {output.metrics[f'table_rate_{name}']:g}$", page, re.MULTILINE)
+        assert f"\n- {name}: " in page
 
 
 def test_it_has_a_picture_of_its_own(output):
@@ -244,7 +286,16 @@ def test_formats_of_one_seed_start_alike(output, config, corpus):
     assert shares["bf16"] < 0.01
 
 
-@pytest.mark.parametrize("wrong", [{"num_seeds": 1}, {"doublings": 0}, {"table_rates": ()}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"num_seeds": 1}, {"doublings": 0}, {"table_rates": ()}, {"num_tuning_seeds": 0}], ids=str
+)
 def test_a_study_without_anything_to_compare_is_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         StudyPrecisionConfig(**wrong)
+
+
+def test_what_the_defaults_cost_is_as_the_config_says():
+    config = StudyPrecisionConfig()
+    per_cell = len(config.table_rates) * config.num_tuning_seeds + config.num_seeds
+    assert 4 * (config.doublings + 1) * per_cell == 144
+    assert "144 trainings" in StudyPrecisionConfig.__doc__
