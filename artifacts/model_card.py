@@ -28,8 +28,14 @@ RESULTS = (
     "loss_increase_nats",
     "kl_to_teacher_nats",
     "loss_recovered",
+    "loss_recovered_over_biases",
+    "loss_recovered_biases_alone",
+    "loss_recovered_gate_constant_magnitude",
+    "loss_recovered_gate_constant_magnitude_over_biases",
     "loss_recovered_constant_magnitude",
+    "loss_recovered_constant_magnitude_over_biases",
     "loss_recovered_permuted_firing",
+    "loss_recovered_permuted_firing_over_biases",
 )
 """The metrics that the Hub shows beside a model: of held-out text, controls included."""
 

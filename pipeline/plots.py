@@ -171,7 +171,8 @@ def _draw_spread(axes: Axes, errors: Mapping[str, NDArray[np.float64]]) -> None:
 def symbol_tiers(
     title: str, tiers: Sequence[str], shares: Mapping[str, Sequence[float]], recovered: Mapping[str, float]
 ) -> bytes:
-    """Shares by tier, and the loss that the symbols recover, which stand first, beside that of their controls."""
+    """Shares by tier, and the loss that the symbols recover over axis biases alone, which stand first, beside that of
+    their controls."""
 
     def draw(figure: Figure) -> None:
         _title(figure, title)
@@ -181,7 +182,10 @@ def symbol_tiers(
         left.legend()
         bars = right.bar(list(recovered), list(recovered.values()), color=[TEAL, *[SLATE] * (len(recovered) - 1)])
         right.bar_label(bars, [f"{value:.3f}" for value in recovered.values()], fontsize=9)
-        right.set_ylabel("loss recovered")
+        right.axhline(0, color=SLATE, linewidth=0.8)
+        right.margins(y=0.12)  # room for the number of a bar below 0
+        right.tick_params(axis="x", labelsize=8)
+        right.set_ylabel("loss recovered, over axis biases alone")
 
     return _png(draw)
 

@@ -1,7 +1,6 @@
 """PEER int4 -> symbols: every expert a formula, a logical statement, both, or nothing, by description length."""
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -12,10 +11,9 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from pipeline.corpus import Corpus, random_windows
-from pipeline.measures import MeasureConfig, measure_against, measure_size
+from pipeline.measures import MeasureConfig, held_out_batches, measure, measure_against, measure_size
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.models.peer import PeerRouter, PeerSpec
-from pipeline.models.quantized import QuantizedExperts
 from pipeline.plots import length_against_fidelity, symbol_tiers
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
@@ -24,21 +22,17 @@ from pipeline.symbolic import names as names_file
 from pipeline.symbolic import page as symbols_page
 from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
 from pipeline.symbolic.contest import rule_metrics, winners
-from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
-from pipeline.symbolic.length_curve import (
-    Point,
-    formula_coordinates_median,
-    length_curve,
-    r2_energy_weighted,
-    readable_energy_share,
-)
+from pipeline.symbolic.controls import control_metrics
+from pipeline.symbolic.held_out import blocks_on, executed_firing, statements_on
+from pipeline.symbolic.length_curve import Point, length_curve
 from pipeline.symbolic.logic import Literals, build_literals
 from pipeline.symbolic.names import Name, Names, Said
 from pipeline.symbolic.naming import Words, name_coordinates, name_features, name_scores, say_experts
-from pipeline.symbolic.permuted_rules import permuted_rule_f1
+from pipeline.symbolic.permuted_rules import Samples, permuted_rule_f1
 from pipeline.symbolic.recording import LayerRecord, record
 from pipeline.symbolic.replacement import shortest, symbol_model
 from pipeline.symbolic.showcase import showcases
+from pipeline.symbolic.tier_metrics import firing_metrics, tier_metrics
 from pipeline.symbolic.tiers import Tier
 
 _TIER_WORDS = {
@@ -48,6 +42,11 @@ _TIER_WORDS = {
     Tier.T3: "logic",
     Tier.T4: "dropped",
 }
+_CONTROL_WORDS = {
+    "gate_constant_magnitude": "gate,\nconstant",
+    "constant_magnitude": "constant",
+    "permuted_firing": "permuted\nfiring",
+}
 
 
 class DistillSymbolsConfig(StageConfig):
@@ -56,7 +55,14 @@ class DistillSymbolsConfig(StageConfig):
     sample_tokens: int = Field(
         default=16_384, ge=1024, description="Train tokens that formulas and statements are fitted on."
     )
-    check_tokens: int = Field(default=16_384, ge=1024, description="Other train tokens that they are judged on.")
+    check_tokens: int = Field(
+        default=16_384, ge=1024, description="Other train tokens, on which they are judged and chosen."
+    )
+    report_tokens: int = Field(
+        default=16_384,
+        ge=256,
+        description="Held-out tokens that F1, R2 and energies are reported of; nothing is chosen on them.",
+    )
     context_length: int = Field(
         default=128, ge=2, le=65_536, description="Tokens a window, of samples and measurement."
     )
@@ -70,7 +76,7 @@ class DistillSymbolsConfig(StageConfig):
         default=0.98,
         gt=0,
         le=1,
-        description="Least loss_recovered of a block replaced alone; its R2 bound rises until then",
+        description="Least loss_recovered on validation tokens, a block replaced alone; its R2 bound rises until then",
     )
     coordinates: tuple[int, ...] = Field(
         default=(1, 2, 4, 8, 16),
@@ -101,7 +107,7 @@ class DistillSymbolsConfig(StageConfig):
         return sizes
 
 
-@stage(name="distill-symbols", version=5)
+@stage(name="distill-symbols", version=6)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
@@ -140,30 +146,44 @@ def distill_symbols(
     num_experts = sum(len(block.tier_E) for block in blocks)
     began = time.monotonic()
     words = Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
-    quantities = _names(int4, blocks, fit, check, words)
+    held_batches = _held_out(corpus, config)
+    held = record(int4, held_batches, places=config.places, what="record held-out")
+    reported = [
+        replace(block, statements=statements_on(block.statements, of.events))
+        for block, of in zip(blocks_on(blocks, model, int4, held), held, strict=True)
+    ]
+    quantities = _names(int4, reported, fit, held, words)
     naming_seconds = time.monotonic() - began
     points = length_curve(
-        int4, fitted, corpus, lost=config.budgets, places=config.places,
+        int4, fitted, held, corpus, lost=config.budgets, places=config.places,
         measure=_smaller(config), context_length=config.context_length,
     )  # fmt: skip
+    measured = measure_against(model, int4, corpus, config.measure, config.context_length)
     metrics = {
-        **measure_against(model, int4, corpus, config.measure, config.context_length),
-        **_controls(int4, check, corpus, config),
-        **_tier_metrics(blocks),
-        **rule_metrics([block.statements for block in blocks]),
-        "rule_f1_permuted_mean": _permuted_rules(blocks, fit, check, literals),
+        **measured,
+        **_controls(int4, check, measured, corpus, config),
+        **tier_metrics(reported, model),
+        **firing_metrics(reported, executed_firing(model, held, held_batches, "executed firing")),
+        **rule_metrics([block.statements for block in blocks], [block.statements for block in reported]),
+        "rule_f1_permuted_mean": _permuted_rules(blocks, (fit, check, held), literals),
         **_name_metrics(quantities),
+        "reported_tokens": float(sum(tokens_BT.numel() for tokens_BT in held_batches)),
         "naming_seconds": naming_seconds,
         **measure_size(model),
         "experts_per_second": num_experts / seconds / torch.get_num_threads(),
         "distillation_seconds": seconds,
         "train_tokens": float(config.sample_tokens + config.check_tokens),
     }
+    # The best rule of all learners is shown with the F1 that chose it.
+    shown = [
+        replace(block, statements=replace(block.statements, rules=chosen.statements.rules))
+        for block, chosen in zip(reported, blocks, strict=True)
+    ]
     names_by_block = [block.literal_names for block in blocks]
     files = {
         "literals.json": json.dumps(names_by_block).encode(),
         names_file.FILE: quantities.model_dump_json().encode(),
-        symbols_page.FILE: symbols_page.page(metrics, showcases(model, blocks, check, quantities, words)).encode(),
+        symbols_page.FILE: symbols_page.page(metrics, showcases(model, shown, held, quantities, words)).encode(),
         "plot.png": _picture(metrics),
         length_file.FILE: length_file.to_csv(points),
         "length.png": _length_picture(points, metrics),
@@ -188,11 +208,17 @@ def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: 
     ]
 
 
+def _held_out(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
+    """(B, T) held-out windows of about `report_tokens` tokens."""
+    measured = MeasureConfig(tokens=config.report_tokens)
+    return [inputs_BT for inputs_BT, _ in held_out_batches(corpus, measured, config.context_length, "read held-out")]
+
+
 def _names(
     int4: LanguageModel,
     blocks: list[BlockSymbols],
     fit: list[LayerRecord],
-    check: list[LayerRecord],
+    held: list[LayerRecord],
     words: Words,
 ) -> Names:
     """A name for every score of every router and every coordinate of every block; what tokens say of the experts."""
@@ -200,7 +226,7 @@ def _names(
     found: list[Name] = []
     said: list[Said] = []
     for layer, (block, symbols) in enumerate(zip(int4.blocks(), blocks, strict=True)):
-        records = fit[layer], check[layer]
+        records = fit[layer], held[layer]
         if isinstance(block.router, PeerRouter):
             found += name_scores(block.router, layer, *records, words, generator)
             found += name_features(block.router, layer, *records, words, generator)
@@ -224,70 +250,29 @@ def _smaller(config: DistillSymbolsConfig) -> MeasureConfig:
 
 
 def _controls(
-    int4: LanguageModel, check: list[LayerRecord], corpus: Corpus, config: DistillSymbolsConfig
+    int4: LanguageModel,
+    check: list[LayerRecord],
+    measured: Mapping[str, float],
+    corpus: Corpus,
+    config: DistillSymbolsConfig,
 ) -> dict[str, float]:
-    """loss_recovered of two models that know less: constant magnitudes, and firing at random."""
-    layers = [block.moe for block in int4.blocks() if isinstance(block.moe, QuantizedExperts)]
-    means = mean_magnitudes(int4, check)
-    generator = current_run().generator("permuted firing")
-    arms = {
-        "constant_magnitude": [ConstantMagnitude(e, m) for e, m in zip(layers, means, strict=True)],
-        "permuted_firing": [PermutedFiring(e, generator) for e in layers],
-    }
-    recovered = {}
-    for name, experts in arms.items():
-        control = LanguageModel(int4.spec)
-        control.load_state_dict(int4.state_dict())
-        with replaced(control.eval(), experts):
-            numbers = measure_against(control, int4, corpus, _smaller(config), config.context_length)
-        recovered[f"loss_recovered_{name}"] = numbers["loss_recovered"]
-    return recovered
+    """On the tokens that the symbols, as `measured`, were measured on."""
+
+    def loss_of(model: LanguageModel) -> float:
+        return measure(model, corpus, config.measure, config.context_length)["held_out_loss_nats"]
+
+    return control_metrics(int4, check, measured, loss_of, current_run().generator("permuted firing"))
 
 
 def _permuted_rules(
-    blocks: list[BlockSymbols], fit: list[LayerRecord], check: list[LayerRecord], shared: Literals
+    blocks: list[BlockSymbols],
+    records: tuple[list[LayerRecord], list[LayerRecord], list[LayerRecord]],
+    shared: Literals,
 ) -> float:
-    """What the search for rules says of noise."""
+    """What the search for rules says of noise. `records` are those that rules are searched, chosen and judged on."""
     searched = [torch.nonzero(winners(block.statements) >= 0)[:, 0] for block in blocks]
-    fired, fired_elsewhere = ([record.events for record in records] for records in (fit, check))
-    return permuted_rule_f1(searched, fired, fired_elsewhere, shared, current_run().generator("permuted rules"))
-
-
-def _tier_metrics(blocks: list[BlockSymbols]) -> dict[str, float]:
-    tier_E = torch.cat([block.tier_E for block in blocks])
-    energy_E = torch.cat([block.energy_E for block in blocks])
-    f1_E = torch.cat([block.f1_E for block in blocks])
-    rate_E = torch.cat([block.rate_E for block in blocks])
-    token_f1_E = torch.cat([block.statements.token_logic.f1_E for block in blocks])
-    live_E = (tier_E != Tier.T4) & (rate_E > 0)
-    sparse_E = (tier_E == Tier.T1) | (tier_E == Tier.T2)
-    coordinates_E = torch.cat([block.coordinates_E for block in blocks])
-    gates_E = torch.cat([block.gates_E for block in blocks])
-    shares = {f"expert_share_{tier.name.lower()}": _share(tier_E == tier) for tier in Tier}
-    energies = {
-        f"energy_share_{tier.name.lower()}": float(energy_E[tier_E == tier].sum() / energy_E.sum()) for tier in Tier
-    }
-    return {
-        **shares,
-        **energies,
-        "readable_energy_share": readable_energy_share(blocks),
-        "firing_f1_mean": float(f1_E[live_E].mean()) if bool(live_E.any()) else math.nan,
-        "firing_f1_mean_dropped_as_zero": float((f1_E * live_E)[rate_E > 0].mean()),
-        "firing_f1_same_rate_null_mean": float(rate_E[live_E].mean()),
-        "token_logic_f1_mean": float(token_f1_E[rate_E > 0].mean()),
-        "token_logic_f1_same_rate_null_mean": float(rate_E[rate_E > 0].mean()),
-        "r2_energy_weighted": r2_energy_weighted(blocks),
-        "description_bits_per_expert": float(torch.cat([block.bits_E for block in blocks]).mean()),
-        "description_bits_per_expert_exact": float(torch.cat([block.exact_bits_E for block in blocks]).mean()),
-        "formula_coordinates_median": formula_coordinates_median(blocks),
-        "formula_coordinates_mean": float(coordinates_E[sparse_E].float().mean()) if bool(sparse_E.any()) else 0.0,
-        "gates_per_rule_mean": float(gates_E[gates_E > 0].float().mean()) if bool(gates_E.any()) else 0.0,
-        "kan_experts_tried": float(sum(block.kans.tried for block in blocks)),
-        "kan_experts_won": float(sum(block.kans.won for block in blocks)),
-        "kan_experts_chosen": float(sum(block.kans.chosen for block in blocks)),
-        "kan_seconds": sum(block.kans.seconds for block in blocks),
-        "block_loss_recovered_least": min(block.recovered for block in blocks),
-    }
+    samples = [Samples(*(record.events for record in of_block)) for of_block in zip(*records, strict=True)]
+    return permuted_rule_f1(searched, samples, shared, current_run().generator("permuted rules"))
 
 
 def _picture(metrics: Mapping[str, float]) -> bytes:
@@ -295,10 +280,8 @@ def _picture(metrics: Mapping[str, float]) -> bytes:
         label: [metrics[f"{kind}_share_{tier.name.lower()}"] for tier in Tier]
         for label, kind in (("experts", "expert"), ("output energy", "energy"))
     }
-    recovered = {
-        "symbols": metrics["loss_recovered"],
-        "constant\nmagnitude": metrics["loss_recovered_constant_magnitude"],
-        "permuted\nfiring": metrics["loss_recovered_permuted_firing"],
+    recovered = {"symbols": metrics["loss_recovered_over_biases"]} | {
+        words: metrics[f"loss_recovered_{control}_over_biases"] for control, words in _CONTROL_WORDS.items()
     }
     loss, divergence = metrics["loss_increase_nats"], metrics["kl_to_teacher_nats"]
     title = f"Symbols: held-out loss {loss:+.4f}, KL {divergence:.4f} nats a token"
@@ -313,7 +296,3 @@ def _length_picture(points: Sequence[Point], metrics: Mapping[str, float]) -> by
         [point.readable_energy_share for point in points],
         metrics["description_bits_per_expert"],
     )
-
-
-def _share(chosen_E: Tensor) -> float:
-    return float(chosen_E.float().mean())

@@ -20,6 +20,7 @@ SMALL: dict[str, object] = {
     "distill-peer.sparsity.u-terms": 5,
     "distill-symbols.sample-tokens": 1024,
     "distill-symbols.check-tokens": 1024,
+    "distill-symbols.report-tokens": 1024,
     "distill-symbols.coordinates": 2,
     "distill-symbols.samples": 16,
     "distill-symbols.identities": 2,

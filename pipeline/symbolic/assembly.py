@@ -13,7 +13,7 @@ from kernels.activations import activation
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.quantized import Int4Table, QuantizedExperts
 from pipeline.models.symbols import activation_code
-from pipeline.symbolic.circuits import Circuit, laid_out
+from pipeline.symbolic.circuits import Circuit, laid_out, passing_gates
 from pipeline.symbolic.formulas import Formulas, fit_formulas, own_formulas
 from pipeline.symbolic.functions import SPLINE_CODE
 from pipeline.symbolic.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
@@ -46,16 +46,19 @@ class BlockSymbols:
     variance_E: Tensor
     energy_E: Tensor
     f1_E: Tensor
+    """Of the rule against firing, both on the states of the model that is distilled; 1 where it is exact."""
     rate_E: Tensor
     coordinates_E: Tensor
     gates_E: Tensor
     """Of the rule, in the tiers with logic."""
+    passing_E: Tensor
+    """Those of them that pass one wire on, or its negation."""
     firings_E: Tensor
-    """On the checking sample."""
+    """On the checking sample, as errors, energies, F1 and rates are."""
     statements: Statements
     kans: KanFormulas
     recovered: float
-    """Of the loss, replaced alone; not a number before it was measured, as is what comes next."""
+    """Of the loss on validation tokens, replaced alone; not a number before it was measured, as is what comes next."""
     lost: float
     """Share of the experts' variance that it was allowed to get wrong."""
 
@@ -128,7 +131,7 @@ def fit_block(
     with_logic = next(f for f in formulas if f.num_coordinates == few)
     if experts.spec.u_terms:
         formulas.append(own_formulas(experts, formulas[0].splines))
-    energy_E, variance_E = _energies(experts, check)
+    energy_E, variance_E = energies(experts, check)
     if not float(variance_E.sum()) > 0:
         raise ValueError(f"no expert of block {layer} does anything on the sample; take more check_tokens")
     statements = fit_statements(
@@ -175,15 +178,16 @@ def _in_reach(fitted: FittedBlock, symbols: BlockSymbols) -> Tensor:
     return ~symbols.exact_E | (dense_E & (2 * leaves_E >= leaves_E[dense_E].max()))
 
 
-def _v_squares(experts: QuantizedExperts) -> Tensor:
+def v_squares(experts: QuantizedExperts) -> Tensor:
+    """(E) |v|^2, which makes an energy of a squared magnitude."""
     assert isinstance(experts.v, Int4Table)
     return experts.v.rows(torch.arange(experts.spec.num_experts)).square().sum(1)
 
 
-def _energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Tensor]:
+def energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Tensor]:
     """(E) output energy over all tokens of the sample, and its part about the mean: both times |v|^2."""
     magnitude_P = check.gate_P * activation(experts.spec.activation).f(check.pre_P)
-    v2_E, expert_P = _v_squares(experts), check.events.expert_P
+    v2_E, expert_P = v_squares(experts), check.events.expert_P
     square_E = torch.zeros_like(v2_E).index_add(0, expert_P, magnitude_P.square())
     sum_E = torch.zeros_like(v2_E).index_add(0, expert_P, magnitude_P)
     return square_E * v2_E, (square_E - sum_E.square() / len(check.x_ND)) * v2_E
@@ -198,7 +202,7 @@ def _options(
     statements: Statements,
 ) -> tuple[list[_Option], Options]:
     """Every option with its bits, but for an exact comparison's, and its error in energy."""
-    v2_E = _v_squares(experts)
+    v2_E = v_squares(experts)
     listed = [_Option(Tier.T0, None, exact=True)]
     listed += [_Option(Tier.T1, f, exact=f.exact) for f in formulas]
     dense_bits = TIER_BITS + (d_model + 1) * COEFFICIENT_BITS
@@ -286,6 +290,8 @@ def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbol
     literal_names = _fill_logic(tables, circuits, statements)
     gates_E = torch.zeros(num_experts, dtype=torch.int64)
     gates_E[[*circuits]] = torch.tensor([len(circuit.gates) for circuit in circuits.values()], dtype=torch.int64)
+    passing_E = torch.zeros_like(gates_E)
+    passing_E[[*circuits]] = torch.tensor([passing_gates(circuit) for circuit in circuits.values()], dtype=torch.int64)
     by_kan_O = torch.tensor([any(option.formulas is f for f in fitted.kans.formulas) for option in listed])
     live_E = statements.rate_E > 0
     compared_E = (tier_E <= Tier.T1) & live_E
@@ -305,6 +311,7 @@ def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbol
         f1_E=torch.where(compared_E, 1.0, f1_E),
         coordinates_E=coordinates_E,
         gates_E=gates_E,
+        passing_E=passing_E,
         firings_E=fitted.firings_E,
         statements=statements,
         kans=replace(fitted.kans, chosen=int(by_kan_O[chosen_E].sum())),

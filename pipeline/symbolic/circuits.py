@@ -17,6 +17,8 @@ from pipeline.symbolic.tiers import GATE_BITS
 
 FALSE, IS_A, NOT_A, TRUE = 0, 3, 12, 15
 """Gates by their numbers."""
+PASSING = (IS_A, 5, 10, NOT_A)
+"""Those that depend on one of their wires alone."""
 SIMPLIFIED_INPUTS = 6
 """Most literals of a rule that is written as the shortest sum of products, or product of sums, that sympy finds."""
 
@@ -78,6 +80,11 @@ def _gate(kind: int, a: Tensor, b: Tensor) -> Tensor:
             return a ^ b
         case _:
             return a | b
+
+
+def passing_gates(circuit: Circuit) -> int:
+    """How many of its gates only pass one of their wires on, or its negation."""
+    return sum(kind in PASSING for kind, _, _ in circuit.gates)
 
 
 class Wiring:

@@ -45,9 +45,13 @@ def _f1_of(rules: Rules, otherwise: Rules) -> Tensor:
     return torch.where(has_E, rules.f1_E, otherwise.f1_E)
 
 
-def rule_metrics(blocks: Sequence[Statements]) -> dict[str, float]:
-    """Over the experts of all blocks for which rules were searched, and over those that all learners tried."""
-    won_E = torch.cat([winners(statements) for statements in blocks])
+def rule_metrics(chosen: Sequence[Statements], blocks: Sequence[Statements]) -> dict[str, float]:
+    """Over the experts of all blocks for which rules were searched, and over those that all learners tried.
+
+    `chosen` and `blocks` are the same rules, judged on two samples: who wins is of the first, what it is worth of the
+    second, and means are over experts that fire there.
+    """
+    won_E = torch.cat([winners(statements) for statements in chosen])
     deep_E = torch.cat([statements.tried_deeply_E for statements in blocks])
     rate_E = torch.cat([statements.rate_E for statements in blocks])
     f1 = {
@@ -58,7 +62,8 @@ def rule_metrics(blocks: Sequence[Statements]) -> dict[str, float]:
     searched_E = won_E >= 0
 
     def mean(value_E: Tensor, over_E: Tensor) -> float:
-        return float(value_E[over_E].float().mean()) if bool(over_E.any()) else 0.0
+        fires_E = over_E & (rate_E > 0)
+        return float(value_E[fires_E].float().mean()) if bool(fires_E.any()) else 0.0
 
     return {
         "rule_searched_share": float(searched_E.float().mean()),

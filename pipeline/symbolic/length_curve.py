@@ -14,6 +14,8 @@ from pipeline.measures import MeasureConfig, measure_against
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import steps
 from pipeline.symbolic.assembly import BlockSymbols, FittedBlock
+from pipeline.symbolic.held_out import blocks_on
+from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.replacement import symbol_model
 from pipeline.symbolic.tiers import READABLE, Tier
 
@@ -25,7 +27,7 @@ class Point:
     """All blocks written as shortly as an error budget allows."""
 
     lost: float
-    """Share of the experts' variance that may be wrong, a block."""
+    """Share of the experts' variance on the checking sample that may be wrong, a block."""
     bits_per_expert: float
     readable_energy_share: float
     dropped_expert_share: float
@@ -40,6 +42,7 @@ class Point:
 def length_curve(
     model: LanguageModel,
     fitted: Sequence[FittedBlock],
+    held: Sequence[LayerRecord],
     corpus: Corpus,
     *,
     lost: Sequence[float],
@@ -47,11 +50,12 @@ def length_curve(
     measure: MeasureConfig,
     context_length: int,
 ) -> list[Point]:
-    """A point for each budget, measured against `model` on held-out tokens."""
+    """A point for each budget, measured against `model` on held-out tokens, of which `held` is a record."""
     points = []
     for at in steps("length against fidelity", len(lost)):
-        blocks = [block.symbols(lost[at]) for block in fitted]
-        made = symbol_model(model, blocks, vocab_size=corpus.spec.vocab_size, places=places)
+        chosen = [block.symbols(lost[at]) for block in fitted]
+        made = symbol_model(model, chosen, vocab_size=corpus.spec.vocab_size, places=places)
+        blocks = blocks_on(chosen, made, model, held)
         measured = measure_against(made, model, corpus, measure, context_length)
         points.append(
             Point(
@@ -77,7 +81,7 @@ def readable_energy_share(blocks: Sequence[BlockSymbols]) -> float:
 
 
 def r2_energy_weighted(blocks: Sequence[BlockSymbols]) -> float:
-    """Mean over blocks of 1 - error / variance of the experts' outputs, on all tokens of the checking sample."""
+    """Mean over blocks of 1 - error / variance of the experts' outputs, on all tokens of a sample."""
     return sum(1 - float(block.error_E.sum() / block.variance_E.sum()) for block in blocks) / len(blocks)
 
 

@@ -13,21 +13,42 @@ from pipeline.symbolic.tiers import TIER_WORDS
 FILE = "symbols.html"
 
 BESIDE: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("loss_recovered", ("loss_recovered_constant_magnitude", "loss_recovered_permuted_firing")),
+    (
+        "loss_recovered_over_biases",
+        tuple(
+            f"loss_recovered_{control}_over_biases"
+            for control in ("gate_constant_magnitude", "constant_magnitude", "permuted_firing")
+        ),
+    ),
+    (
+        "loss_recovered",
+        tuple(
+            f"loss_recovered_{control}"
+            for control in ("biases_alone", "gate_constant_magnitude", "constant_magnitude", "permuted_firing")
+        ),
+    ),
     ("loss_increase_nats", ("loss_increase_standard_error_nats",)),
     ("kl_to_teacher_nats", ()),
     ("r2_energy_weighted", ()),
     ("readable_energy_share", ("energy_share_t0", "energy_share_t4")),
-    ("firing_f1_mean", ("firing_f1_same_rate_null_mean", "firing_f1_mean_dropped_as_zero")),
+    ("verbatim_energy_share", ("shortened_energy_share", "other_function_energy_share", "rule_energy_share")),
+    ("verbatim_expert_share", ("shortened_expert_share", "other_function_expert_share", "rule_expert_share")),
+    (
+        "firing_f1_mean",
+        ("firing_f1_same_rate_null_mean", "firing_f1_mean_dropped_as_zero", "rule_firing_f1_mean"),
+    ),
     ("rule_f1_mean", ("rule_f1_single_gate_mean", "rule_f1_same_rate_null_mean", "rule_f1_permuted_mean")),
     ("deep_rule_f1_mean", ("deep_rule_f1_gate_mean", "deep_rule_f1_tree_mean", "deep_rule_f1_net_mean")),
-    ("gates_per_rule_mean", ()),
+    ("gates_per_rule_mean", ("rule_gates_total", "rule_gates_pass_through")),
     ("token_logic_f1_mean", ("token_logic_f1_same_rate_null_mean",)),
     ("score_name_f1_mean", ("score_name_f1_same_rate_null_mean", "score_name_f1_permuted_mean")),
     ("feature_name_f1_mean", ("feature_name_f1_same_rate_null_mean", "feature_name_f1_permuted_mean")),
     ("coordinate_name_f1_mean", ("coordinate_name_f1_same_rate_null_mean", "coordinate_name_f1_permuted_mean")),
     ("formula_coordinates_median", ("formula_coordinates_mean",)),
-    ("description_bits_per_expert", ("description_bits_per_expert_exact",)),
+    (
+        "description_bits_per_expert",
+        ("description_bits_per_expert_exact", "description_bits_per_expert_with_biases"),
+    ),
 )
 """Metrics, and the controls, nulls and bounds that they are read beside."""
 
@@ -52,7 +73,8 @@ def page(metrics: Mapping[str, float], shown: Sequence[Showcase]) -> str:
         f"<h2>{len(shown)} experts, chosen by rule</h2>\n"
         '<p class="note">Names say when a score or coordinate is high, by tokens alone. Beside each F1 stand that of a '
         "random statement of the same rate (null) and that of the best statement on permuted tokens. What fires the "
-        "expert is the exact comparison or logic, not the names. Long sets of tokens are cut here and whole in "
+        "expert is the exact comparison or logic, not the names. F1s are of held-out tokens; those of statements at "
+        "more length are of the train tokens that chose them. Long sets of tokens are cut here and whole in "
         f"{NAMES_FILE}.</p>\n"
         f"{''.join(map(_article, shown))}</body></html>\n"
     )

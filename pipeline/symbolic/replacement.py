@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig, Nothing, held_out_batches, token_losses
+from pipeline.measures import MeasureConfig, Nothing, token_losses, validation_batches
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerSpec
 from pipeline.models.peer_routing import PeerRouting
@@ -32,7 +32,8 @@ def shortest(
 ) -> BlockSymbols:
     """The shortest description that gets at most the share `lost` of the experts' variance wrong.
 
-    While the block, replaced alone, recovers less of the loss than `least_recovered`, that share shrinks with it.
+    While the block, replaced alone, recovers less of the validation loss than `least_recovered`, that share shrinks
+    with it: what is reported of the held-out split has no part in the choice.
     """
     tightenings = 0
     while True:
@@ -111,14 +112,14 @@ class _Reading(nn.Module):
 def _recovered_alone(
     model: LanguageModel, layer: int, symbols: BlockSymbols, corpus: Corpus, places: int, context_length: int
 ) -> float:
-    """loss_recovered with only this block replaced, against only this block zeroed."""
+    """loss_recovered on validation tokens with only this block replaced, against only this block zeroed."""
     spec = _spec(model, [symbols], corpus.spec.vocab_size, places)
     reading = _Reading(_symbol_experts(model, layer, symbols, spec, 0))
     block = model.blocks()[layer]
     original, losses = block.moe, {"whole": 0.0, "symbols": 0.0, "zeroed": 0.0}
     config = MeasureConfig(tokens=BLOCK_CHECK_TOKENS)
     try:
-        for inputs_BT, targets_BT in held_out_batches(corpus, config, context_length, f"check block {layer}"):
+        for inputs_BT, targets_BT in validation_batches(corpus, config, context_length, f"check block {layer}"):
             block.moe = original
             losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
             block.moe = Nothing()

@@ -1,5 +1,7 @@
 """Who wins: longer rules must be better by their length, shorter ones no worse; figures are over those that tried."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -55,7 +57,8 @@ def test_a_longer_rule_wins_by_what_its_gates_are_worth_and_a_shorter_one_if_no_
 
 
 def test_figures_are_over_the_experts_that_each_tried():
-    figures = rule_metrics([statements(), statements()])
+    both = [statements(), statements()]
+    figures = rule_metrics(both, both)
     assert figures["rule_searched_share"] == pytest.approx(5 / 6)
     assert figures["deep_rule_share"] == pytest.approx(4 / 6)
     assert figures["rule_f1_single_gate_mean"] == pytest.approx(0.5)
@@ -64,3 +67,17 @@ def test_figures_are_over_the_experts_that_each_tried():
     assert figures["deep_rule_f1_tree_mean"] == pytest.approx((0.4 + 0.603 + 0.504 + 0.8) / 4)
     shares = [figures[f"deep_rule_won_{name}_share"] for name in LEARNERS]
     assert shares == pytest.approx([0.5, 0.25, 0, 0, 0.25])
+
+
+def test_who_wins_is_of_one_sample_and_what_it_is_worth_of_another():
+    chosen = statements()
+    held = replace(
+        chosen,
+        rules=tuple(replace(of, f1_E=torch.full((E,), 0.1 * place)) for place, of in enumerate(chosen.rules)),
+        rate_E=torch.tensor([0.0, 0.1, 0.2, 0.2, 0.3, 0.9]),
+    )
+    figures = rule_metrics([chosen], [held])
+    # chain, gate, net and gate, as above, of the four that fire
+    assert figures["rule_f1_mean"] == pytest.approx((0.1 + 0.0 + 0.4 + 0.0) / 4)
+    assert figures["rule_f1_same_rate_null_mean"] == pytest.approx(0.2)
+    assert figures["rule_searched_share"] == pytest.approx(5 / 6)

@@ -7,7 +7,7 @@ from kernels.symbol_table.tables import context_of
 from pipeline.models.peer import starts
 from pipeline.symbolic import permuted_rules
 from pipeline.symbolic.logic import Literals, build_literals
-from pipeline.symbolic.permuted_rules import best_rule_f1, permuted_rule_f1
+from pipeline.symbolic.permuted_rules import Samples, best_rule_f1, permuted_rule_f1
 from pipeline.symbolic.recording import Events
 
 # N tokens, E experts, V vocabulary
@@ -29,7 +29,7 @@ def events(seed) -> Events:
 
 @pytest.fixture(scope="module")
 def samples():
-    return events(1), events(2)
+    return Samples(events(1), events(2), events(3))
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,11 @@ def shared() -> Literals:
 
 
 def test_a_planted_rule_is_found_and_in_noise_of_its_rate_next_to_nothing_is(samples, shared):
-    fit, check = samples
-    found_E = best_rule_f1(fit, check, shared, what="rules")
+    found_E = best_rule_f1(samples, shared, what="rules")
     assert found_E[:-NOISY].min() > 0.97
     assert 0.6 < found_E[-NOISY:].mean() < 0.8  # at best a half of the tokens that a rule says
-    control = permuted_rule_f1([torch.arange(E)], [fit], [check], shared, torch.Generator().manual_seed(0))
-    rate = float(check.rate_E.mean())
+    control = permuted_rule_f1([torch.arange(E)], [samples], shared, torch.Generator().manual_seed(0))
+    rate = float(samples.held.rate_E.mean())
     assert rate / 2 < control < 4 * rate
     assert control < 0.2 * float(found_E.mean())
 
@@ -53,24 +52,22 @@ def test_a_sample_of_a_block_stands_for_all_that_were_searched_there(samples, sh
     monkeypatch.setattr(permuted_rules, "EXPERTS", 2)
     drawn = []
 
-    def f1(fit, check, shared, *, what):
-        assert torch.equal(fit.count_E.sign(), check.count_E.sign())
-        drawn.append(len(fit.count_E))
+    def f1(noise, shared, *, what):
+        assert torch.equal(noise.fit.count_E.sign(), noise.held.count_E.sign())
+        drawn.append(len(noise.fit.count_E))
         return torch.full((drawn[-1],), 0.25 * len(drawn))
 
     monkeypatch.setattr(permuted_rules, "best_rule_f1", f1)
-    fit, check = samples
     searched = [torch.tensor([7]), torch.arange(3), torch.tensor([], dtype=torch.int64)]
-    found = permuted_rule_f1(searched, [fit] * 3, [check] * 3, shared, torch.Generator())
+    found = permuted_rule_f1(searched, [samples] * 3, shared, torch.Generator())
     assert drawn == [1, 2]
     assert found == pytest.approx((1 * 0.25 + 3 * 0.5) / 4)
-    assert permuted_rule_f1(searched[2:], [fit], [check], shared, torch.Generator()) == 0
+    assert permuted_rule_f1(searched[2:], [samples], shared, torch.Generator()) == 0
 
 
 def test_the_same_generator_draws_the_same_noise(samples, shared):
-    fit, check = samples
     first, second, other = (
-        permuted_rule_f1([torch.arange(E)], [fit], [check], shared, torch.Generator().manual_seed(seed))
+        permuted_rule_f1([torch.arange(E)], [samples], shared, torch.Generator().manual_seed(seed))
         for seed in (3, 3, 4)
     )
     assert first == second != other
