@@ -16,24 +16,15 @@ from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
+from pipeline.symbolic.blocks import router_block, symbol_experts
 from pipeline.symbolic.export import export as write_export
+from pipeline.symbolic.fired import Firings, firings, output_energies
 from pipeline.symbolic.kan_folder import write_kan
+from pipeline.symbolic.magnitudes import coordinates_by_size
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
-from pipeline.symbolic.reading import (
-    Firings,
-    Reading,
-    coordinates_by_size,
-    firings,
-    heaviest_features,
-    latex,
-    output_energies,
-    read_expert,
-    router_block,
-    score_keys,
-    score_sums,
-    symbol_experts,
-)
+from pipeline.symbolic.reading import Reading, latex, read_expert
+from pipeline.symbolic.scores import heaviest_features, score_keys, score_sums
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
 
 SAMPLE_TOKENS = 2048

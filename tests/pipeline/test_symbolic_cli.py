@@ -5,8 +5,10 @@ import torch
 
 from artifacts import Circumstance, Recipe, Store
 from pipeline.symbolic.__main__ import main
+from pipeline.symbolic.blocks import symbol_experts
 from pipeline.symbolic.functions import BY_NAME
-from pipeline.symbolic.reading import coordinates_by_size, score_keys, symbol_experts
+from pipeline.symbolic.magnitudes import coordinates_by_size
+from pipeline.symbolic.scores import score_keys
 from pipeline.symbolic.tiers import Tier
 from tests.tiny_symbols import DROPPED, LOGIC, SPLINE, D, E
 
