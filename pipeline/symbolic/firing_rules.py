@@ -40,12 +40,7 @@ def firing_statement(
     if len(names) != len(experts.member_LV):
         raise ValueError(f"layer {layer} has {len(experts.member_LV)} literals and {len(names)} names for them")
     circuit = rule_circuit(experts, expert)
-    said = [literal_name(experts, literal, names, vocabulary) for literal in circuit.inputs]
-    # Tokens that are no UTF-8 of their own all look alike.
-    distinct = [
-        name if said.count(name) == 1 else f"{name} (literal {literal})"
-        for name, literal in zip(said, circuit.inputs, strict=True)
-    ]
+    distinct = rule_names(experts, circuit, names, vocabulary)
     return expression(circuit, [sympy.Symbol(name) for name in distinct])
 
 
@@ -53,6 +48,16 @@ def rule_circuit(experts: SymbolExperts, expert: int) -> Circuit:
     """The gates that say when an expert of a logic tier fires, over the block's literals."""
     tables, num_literals = experts.tables, len(experts.member_LV)
     return of_tables(int(tables.rule_E[expert]), tables.gate_G, tables.wire_a_G, tables.wire_b_G, num_literals)
+
+
+def rule_names(experts: SymbolExperts, circuit: Circuit, names: Sequence[str], vocabulary: Sequence[str]) -> list[str]:
+    """The names of a rule's literals, no two alike."""
+    said = [literal_name(experts, literal, names, vocabulary) for literal in circuit.inputs]
+    # Tokens that are no UTF-8 of their own all look alike.
+    return [
+        name if said.count(name) == 1 else f"{name} (literal {literal})"
+        for name, literal in zip(said, circuit.inputs, strict=True)
+    ]
 
 
 def literal_name(experts: SymbolExperts, literal: int, names: Sequence[str], vocabulary: Sequence[str]) -> str:

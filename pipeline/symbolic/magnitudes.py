@@ -17,6 +17,8 @@ from pipeline.symbolic.tiers import Tier
 
 DIGITS = 3
 """Significant digits of a number that is shown."""
+Z = sympy.Symbol("z", real=True)
+"""The argument of an expert's function."""
 
 
 def coefficients(experts: SymbolExperts, expert: int) -> dict[int, float]:

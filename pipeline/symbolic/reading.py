@@ -18,6 +18,7 @@ from pipeline.symbolic.blocks import symbol_experts
 from pipeline.symbolic.firing_rules import firing_statement, in_words
 from pipeline.symbolic.magnitudes import (
     DIGITS,
+    Z,
     argument_expression,
     coefficients,
     function_expression,
@@ -25,8 +26,6 @@ from pipeline.symbolic.magnitudes import (
 )
 from pipeline.symbolic.tiers import Tier
 
-Z = sympy.Symbol("z", real=True)
-"""The argument of an expert's function."""
 TOKENS_NAMED = 5
 """Tokens that a direction is described by, each way."""
 

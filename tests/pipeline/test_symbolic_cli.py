@@ -99,6 +99,8 @@ def test_an_artifact_of_before_scores_had_names_is_shown_without_them(symbols_st
             f"expert -1 is not in layer 0, which has the experts 0 to {E - 1}",
         ),
         (("latest", "--expert", "3"), "give --layer too"),
+        (("latest", "--json"), "--json is of one expert; give --layer and --expert too"),
+        (("latest", "--layer", "0", "--all"), "--all is of one expert; give --layer and --expert too"),
         (("prepare-corpus", "--layer", "0"), "a 'symbols' was needed here"),
         (("nothing-like-it", "--layer", "0"), "nothing-like-it"),
     ],
