@@ -59,7 +59,7 @@ class DistillPeerConfig(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="distill-peer", version=3)
+@stage(name="distill-peer", version=4)
 def distill_peer(
     config: DistillPeerConfig, *, corpus: Annotated[Corpus, "corpus"], monet: MonetModel
 ) -> Output[LanguageModel]:
