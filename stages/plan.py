@@ -12,6 +12,7 @@ from artifacts import ArtifactId, Store
 from pipeline.arms import ArmConfig
 from pipeline.measures import MeasureConfig
 from pipeline.models.dense import DenseSpec
+from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.monet import MonetSpec
 from pipeline.models.peer import PeerSpec
 from pipeline.models.transformer import TransformerShape
@@ -296,7 +297,7 @@ def _plan(
     experts_kept: int,
     distill_steps: int,
 ) -> Plan:
-    """The tiny plan at another size. The dense MLP is as wide as all of Monet's hidden units."""
+    """The tiny plan at another size. The dense model has as many parameters as Monet."""
     base, length = Plan(), training.context_length
 
     def shorter(config: TrainingConfig, steps: int) -> TrainingConfig:
@@ -318,9 +319,7 @@ def _plan(
     distill, finetune = base.distill_peer, base.finetune_int4
     return Plan(
         prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size),
-        train_dense=TrainDenseConfig(
-            transformer=shape, mlp=DenseSpec(d_hidden=monet.num_sub_experts * monet.d_expert), training=training
-        ),
+        train_dense=TrainDenseConfig(transformer=shape, mlp=dense_as_large_as(monet, shape), training=training),
         train_monet=TrainMonetConfig(transformer=shape, monet=monet, training=training),
         train_peer=TrainPeerConfig(transformer=shape, peer=peer, training=training),
         distill_peer=DistillPeerConfig(num_experts=experts_kept, training=shorter(distill.training, distill_steps)),
