@@ -122,7 +122,13 @@ CORPUS: Mapping[str, str] = {
     "held_out_tokens": "tokens of the held-out split",
     "bytes_per_token_held_out": "bytes of held-out text over its tokens",
     "documents_dropped": "documents left out: repeated ones, and held-out ones that mostly repeat train",
-    "xz_held_out_bits_per_byte": "what xz needs for a sample of the held-out text, bits a byte",
+    "ppmd_held_out_bits_per_byte": "what PPMd-6 needs for the windows that models are measured on, bits a byte",
+    "ppmd_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
+    "xz_held_out_bits_per_byte": "what xz needs for the windows that models are measured on, bits a byte",
+    "xz_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
+    "held_out_tokens_compressed": "held-out tokens whose text the compressors were measured on",
+    "primed_train_tokens": "train tokens whose text primed compressors have read, in windows spread evenly",
+    "primed_train_bytes": "bytes of that text",
 }
 """Of a corpus; `text_bytes_X` are those of the domain X."""
 

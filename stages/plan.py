@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts import ArtifactId, Store
 from pipeline.arms import ArmConfig
+from pipeline.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
 from pipeline.measures import MeasureConfig
 from pipeline.models.dense import DenseSpec
 from pipeline.models.equal_size import dense_as_large_as
@@ -253,7 +254,12 @@ def shakespeare() -> Plan:
     measure = MeasureConfig(tokens=10_000_000)  # all there are
     return Plan(
         chain=("prepare-corpus", "train-dense", "train-monet", "train-peer"),
-        prepare_corpus=PrepareCorpusConfig(tokenizer="bytes", validation_share=0.01, held_out_share=0.1),
+        prepare_corpus=PrepareCorpusConfig(
+            tokenizer="bytes",
+            validation_share=0.01,
+            held_out_share=0.1,
+            compressors=_compressors(training).model_copy(update={"tokens": measure.tokens}),
+        ),
         train_dense=TrainDenseConfig(training=training, measure=measure),
         train_monet=TrainMonetConfig(training=training, measure=measure),
         train_peer=TrainPeerConfig(training=training, measure=measure),
@@ -318,7 +324,7 @@ def _plan(
 
     distill, finetune = base.distill_peer, base.finetune_int4
     return Plan(
-        prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size),
+        prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size, compressors=_compressors(training)),
         train_dense=TrainDenseConfig(transformer=shape, mlp=dense_as_large_as(monet, shape), training=training),
         train_monet=TrainMonetConfig(transformer=shape, monet=monet, training=training),
         train_peer=TrainPeerConfig(transformer=shape, peer=peer, training=training),
@@ -333,6 +339,12 @@ def _plan(
     )
 
 
+def _compressors(training: TrainingConfig) -> CompressorsConfig:
+    """Compressors primed with as many tokens as a model trains on, up to what they read in a minute."""
+    tokens = training.steps * training.batch_size * training.context_length
+    return CompressorsConfig(train_tokens=min(MOST_PRIMING_TOKENS, tokens), context_length=training.context_length)
+
+
 def _paper(*, d_model: int, num_layers: int) -> Plan:
     """Monet's shapes (arXiv 2412.04139, table 6): n = 512, m = d / 128, H = d / 256, heads of 128, routers in fours.
 
@@ -345,7 +357,10 @@ def _paper(*, d_model: int, num_layers: int) -> Plan:
     return Plan(
         chain=("prepare-corpus", "train-dense", "train-monet"),
         prepare_corpus=PrepareCorpusConfig(
-            sources=("hf:HuggingFaceFW/fineweb-edu",), vocab_size=32_000, max_bytes=10**11
+            sources=("hf:HuggingFaceFW/fineweb-edu",),
+            vocab_size=32_000,
+            max_bytes=10**11,
+            compressors=_compressors(training),
         ),
         train_dense=TrainDenseConfig(transformer=shape, mlp=DenseSpec(d_hidden=4 * d_model), training=training),
         train_monet=TrainMonetConfig(
