@@ -135,7 +135,10 @@ CORPUS: Mapping[str, str] = {
 REPORT: Mapping[str, str] = {
     "dense_bits_per_byte": "held-out bits a byte of the dense baseline",
     "symbols_bits_per_byte": "held-out bits a byte of the symbolic model",
-    "bits_per_byte_increase_over_dense": "the second minus the first",
+    "bits_per_byte_increase_over_dense": "held-out bits a byte of the symbolic model minus those of the dense baseline",
+    "monet_bits_per_byte": "held-out bits a byte of Monet",
+    "dense_bits_per_byte_over_monet": "held-out bits a byte of the dense baseline minus those of Monet",
+    "monet_bits_per_byte_over_primed_ppmd": "held-out bits a byte of Monet minus those of primed PPMd-6",
     "seconds_of_all_stages": "time that the stages of all models took, seconds",
 }
 """Of a report on a chain of models."""

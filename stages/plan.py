@@ -65,6 +65,7 @@ CHAIN: tuple[Step, ...] = (
     Step(
         report,
         {
+            "corpus": "prepare-corpus",
             "dense": "train-dense",
             "monet": "train-monet",
             "peer": "distill-peer",
