@@ -69,7 +69,8 @@ def cpu_library() -> CpuLibrary | None:
 
 def cpu_library_for(x: Tensor) -> CpuLibrary | None:
     """The C++ kernels where they may take a whole layer at once: of float32 on a CPU, without gradients."""
-    if x.dtype != torch.float32 or not x.is_cpu or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()  # neither sees what C++ computes
+    if x.dtype != torch.float32 or not x.is_cpu or torch.is_grad_enabled() or recorded:
         return None
     return cpu_library()
 

@@ -33,8 +33,8 @@ class _Layer(ctypes.Structure):
 class ExpertLayer:
     """A layer's experts made ready once: tables are checked and found, so that a call costs little beside its work.
 
-    It reads the tensors where they lie, or copies of them: whoever holds it makes it anew when one was written to,
-    moved or replaced.
+    It reads the tensors where they lie, those of `copied` excepted: whoever holds it makes it anew when one of them was
+    moved or replaced, or one of `copied` holds other numbers.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ExpertLayer:
         if bias_E.dtype != torch.float32:
             raise ValueError(f"fired_sum got bias_E of {bias_E.dtype}; it takes torch.float32")
         _check_cells(cell_start_C1, sizes[1] * sizes[2], bias_E.shape[0])
-        axes, copies = axis_biases(biases, sizes, width)
-        self._tensors = cell_start_C1, u, bias_E, v, copies
+        axes, read, self.copied = axis_biases(biases, sizes, width)
+        self._tensors = cell_start_C1, u, bias_E, v, read
         self._width, self._sizes = width, sizes
         self._run, self._code = library.functions.fired_sum_run, library.code
         self._run.argtypes = (

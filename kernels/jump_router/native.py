@@ -42,26 +42,33 @@ class AxisBiases(ctypes.Structure):
 LINE = 16
 """Floats of a cache line."""
 
+MOST_COPIED = 2**18
+"""Floats of axis biases that are copied: at each call whoever keeps a copy compares it with what it was made from."""
+
 
 def axis_biases(
     biases: tuple[Tensor, Tensor] | None, sizes: tuple[int, int, int], width: int
-) -> tuple[AxisBiases, tuple[Tensor, ...]]:
-    """Of (I, D) and (J, D) rows for the sub-keys of a router of these `sizes`, or of none; and the copies it points to.
+) -> tuple[AxisBiases, tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Of (I, D) and (J, D) rows for the sub-keys of a router of these `sizes`, or of none; the tensors that it points
+    to; and those of the biases that were copied for it.
 
-    Rows lie an odd number of cache lines apart, so that the same columns of many rows find room in the nearest cache.
-    ValueError for rows that do not fit.
+    Rows of few sub-keys are copied to lie an odd number of cache lines apart, so that the same columns of many rows
+    find room in the nearest cache. ValueError for rows that do not fit.
     """
     heads, *shape = sizes
-    stride = LINE * (-(-width // LINE) | 1)
-    copies = []
+    few = sum(shape) * width <= MOST_COPIED
+    stride = LINE * (-(-width // LINE) | 1) if few else width
+    read = []
     for name, keys, bias_XD in zip(("row_ID", "column_JD"), shape, biases or (), strict=False):
         if bias_XD.dtype != torch.float32 or bias_XD.shape != (keys, width):
             raise ValueError(
                 f"axis biases got {name} of shape {tuple(bias_XD.shape)}, {bias_XD.dtype}; it takes ({keys}, {width}) "
                 "of torch.float32, a row for each sub-key"
             )
-        copies.append(torch.nn.functional.pad(bias_XD.detach(), (0, stride - width)))
-    return AxisBiases(*(map(pointer, copies) if copies else (None, None)), heads, *shape, width, stride), (*copies,)
+        bias_XD = bias_XD.detach()
+        read.append(torch.nn.functional.pad(bias_XD, (0, stride - width)) if few else bias_XD.contiguous())
+    given = AxisBiases(*(map(pointer, read) if read else (None, None)), heads, *shape, width, stride)
+    return given, (*read,), tuple(b for b, r in zip(biases or (), read, strict=True) if r.data_ptr() != b.data_ptr())
 
 
 class _Outcome(ctypes.Structure):
@@ -71,8 +78,8 @@ class _Outcome(ctypes.Structure):
 class Router:
     """A router made ready once: its tensors are checked and found, so that a call costs little beside its work.
 
-    It reads the tensors where they lie, or copies of them: whoever holds it makes it anew when one was written to,
-    moved or replaced.
+    It reads the tensors where they lie, those of `copied` excepted: whoever holds it makes it anew when one of them was
+    moved or replaced, or one of `copied` holds other numbers.
     """
 
     def __init__(
@@ -88,8 +95,12 @@ class Router:
         of them. All on the CPU. ValueError for what is not float32, or does not fit."""
         check_on_cpu("jump_router", weight_XD, *(rows or ()), *statistics)
         scores = check_statistics(reads, torch.float32, rows, statistics, rule)
+        self.copied: tuple[Tensor, ...] = (*statistics,)
+        """Of the weight and the statistics. `rows` are copies already."""
         if weight_XD is not None:
             check_weight(weight_XD, reads)
+            if not weight_XD.is_contiguous():
+                self.copied = (*self.copied, weight_XD)
             weight_XD = weight_XD.contiguous()
         limits = _limits(statistics, rule)
         # What is behind the addresses must live as long as they do.

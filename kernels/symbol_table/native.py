@@ -34,7 +34,8 @@ class _Wrong(ctypes.Structure):
 class SymbolLayer:
     """A layer of symbolic experts made ready once, so that a call costs little beside its work.
 
-    Tables and biases are copied: whoever holds it makes it anew when one was written to or replaced.
+    Tables are copied: whoever holds it makes it anew when one of them or of the biases was moved or replaced, or one of
+    `copied` holds other numbers.
     """
 
     def __init__(
@@ -52,8 +53,9 @@ class SymbolLayer:
         records = records_of(tables, places=places)
         if tables.cell_start_C1.shape[0] - 1 != sizes[1] * sizes[2]:
             refuse("cell_start_C1", f"{tables.cell_start_C1.shape[0] - 1} cells", f"those of {sizes[1]} x {sizes[2]}")
-        axes, copies = axis_biases(biases, sizes, width)
-        self._records, self._biases, self._width, self._sizes = records, copies, width, sizes
+        axes, read, copied = axis_biases(biases, sizes, width)
+        self.copied: tuple[Tensor, ...] = (*tables, *copied)
+        self._records, self._biases, self._width, self._sizes = records, read, width, sizes
         self._run, self._code = library.functions.symbol_table_run, library.code
         self._run.argtypes = (
             *(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64),

@@ -273,11 +273,12 @@ class PeerRouter(nn.Module):
             return router.route(x_ND.contiguous())
         return router.route_read(self._score_SN(x_ND))
 
-    def _made_ready(self, library: CpuLibrary) -> Router:
+    def _made_ready(self, library: CpuLibrary) -> tuple[Router, tuple[Tensor, ...]]:
         spec, weight_XD = self.spec, self._reads()
         reads = spec.num_heads * (spec.num_keys + spec.num_columns) if weight_XD is None else len(weight_XD)
         rows = self.compact_rows() if spec.score_terms else None
-        return Router(library, weight_XD, reads, rows, self._statistics(), self.rule)
+        router = Router(library, weight_XD, reads, rows, self._statistics(), self.rule)
+        return router, (*router.copied, *((self.query.weight, self.query.bias) if spec.score_terms else ()))
 
     def _reads(self) -> Tensor | None:
         """(S, D) or (R, D): what makes scores of a state, or features of which few make a score; None where there is
@@ -288,9 +289,9 @@ class PeerRouter(nn.Module):
         return self.query.weight if plain else None
 
     def compact_rows(self) -> SparseRows:
-        """The non-zeros of the query's rows, found again whenever its weight or bias is another or was written to."""
-        query = self.query
-        return self._compact.of(query, None, lambda: compact(query.weight.detach(), query.bias.detach()))
+        """The non-zeros of the query's rows, found again whenever its weight or bias holds other numbers."""
+        weight, bias = self.query.weight.detach(), self.query.bias.detach()
+        return self._compact.of(self.query, None, lambda: (compact(weight, bias.clone()), (weight, bias)))
 
     def _score_SN(self, x_ND: Tensor) -> Tensor:
         return torch.cat([score_NHX.flatten(1) for score_NHX in self.scores(x_ND)], dim=1).T.contiguous()
@@ -364,11 +365,12 @@ def expert_layer(
     bias_E: Tensor,
     v: ExpertTable,
     axis_bias: AxisBias | None,
-) -> ExpertLayer:
-    """A layer of experts as C++ runs it on what a router in C++ left."""
+) -> tuple[ExpertLayer, tuple[Tensor, ...]]:
+    """A layer of experts as C++ runs it on what a router in C++ left, and the tensors it has copied."""
     biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
     sizes = spec.num_heads, spec.num_keys, spec.num_columns
-    return ExpertLayer(library, index.cell_start_C1, u, bias_E, v, spec.activation, biases, sizes)
+    layer = ExpertLayer(library, index.cell_start_C1, u, bias_E, v, spec.activation, biases, sizes)
+    return layer, layer.copied
 
 
 class PeerExperts(nn.Module):

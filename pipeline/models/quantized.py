@@ -232,7 +232,7 @@ class QuantizedExperts(nn.Module):
             y_ND = expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
 
-    def _layer(self, library: CpuLibrary) -> ExpertLayer:
+    def _layer(self, library: CpuLibrary) -> tuple[ExpertLayer, tuple[Tensor, ...]]:
         u, v = (self.u.stored, self.u.scale_E), (self.v.stored, self.v.scale_E)
         return expert_layer(library, self.spec, self.index, u, self.bias, v, self.axis_bias)
 

@@ -137,11 +137,12 @@ class SymbolExperts(nn.Module):
     def _layer(self, library: CpuLibrary) -> SymbolLayer:
         """As C++ runs it, made ready again when a table or a bias changes."""
 
-        def make() -> SymbolLayer:
+        def make() -> tuple[SymbolLayer, tuple[Tensor, ...]]:
             peer, axis_bias = self.spec.peer, self.axis_bias
             biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
             sizes = peer.num_heads, peer.num_keys, peer.num_columns
-            return SymbolLayer(library, self.tables, self.spec.places, biases, sizes)
+            layer = SymbolLayer(library, self.tables, self.spec.places, biases, sizes)
+            return layer, layer.copied
 
         return self.ready.of(self, library, make)
 
