@@ -36,7 +36,12 @@ class TrainingConfig(BaseModel):
     steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps.")
     batch_size: int = Field(default=8, ge=1, le=65_536, description="Sequences a step.")
     context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a sequence.")
-    learning_rate: float = Field(default=2e-3, gt=0, le=1, description="Peak learning rate of AdamW.")
+    learning_rate: float = Field(
+        default=3e-3,  # of 2e-3, 3e-3 and 4.5e-3 (docs/benchmarks/2026-11-29-rates.md)
+        gt=0,
+        le=1,
+        description="Peak learning rate of AdamW.",
+    )
     final_rate_share: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
     )

@@ -18,6 +18,7 @@ from pipeline.measures import (
     measure_routing,
     measure_size,
     measure_tables,
+    validation_loss,
 )
 from pipeline.models import LanguageModel, MonetModel
 from pipeline.models.conversion import keep_experts, peer_from_monet
@@ -59,7 +60,7 @@ class DistillPeerConfig(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="distill-peer", version=3)
+@stage(name="distill-peer", version=4)
 def distill_peer(
     config: DistillPeerConfig, *, corpus: Annotated[Corpus, "corpus"], monet: MonetModel
 ) -> Output[LanguageModel]:
@@ -95,6 +96,7 @@ def distill_peer(
     peer.requires_grad_(True)
     metrics = {
         **measure_against(peer, monet, corpus, config.measure, config.training.context_length),
+        "validation_loss_nats": validation_loss(peer, corpus, config.measure, config.training.context_length),
         **measure_routing(peer, corpus, config.measure, config.training.context_length),
         **measure_tables(peer),
         **measure_size(peer),

@@ -250,7 +250,7 @@ def gpu() -> Plan:
 
 def shakespeare() -> Plan:
     """Bytes of one text, the last tenth held out: dense, Monet and PEER at width 128, 2000 steps each."""
-    training = TrainingConfig(steps=2000, batch_size=12, context_length=64)
+    training = TrainingConfig(steps=2000, batch_size=12, context_length=64, learning_rate=2e-3)
     measure = MeasureConfig(tokens=10_000_000)  # all there are
     return Plan(
         chain=("prepare-corpus", "train-dense", "train-monet", "train-peer"),

@@ -23,7 +23,7 @@ class TrainPeerConfig(StageConfig):
         default=TransformerShape(), description="Shape of everything but the experts."
     )
     peer: PeerSpec = Field(default=PeerSpec(), description="Shape of router and experts.")
-    training: TrainingConfig = Field(default=TrainingConfig(), description="How it trains.")
+    training: TrainingConfig = Field(default=TrainingConfig(learning_rate=2e-3), description="How it trains.")
     table_rate: float = Field(
         default=1.0,
         gt=0,

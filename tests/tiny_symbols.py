@@ -27,12 +27,13 @@ VOCABULARY = [ByteTokenizer().decode([token]) for token in range(256)]
 TEXT = "the cat sat on the mat, and the dog ran after 27 hens\n"
 
 
-def symbols_model() -> LanguageModel:
-    """Two blocks that share a router."""
+def symbols_model(**router: object) -> LanguageModel:
+    """Two blocks that share a router, unless `router` gives its PeerSpec other fields."""
     peer = PeerSpec(
         precision="int4", num_keys=KEYS, num_experts=E, num_heads=HEADS, sub_keys="identity", d_key=KEYS,
         query_norm=False, gate="jumprelu", pairs_per_head=2, active_keys=2, activation="relu2", router_group=2,
     )  # fmt: skip
+    peer = PeerSpec.model_validate({**peer.model_dump(), **router})
     spec = SymbolSpec(
         peer=peer,
         vocab_size=256,
@@ -47,7 +48,9 @@ def symbols_model() -> LanguageModel:
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(4)
         model = LanguageModel(ModelSpec(transformer=shape, experts=spec)).eval()
-        model.blocks()[0].router.scores.threshold_H.copy_(torch.tensor([-2.5004, -3.2496]))
+        if peer.gate == "jumprelu":
+            for block in model.blocks()[:: peer.router_group]:
+                block.router.scores.threshold_H.copy_(torch.tensor([-2.5004, -3.2496]))
         for layer in range(2):
             _fill(model.blocks()[layer].moe, torch.Generator().manual_seed(layer))
     return model

@@ -16,24 +16,16 @@ from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
+from pipeline.symbolic.blocks import router_block, symbol_experts
+from pipeline.symbolic.expert_data import ExpertData, expert_data
 from pipeline.symbolic.export import export as write_export
+from pipeline.symbolic.fired import Firings, firings, output_energies
 from pipeline.symbolic.kan_folder import write_kan
+from pipeline.symbolic.magnitudes import coordinates_by_size
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
-from pipeline.symbolic.reading import (
-    Firings,
-    Reading,
-    coordinates_by_size,
-    firings,
-    heaviest_features,
-    latex,
-    output_energies,
-    read_expert,
-    router_block,
-    score_keys,
-    score_sums,
-    symbol_experts,
-)
+from pipeline.symbolic.reading import Reading, latex, read_expert
+from pipeline.symbolic.scores import heaviest_features, score_keys, score_sums
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
 
 SAMPLE_TOKENS = 2048
@@ -74,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     try:
-        if reading is None:
+        if args.json and reading is not None:
+            print(_data(opened, reading).model_dump_json())
+        elif reading is None:
             _show_layers(opened, layers)
         else:
             _show_expert(opened, reading, in_latex=args.latex)
@@ -89,6 +83,8 @@ def _chosen(args: argparse.Namespace) -> tuple[_Opened, list[int], Reading | Non
     layer, expert = args.layer, args.expert
     if expert is not None and layer is None:
         raise ValueError("an expert has a number within its layer; give --layer too")
+    if args.command == "show" and expert is None and (args.json or args.all):
+        raise ValueError(f"--{'json' if args.json else 'all'} is of one expert; give --layer and --expert too")
     opened = _open(Store(args.store), args.id)
     if layer is None:
         return opened, list(range(len(opened.model.blocks()))), None
@@ -106,7 +102,14 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
     show.add_argument("--layer", type=int, metavar="L", help="number of the layer, from 0")
     show.add_argument("--expert", type=int, metavar="E", help="number of the expert in its layer, from 0")
-    show.add_argument("--latex", action="store_true", help="print rule and formula as LaTeX too")
+    form = show.add_mutually_exclusive_group()
+    form.add_argument("--latex", action="store_true", help="print rule and formula as LaTeX too")
+    form.add_argument(
+        "--all", action="store_true", help="drop no term, round no number: all scores, features and coordinates"
+    )
+    form.add_argument(
+        "--json", action="store_true", help="print all that computes the expert as data (pipeline/symbolic/expert_data)"
+    )
     show.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
     )
@@ -217,6 +220,11 @@ def _show_layers(opened: _Opened, layers: Sequence[int]) -> None:
             print("  the scores that tokens say best:")
             for name in best:
                 print(f"  {name.symbol:>8}  {name.words}")
+
+
+def _data(opened: _Opened, reading: Reading) -> ExpertData:
+    names = opened.names[reading.layer]
+    return expert_data(opened.model, reading.layer, reading.expert, names, opened.vocabulary, id=opened.id)
 
 
 def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:

@@ -20,10 +20,13 @@ from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic import kan_functions
 from pipeline.symbolic._pykan import DEGREE, Pykan, picture, pykan
+from pipeline.symbolic.blocks import symbol_experts
+from pipeline.symbolic.fired import firings
 from pipeline.symbolic.functions import BY_CODE
 from pipeline.symbolic.kan_functions import NAMES
 from pipeline.symbolic.kan_pruning import fix
-from pipeline.symbolic.reading import Reading, arguments, coefficients, firings, function_values, symbol_experts
+from pipeline.symbolic.magnitudes import arguments, coefficients, function_values
+from pipeline.symbolic.reading import Reading
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
 
 STATES = 1000

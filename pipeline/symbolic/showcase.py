@@ -14,22 +14,15 @@ from kernels.activations import activation
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.assembly import BlockSymbols
+from pipeline.symbolic.blocks import symbol_experts
 from pipeline.symbolic.circuits import expression
 from pipeline.symbolic.contest import winners
+from pipeline.symbolic.magnitudes import arguments, coordinates_by_size, function_values
 from pipeline.symbolic.names import Name, Names, symbol
 from pipeline.symbolic.naming import Words, context_before, expert_statement, token_weights
-from pipeline.symbolic.reading import (
-    Reading,
-    arguments,
-    coordinates_by_size,
-    function_values,
-    heaviest_features,
-    read_expert,
-    score_keys,
-    score_sums,
-    symbol_experts,
-)
+from pipeline.symbolic.reading import Reading, read_expert
 from pipeline.symbolic.recording import LayerRecord
+from pipeline.symbolic.scores import heaviest_features, score_keys, score_sums
 from pipeline.symbolic.sketch import graph
 from pipeline.symbolic.tiers import READABLE, Tier
 from pipeline.symbolic.token_logic import LARGEST_SET

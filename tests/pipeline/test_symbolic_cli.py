@@ -5,8 +5,10 @@ import torch
 
 from artifacts import Circumstance, Recipe, Store
 from pipeline.symbolic.__main__ import main
+from pipeline.symbolic.blocks import symbol_experts
 from pipeline.symbolic.functions import BY_NAME
-from pipeline.symbolic.reading import coordinates_by_size, score_keys, symbol_experts
+from pipeline.symbolic.magnitudes import coordinates_by_size
+from pipeline.symbolic.scores import score_keys
 from pipeline.symbolic.tiers import Tier
 from tests.tiny_symbols import DROPPED, LOGIC, SPLINE, D, E
 
@@ -97,6 +99,8 @@ def test_an_artifact_of_before_scores_had_names_is_shown_without_them(symbols_st
             f"expert -1 is not in layer 0, which has the experts 0 to {E - 1}",
         ),
         (("latest", "--expert", "3"), "give --layer too"),
+        (("latest", "--json"), "--json is of one expert; give --layer and --expert too"),
+        (("latest", "--layer", "0", "--all"), "--all is of one expert; give --layer and --expert too"),
         (("prepare-corpus", "--layer", "0"), "a 'symbols' was needed here"),
         (("nothing-like-it", "--layer", "0"), "nothing-like-it"),
     ],

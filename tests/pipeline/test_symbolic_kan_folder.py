@@ -11,7 +11,7 @@ from pipeline.symbolic import kan_folder
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic._pykan import pykan
 from pipeline.symbolic.functions import BY_NAME
-from pipeline.symbolic.reading import arguments, coordinates_by_size, function_values, magnitude_expression
+from pipeline.symbolic.magnitudes import arguments, coordinates_by_size, function_values, magnitude_expression
 from tests.pictures import assert_picture
 from tests.tiny_symbols import CONSTANT, DENSE, DROPPED, LOGIC, SPLINE, D
 from tests.tolerances import assert_close, relative_rms

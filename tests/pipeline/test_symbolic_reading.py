@@ -7,24 +7,18 @@ import torch
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer import PeerSpec
-from pipeline.symbolic.reading import (
+from pipeline.symbolic.blocks import router_block, symbol_experts
+from pipeline.symbolic.fired import firings, output_energies
+from pipeline.symbolic.firing_rules import firing_statement, literal_name
+from pipeline.symbolic.magnitudes import (
     arguments,
     coordinates_by_size,
-    firing_statement,
-    firings,
     function_values,
-    heaviest_features,
-    latex,
-    literal_name,
     magnitude_expression,
     magnitudes_by_formula,
-    output_energies,
-    read_expert,
-    router_block,
-    score_keys,
-    score_sums,
-    symbol_experts,
 )
+from pipeline.symbolic.reading import latex, read_expert
+from pipeline.symbolic.scores import heaviest_features, score_keys, score_sums
 from pipeline.symbolic.tiers import Tier
 from tests.tiny_symbols import CONSTANT, DENSE, DROPPED, HEADS, KEYS, LOGIC, NAMES, SPLINE, TEXT, VOCABULARY, D, E
 from tests.tolerances import assert_close

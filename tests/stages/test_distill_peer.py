@@ -12,6 +12,7 @@ from tests.pictures import assert_picture, assert_training_files
 
 METRICS = {
     "held_out_loss_nats", "held_out_loss_standard_error_nats", "held_out_bits_per_byte", "held_out_tokens_measured",
+    "validation_loss_nats",
     "loss_increase_nats", "loss_increase_standard_error_nats", "kl_to_teacher_nats", "loss_without_experts_nats",
     "loss_recovered", "effective_experts", "effective_experts_least", "active_experts_per_token", "firing_mismatches",
     "num_experts", "expert_bytes", "table_bytes_per_parameter", "num_parameters", "peak_memory_bytes",

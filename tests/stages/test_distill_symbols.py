@@ -20,13 +20,13 @@ from pipeline.sparsity import Sparsity, sparsified
 from pipeline.symbolic import rules
 from pipeline.symbolic import tiers as tiers_of_experts
 from pipeline.symbolic.assembly import fit_block
+from pipeline.symbolic.firing_rules import rule_circuit
 from pipeline.symbolic.formulas import fit_formulas
 from pipeline.symbolic.functions import BY_CODE
 from pipeline.symbolic.held_out import statements_on, worth_on
 from pipeline.symbolic.kan_formulas import fit_kans, worth_trying
 from pipeline.symbolic.logic import build_literals
 from pipeline.symbolic.names import Names
-from pipeline.symbolic.reading import rule_circuit
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.replacement import shortest, symbol_model
 from pipeline.symbolic.tiers import Options, Tier
