@@ -14,7 +14,7 @@ from pipeline.models.quantization import to_int4
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, mean_magnitudes, replaced
+from pipeline.symbolic.controls import ConstantMagnitude, PermutedFiring, replaced
 from pipeline.symbolic.functions import BY_CODE, SPLINE_CODE
 from pipeline.symbolic.logic import gate
 from pipeline.symbolic.recording import record
@@ -333,16 +333,6 @@ def test_a_constant_magnitude_is_added_once_wherever_an_expert_fires(int4, sampl
             wanted_ND[token] += mean_E[expert] * experts.v.rows(torch.tensor([expert]))[0]
     with torch.no_grad():
         torch.testing.assert_close(ConstantMagnitude(experts, mean_E)(x_ND, routing.cells), wanted_ND)
-
-
-def test_mean_magnitudes_are_means_over_firings(int4):
-    records = record(int4, [tokens(1)], places=1, what="record")
-    means = mean_magnitudes(int4, records)
-    for ours, mean_E in zip(records, means, strict=True):
-        magnitude_P = ours.gate_P * torch.relu(ours.pre_P).square()
-        for expert in range(E):
-            own_P = magnitude_P[ours.events.expert_P == expert]
-            assert float(mean_E[expert]) == pytest.approx(float(own_P.mean()) if len(own_P) else 0.0, abs=1e-5)
 
 
 def test_replaced_experts_come_back_even_after_an_error(int4):
