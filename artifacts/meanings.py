@@ -17,15 +17,17 @@ MODEL: Mapping[str, str] = {
     "loss_without_experts_nats": "L_ablated: held-out loss with every expert layer's output zeroed, nats",
     "validation_loss_nats": "loss on the validation split, on which settings are chosen, nats a token",
     "held_out_tokens_measured": "held-out tokens behind these figures",
-    "active_experts_per_token": "pairs of a token and an expert in a block, mean over blocks and 16,384 held-out tokens",
+    "active_experts_per_token": "pairs of a token and an expert in a block, mean over blocks and 16,384 held-out "
+    "tokens",
     "num_experts": "experts a block",
     "expert_bytes": "bytes of one expert: its rows of u and v, scales, bias, and its share of the index of cells",
-    "table_bytes_per_parameter": "bytes of tables, accumulators, scales, biases, moments and the index of cells, over "
-    "entries of u and v",
+    "table_bytes_per_parameter": "bytes of tables, accumulators, scales, biases, moments and the index of cells "
+    "over entries of u and v",
     "effective_experts": "exp of the entropy of the mean gate over 16,384 held-out tokens: sub-experts an axis (Monet), "
     "experts a block (PEER)",
     "effective_experts_least": "the least of those over routers, heads and axes, or over blocks",
-    "firing_mismatches": "pairs of 16,384 held-out tokens on which retrieval and the rule A_r + B_c > threshold do not agree",
+    "firing_mismatches": "pairs of 16,384 held-out tokens on which retrieval and the rule "
+    "A_r + B_c > threshold do not agree",
     "train_tokens": "tokens trained on by this stage, forward-only ones included",
     "teacher_tokens_share": "train_tokens over the parent's train_tokens",
     "tokens_per_second": "training tokens a second",
