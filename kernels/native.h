@@ -91,9 +91,18 @@ struct CellStarts {
     const int32_t* block_start;
     int64_t wide;
 
-    INLINE int32_t operator[](int64_t cell) const {
-        const int32_t from = block_start[cell / 32];
-        return from + (wide ? static_cast<const int32_t*>(offset)[cell] : static_cast<const uint8_t*>(offset)[cell]);
+    struct Experts {
+        int32_t begin, end;
+    };
+    INLINE Experts operator[](int64_t cell) const {
+        const uint64_t at = uint64_t(cell), after = at + 1;
+        const int32_t from = block_start[at / 32], to = block_start[after / 32];
+        if (wide) {
+            const int32_t* offsets = static_cast<const int32_t*>(offset);
+            return {from + offsets[at], to + offsets[after]};
+        }
+        const uint8_t* offsets = static_cast<const uint8_t*>(offset);
+        return {from + offsets[at], to + offsets[after]};
     }
 };
 

@@ -7,8 +7,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-BLOCK = 32
-"""Cells whose starts are counted from one place, a power of two; native.h has the same."""
+_SHIFT = 5
+BLOCK = 2**_SHIFT
+"""Cells whose starts are counted from one place; native.h has the same number."""
 
 _MOST = torch.iinfo(torch.uint8).max
 
@@ -35,7 +36,7 @@ class CellStarts(NamedTuple):
 
     def at(self, cell_P: Tensor) -> Tensor:
         """(P) int64 starts of these cells; C, one more than the last, is where that one ends."""
-        return self.block_start_K[cell_P // BLOCK].long() + self.offset_C1[cell_P]
+        return self.block_start_K[cell_P >> _SHIFT].long() + self.offset_C1[cell_P]
 
     def row(self) -> Tensor:
         """(C + 1) int32: all of them, written out."""

@@ -39,13 +39,14 @@ struct Firings {
 };
 
 void list(const FiredSum& layer, const Routing& routing, int64_t first, int64_t count, Firings& firings) {
+    const CellStarts cell_start = layer.cell_start;  // in registers: what is written below cannot be it
     firings.expert.clear();
     firings.gate.clear();
     firings.start.assign(1, 0);
     for (int64_t t = first; t < first + count; t++) {
         for (int64_t p = routing.start[t]; p < routing.start[t + 1]; p++) {
-            const int64_t end = layer.cell_start[routing.cell[p] + 1];
-            for (int64_t e = layer.cell_start[routing.cell[p]]; e < end; e++) {
+            const auto [begin, end] = cell_start[routing.cell[p]];
+            for (int64_t e = begin; e < end; e++) {
                 firings.expert.push_back(e);
                 firings.gate.push_back(routing.gate[p]);
             }

@@ -1,7 +1,8 @@
 """Training in int4 at scale, as a user does it: memory beside the tables, and speed as the pool grows.
 
 `python -m tests.benchmarks.int4_scale` runs `python -m stages train-peer` with int4 tables of 65,536 and of 1,048,576
-experts a block at width 256, in a store of its own that is removed afterwards. It prints what README claims.
+experts a block at width 256, in a store of its own that is removed afterwards. It prints what README claims. Table
+bytes hold all that is stored of an expert, its cell in the index of cells among it, and its bias's moments.
 """
 
 import subprocess
