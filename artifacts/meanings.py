@@ -23,8 +23,8 @@ MODEL: Mapping[str, str] = {
     "expert_bytes": "bytes of one expert: its rows of u and v, scales, bias, and its share of the index of cells",
     "table_bytes_per_parameter": "bytes of tables, accumulators, scales, biases, moments and the index of cells "
     "over entries of u and v",
-    "effective_experts": "exp of the entropy of the mean gate over 16,384 held-out tokens: sub-experts an axis (Monet), "
-    "experts a block (PEER)",
+    "effective_experts": "exp of the entropy of the mean gate over 16,384 held-out tokens: sub-experts an axis "
+    "(Monet), experts a block (PEER)",
     "effective_experts_least": "the least of those over routers, heads and axes, or over blocks",
     "firing_mismatches": "pairs of 16,384 held-out tokens on which retrieval and the rule "
     "A_r + B_c > threshold do not agree",
