@@ -17,13 +17,17 @@ MODEL: Mapping[str, str] = {
     "loss_without_experts_nats": "L_ablated: held-out loss with every expert layer's output zeroed, nats",
     "validation_loss_nats": "loss on the validation split, on which settings are chosen, nats a token",
     "held_out_tokens_measured": "held-out tokens behind these figures",
-    "active_experts_per_token": "pairs of a token and an expert in a block, mean over blocks",
+    "active_experts_per_token": "pairs of a token and an expert in a block, mean over blocks and 16,384 held-out "
+    "tokens",
     "num_experts": "experts a block",
-    "expert_bytes": "bytes of one expert: its rows of u and v, scales, bias",
-    "table_bytes_per_parameter": "bytes of tables, accumulators, scales, biases and moments over entries of u and v",
-    "effective_experts": "exp of the entropy of the mean gate: sub-experts an axis (Monet), experts a block (PEER)",
+    "expert_bytes": "bytes of one expert: its rows of u and v, scales, bias, and its share of the index of cells",
+    "table_bytes_per_parameter": "bytes of tables, accumulators, scales, biases, moments and the index of cells "
+    "over entries of u and v",
+    "effective_experts": "exp of the entropy of the mean gate over 16,384 held-out tokens: sub-experts an axis (Monet), "
+    "experts a block (PEER)",
     "effective_experts_least": "the least of those over routers, heads and axes, or over blocks",
-    "firing_mismatches": "pairs that retrieval and the rule A_r + B_c > threshold do not agree on",
+    "firing_mismatches": "pairs of 16,384 held-out tokens on which retrieval and the rule "
+    "A_r + B_c > threshold do not agree",
     "train_tokens": "tokens trained on by this stage, forward-only ones included",
     "teacher_tokens_share": "train_tokens over the parent's train_tokens",
     "tokens_per_second": "training tokens a second",
@@ -157,14 +161,23 @@ CORPUS: Mapping[str, str] = {
     "held_out_tokens": "tokens of the held-out split",
     "bytes_per_token_held_out": "bytes of held-out text over its tokens",
     "documents_dropped": "documents left out: repeated ones, and held-out ones that mostly repeat train",
-    "xz_held_out_bits_per_byte": "what xz needs for a sample of the held-out text, bits a byte",
+    "ppmd_held_out_bits_per_byte": "what PPMd-6 needs for the windows that models are measured on, bits a byte",
+    "ppmd_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
+    "xz_held_out_bits_per_byte": "what xz needs for the windows that models are measured on, bits a byte",
+    "xz_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
+    "held_out_tokens_compressed": "held-out tokens whose text the compressors were measured on",
+    "primed_train_tokens": "train tokens whose text primed compressors have read, in windows spread evenly",
+    "primed_train_bytes": "bytes of that text",
 }
 """Of a corpus; `text_bytes_X` are those of the domain X."""
 
 REPORT: Mapping[str, str] = {
     "dense_bits_per_byte": "held-out bits a byte of the dense baseline",
     "symbols_bits_per_byte": "held-out bits a byte of the symbolic model",
-    "bits_per_byte_increase_over_dense": "the second minus the first",
+    "bits_per_byte_increase_over_dense": "held-out bits a byte of the symbolic model minus those of the dense baseline",
+    "monet_bits_per_byte": "held-out bits a byte of Monet",
+    "dense_bits_per_byte_over_monet": "held-out bits a byte of the dense baseline minus those of Monet",
+    "monet_bits_per_byte_over_primed_ppmd": "held-out bits a byte of Monet minus those of primed PPMd-6",
     "seconds_of_all_stages": "time that the stages of all models took, seconds",
 }
 """Of a report on a chain of models."""

@@ -85,6 +85,18 @@ struct Routing {
           key_gate(log_gate + keys) {}
 };
 
+// kernels/cells/layout.py: cell c holds the experts from start c to start c + 1.
+struct CellStarts {
+    const void* offset;  // bytes, or int32 where `wide`
+    const int32_t* block_start;
+    int64_t wide;
+
+    INLINE int32_t operator[](int64_t cell) const {
+        const int32_t from = block_start[cell / 32];
+        return from + (wide ? static_cast<const int32_t*>(offset)[cell] : static_cast<const uint8_t*>(offset)[cell]);
+    }
+};
+
 // Output biases of the sub-keys: a row of `width`, `stride` apart, for each of `rows` and of `columns`; null where there
 // are none.
 struct AxisBiases {

@@ -1,7 +1,7 @@
 """`python -m pipeline.capacity`: how many experts fit into a memory, for inference and for training, and how fast.
 
 Bytes are those that pipeline/models/quantized.py and pipeline/table_arms.py store: an expert has a row of u and one of
-v, with their scales and moments, a float32 bias, and one cell of the key grid with an int32 start.
+v, with their scales and moments, a float32 bias, and one cell of the key grid in the index of cells, 9/8 of a byte.
 
 Speed is a bound, from the bytes of rows that a token moves in a layer, at the bandwidth of random rows of that length.
 Each pair reads its rows of u and v once forward and, in training, once backward. A training step then reads and writes
@@ -19,10 +19,11 @@ from dataclasses import dataclass
 
 import torch
 
+from kernels.cells.layout import BLOCK, index_bytes
 from pipeline.bandwidth import expert_sum_rate, int4_training_rate, memory, random_row_bandwidth
 
-CELL_BYTES = 4
-"""Where a cell's experts start; CellIndex has one more, where the last cell's end."""
+CELL_BYTES = 1 + 4 / BLOCK
+"""Of the index of cells, in a large pool."""
 
 MOST_EXPERTS = 2**30
 """What PeerSpec allows."""
@@ -162,18 +163,25 @@ def stored_bytes(storage: Storage, width: int) -> int:
     return value_bytes(storage, width) + storage.scale_bytes + learning_bytes
 
 
-def expert_bytes(storage: Storage, width: int) -> int:
-    """Of an expert: its two rows and its bias."""
+def neuron_bytes(storage: Storage, width: int) -> int:
+    """Of an expert without the index of cells: its two rows and its bias."""
     return 2 * stored_bytes(storage, width) + storage.bias_bytes
 
 
 def pool_bytes(storage: Storage, width: int, experts: int) -> int:
     """Of a layer's experts, one a cell, with the index of cells."""
-    return experts * (expert_bytes(storage, width) + CELL_BYTES) + CELL_BYTES
+    return experts * neuron_bytes(storage, width) + index_bytes(experts)
+
+
+def expert_bytes(storage: Storage, width: int) -> float:
+    """Of an expert in a large pool: with the cell that it has to itself."""
+    return neuron_bytes(storage, width) + CELL_BYTES
 
 
 def experts_that_fit(storage: Storage, width: int, layer_bytes: int) -> int:
-    return max(0, layer_bytes - CELL_BYTES) // (expert_bytes(storage, width) + CELL_BYTES)
+    neuron = neuron_bytes(storage, width)
+    blocks, left = divmod(max(0, layer_bytes - index_bytes(0)), BLOCK * neuron + index_bytes(BLOCK) - index_bytes(0))
+    return BLOCK * blocks + min(BLOCK - 1, left // (neuron + 1))  # of a block that is not full, a byte a cell
 
 
 def largest_grid(experts: int) -> Grid:
@@ -266,7 +274,7 @@ def _table(title: str, capacities: Sequence[Capacity], request: Request, speed: 
         bandwidth, rate = speed.bandwidth[value_bytes(of.storage, request.width)], speed.rate.get(of.storage.name)
         lines.append(
             [
-                of.storage.name, f"{expert_bytes(of.storage, request.width):,}", f"{of.experts_that_fit:,}",
+                of.storage.name, f"{expert_bytes(of.storage, request.width):,.1f}", f"{of.experts_that_fit:,}",
                 f"{of.grid.rows:,} x {of.grid.columns:,}", f"{of.grid.experts:,}",
                 f"{request.layers * of.pool_bytes / 1e9:,.2f}", f"{of.token_bytes / 1e3:,.1f}",
                 f"{bandwidth / 1e9:,.1f}", f"{bandwidth / of.token_bytes:,.0f}",

@@ -124,7 +124,7 @@ def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:
     for layer, (ours, theirs) in enumerate(zip(student.blocks(), teacher.blocks(), strict=True)):
         a, b = _experts(ours.moe), _experts(theirs.moe)
         grids = (a.spec.num_keys, a.spec.num_columns), (b.spec.num_keys, b.spec.num_columns)
-        same_cells = torch.equal(a.index.cell_start_C1.cpu(), b.index.cell_start_C1.cpu())
+        same_cells = torch.equal(a.index.stored.row().cpu(), b.index.stored.row().cpu())
         if grids[0] != grids[1] or not same_cells:
             raise ValueError(
                 f"drift got, in block {layer}, {a.spec.num_experts} experts in a grid of {grids[0]} and a teacher's "

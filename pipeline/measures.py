@@ -231,20 +231,20 @@ def firing_mismatches(router: nn.Module, routing: PeerRouting) -> int:
 
 
 def measure_tables(model: LanguageModel) -> dict[str, float]:
-    """Sizes of the expert tables of a PEER model, in bytes."""
+    """Sizes of the expert tables of a PEER model, with biases and the index of cells, in bytes."""
     experts = next(block.moe for block in model.blocks())
     if not isinstance(experts, PeerExperts | QuantizedExperts):
         raise AssertionError("only PEER models have expert tables")
     entries = 2 * experts.spec.num_experts * model.shape.d_model
-    bias_bytes = experts.bias.numel() * experts.bias.element_size()
+    beside_bytes = experts.bias.numel() * experts.bias.element_size() + experts.index.state_bytes()
     if isinstance(experts, PeerExperts):
         table_bytes = (experts.u.numel() + experts.v.numel()) * experts.u.element_size()
     else:
         table_bytes = experts.u.state_bytes() + experts.v.state_bytes()  # type: ignore[operator]
     return {
         "num_experts": float(experts.spec.num_experts),
-        "expert_bytes": (table_bytes + bias_bytes) / experts.spec.num_experts,
-        "table_bytes_per_parameter": (table_bytes + bias_bytes) / entries,
+        "expert_bytes": (table_bytes + beside_bytes) / experts.spec.num_experts,
+        "table_bytes_per_parameter": (table_bytes + beside_bytes) / entries,
     }
 
 

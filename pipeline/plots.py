@@ -19,6 +19,7 @@ from pipeline.curve import Curve
 from pipeline.models.quantization_error import TableErrors
 
 COLOURS = TEAL, AMBER, SLATE = "#0d9488", "#b45309", "#94a3b8"
+VIOLET = "#7c3aed"
 MOST_GROUPS = 10
 """Of bars; the smallest share one."""
 LONGEST_NAME = 20
@@ -215,23 +216,30 @@ def length_against_fidelity(
     return _png(draw, height=4.6)
 
 
+_LEVELS = ((AMBER, "--"), (VIOLET, ":"), (VIOLET, "--"), (SLATE, ":"), (SLATE, "--"))
+
+
 def chain_costs(
     names: Sequence[str],
     bits_per_byte: Sequence[float],
-    baseline_bits_per_byte: float,
+    levels: Mapping[str, float],
     expert_bytes: Sequence[float],
     *,
     width: float,
     dots_per_inch: int,
 ) -> bytes:
-    """What each model of the chain needs, beside the dense baseline: bits a byte of text, bytes an expert."""
+    """What each model of the chain needs, bits a byte of text and bytes an expert.
+
+    The levels are what others need, at most five of them: the dense baseline, compressors.
+    """
 
     def draw(figure: Figure) -> None:
-        above, below = figure.subplots(2, 1, sharex=True)
+        above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         above.plot(names, bits_per_byte, "o-", color=TEAL, label="chain")
-        above.axhline(baseline_bits_per_byte, color=AMBER, linestyle="--", label="dense baseline")
+        for (name, bits), (colour, line) in zip(levels.items(), _LEVELS, strict=False):
+            above.axhline(bits, color=colour, linestyle=line, label=f"{name}: {bits:.4g}")
         above.set_ylabel("held-out bits a byte")
-        above.legend()
+        above.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False, ncols=3)
         below.bar(names, expert_bytes, color=SLATE)
         below.set_ylabel("bytes an expert")
         below.tick_params(axis="x", labelrotation=20)
@@ -274,7 +282,7 @@ def lines_by_size(title: str, panels: Mapping[str, Mapping[str, Sequence[Measure
         _title(figure, title)
         all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, (x_label, lines) in zip(all_axes, panels.items(), strict=True):
-            for (name, points), colour, marker in zip(lines.items(), (*COLOURS, "#7c3aed"), "os^D", strict=False):
+            for (name, points), colour, marker in zip(lines.items(), (*COLOURS, VIOLET), "os^D", strict=False):
                 axes.errorbar(
                     [point.x for point in points], [point.y for point in points],
                     yerr=[point.half_width for point in points], color=colour, marker=marker, capsize=3, label=name,

@@ -1,6 +1,7 @@
 """`python -m pipeline.seeds`: the chain's metrics, mean and standard deviation over seeds, as a Markdown table.
 
-The table in README.md is what this prints after `python flows.py run --seed 0`, `--seed 1` and `--seed 2`.
+Below it dense against Monet, paired by seed. The tables in README.md are what this prints after
+`python flows.py run --seed 0`, `--seed 1` and `--seed 2`.
 """
 
 import argparse
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import ArtifactError, Manifest, Store
+from pipeline.trials import paired
 
 COLUMNS = (
     ("bits/byte", "held_out_bits_per_byte", "{:.4f}"),
@@ -53,6 +55,43 @@ def model_table(stages: dict[str, dict[int, Manifest]]) -> str:
     return "\n".join(lines)
 
 
+BASELINE, RIVAL = "train-dense", "train-monet"
+COMPARED = (
+    ("loss, nats", "held_out_loss_nats", "{:.4f}"),
+    ("bits/byte", "held_out_bits_per_byte", "{:.4f}"),
+    ("parameters", "num_parameters", "{:,.0f}"),
+    ("train tokens", "train_tokens", "{:,.0f}"),
+)
+"""What dense is set against Monet by: whether it is as good, as large and as long trained."""
+
+
+def pairs_of(stages: dict[str, dict[int, Manifest]]) -> list[tuple[Manifest, Manifest]]:
+    """Dense and Monet of each seed that both have, trained and measured on one corpus."""
+    dense, monet = stages.get(BASELINE, {}), stages.get(RIVAL, {})
+    pairs = [(dense[seed], monet[seed]) for seed in sorted(dense.keys() & monet.keys())]
+    return [(one, other) for one, other in pairs if one.lineage.inputs == other.lineage.inputs]
+
+
+def difference_table(pairs: Sequence[tuple[Manifest, Manifest]]) -> str:
+    """Dense minus Monet, paired by seed: the mean difference and its 95 % interval by Student's t, of two seeds on."""
+    lines = [f"| {len(pairs)} seeds | dense | Monet | dense - Monet, 95 % |", "| --- | ---: | ---: | ---: |"]
+    for title, name, form in COMPARED:
+        known = [(dense, monet) for dense, monet in pairs if name in dense.metrics and name in monet.metrics]
+        if not known:
+            continue
+        dense, monet = ([pair[side].metrics[name] for pair in known] for side in (0, 1))
+        lines.append(f"| {title} | {spread(dense, form)} | {spread(monet, form)} | {_difference(dense, monet, form)} |")
+    return "\n".join(lines)
+
+
+def _difference(values: Sequence[float], baseline: Sequence[float], form: str) -> str:
+    signed = form.replace(":", ":+")
+    if len(values) < 2:
+        return signed.format(values[0] - baseline[0])
+    between = paired(values, baseline)
+    return f"{signed.format(between.mean)} ± {form.format(between.half_width)}"
+
+
 def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
     """A row for each of these metrics of one stage."""
     lines = ["| metric | value |", "| --- | ---: |"]
@@ -73,6 +112,8 @@ def main(arguments: Sequence[str]) -> int:
     stages = newest_by_seed(Store(values.store).manifests())
     if values.stage is None:
         print(model_table(stages))  # noqa: T201 - this is the command's output
+        if pairs := pairs_of(stages):
+            print("", difference_table(pairs), sep="\n")  # noqa: T201
         return 0
     if values.stage not in stages:
         known = ", ".join(stages) or "nothing"

@@ -56,7 +56,7 @@ class FinetuneInt4Config(StageConfig):
         return self
 
 
-@stage(name="finetune-int4", version=5)
+@stage(name="finetune-int4", version=6)
 def finetune_int4(
     config: FinetuneInt4Config,
     *,

@@ -21,7 +21,7 @@ class GrowInt4Config(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="grow-int4", version=1)
+@stage(name="grow-int4", version=2)
 def grow_int4(config: GrowInt4Config, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model) -> Output[LanguageModel]:
     """PEER int4 -> larger PEER int4: new experts beside the old ones, the function as it was."""
     model, generator = int4, current_run().generator("new experts")

@@ -10,8 +10,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts import ArtifactId, Store
 from pipeline.arms import ArmConfig
+from pipeline.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
 from pipeline.measures import MeasureConfig
 from pipeline.models.dense import DenseSpec
+from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.monet import MonetSpec
 from pipeline.models.peer import PeerSpec
 from pipeline.models.transformer import TransformerShape
@@ -65,6 +67,7 @@ CHAIN: tuple[Step, ...] = (
     Step(
         report,
         {
+            "corpus": "prepare-corpus",
             "dense": "train-dense",
             "monet": "train-monet",
             "peer": "distill-peer",
@@ -254,7 +257,12 @@ def shakespeare() -> Plan:
     measure = MeasureConfig(tokens=10_000_000)  # all there are
     return Plan(
         chain=("prepare-corpus", "train-dense", "train-monet", "train-peer"),
-        prepare_corpus=PrepareCorpusConfig(tokenizer="bytes", validation_share=0.01, held_out_share=0.1),
+        prepare_corpus=PrepareCorpusConfig(
+            tokenizer="bytes",
+            validation_share=0.01,
+            held_out_share=0.1,
+            compressors=_compressors(training).model_copy(update={"tokens": measure.tokens}),
+        ),
         train_dense=TrainDenseConfig(training=training, measure=measure),
         train_monet=TrainMonetConfig(training=training, measure=measure),
         train_peer=TrainPeerConfig(training=training, measure=measure),
@@ -298,7 +306,7 @@ def _plan(
     experts_kept: int,
     distill_steps: int,
 ) -> Plan:
-    """The tiny plan at another size. The dense MLP is as wide as all of Monet's hidden units."""
+    """The tiny plan at another size. The dense model has as many parameters as Monet."""
     base, length = Plan(), training.context_length
 
     def shorter(config: TrainingConfig, steps: int) -> TrainingConfig:
@@ -319,10 +327,8 @@ def _plan(
 
     distill, finetune = base.distill_peer, base.finetune_int4
     return Plan(
-        prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size),
-        train_dense=TrainDenseConfig(
-            transformer=shape, mlp=DenseSpec(d_hidden=monet.num_sub_experts * monet.d_expert), training=training
-        ),
+        prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size, compressors=_compressors(training)),
+        train_dense=TrainDenseConfig(transformer=shape, mlp=dense_as_large_as(monet, shape), training=training),
         train_monet=TrainMonetConfig(transformer=shape, monet=monet, training=training),
         train_peer=TrainPeerConfig(transformer=shape, peer=peer, training=training),
         distill_peer=DistillPeerConfig(num_experts=experts_kept, training=shorter(distill.training, distill_steps)),
@@ -334,6 +340,12 @@ def _plan(
         study_int4_ablation=StudyInt4AblationConfig(arm=studied(base.study_int4_ablation.arm, 4)),
         study_precision=StudyPrecisionConfig(arm=studied(base.study_precision.arm, 1)),
     )
+
+
+def _compressors(training: TrainingConfig) -> CompressorsConfig:
+    """Compressors primed with as many tokens as a model trains on, up to what they read in a minute."""
+    tokens = training.steps * training.batch_size * training.context_length
+    return CompressorsConfig(train_tokens=min(MOST_PRIMING_TOKENS, tokens), context_length=training.context_length)
 
 
 def _paper(*, d_model: int, num_layers: int) -> Plan:
@@ -348,7 +360,10 @@ def _paper(*, d_model: int, num_layers: int) -> Plan:
     return Plan(
         chain=("prepare-corpus", "train-dense", "train-monet"),
         prepare_corpus=PrepareCorpusConfig(
-            sources=("hf:HuggingFaceFW/fineweb-edu",), vocab_size=32_000, max_bytes=10**11
+            sources=("hf:HuggingFaceFW/fineweb-edu",),
+            vocab_size=32_000,
+            max_bytes=10**11,
+            compressors=_compressors(training),
         ),
         train_dense=TrainDenseConfig(transformer=shape, mlp=DenseSpec(d_hidden=4 * d_model), training=training),
         train_monet=TrainMonetConfig(

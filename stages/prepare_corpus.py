@@ -1,13 +1,13 @@
 """Text -> corpus: read the sources, hold some out, train a tokenizer, encode."""
 
 import json
-import lzma
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from pydantic import Field
 
+from pipeline.compressors import CompressorsConfig, measure_compressors
 from pipeline.corpus import Corpus, CorpusSpec, make_split
 from pipeline.corpus_default import default_sha256, read_default
 from pipeline.corpus_documents import Document, DocumentSplits, sample_of
@@ -15,8 +15,6 @@ from pipeline.corpus_sources import Reading, read_sources, sources_sha256
 from pipeline.corpus_tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
 from pipeline.plots import corpus_mix
 from pipeline.stage import Output, StageConfig, stage
-
-_XZ_SAMPLE_BYTES = 500_000
 
 
 class PrepareCorpusConfig(StageConfig):
@@ -76,6 +74,9 @@ class PrepareCorpusConfig(StageConfig):
         max_length=200,
         description="Split of hf: data sets that is read, as the hub names it, 1 to 200 characters.",
     )
+    compressors: CompressorsConfig = Field(
+        default=CompressorsConfig(), description="What text general compressors are measured on."
+    )
 
 
 def sources_digest(config: PrepareCorpusConfig) -> str:
@@ -83,7 +84,7 @@ def sources_digest(config: PrepareCorpusConfig) -> str:
     return sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
 
 
-@stage(name="prepare-corpus", version=3, sources=sources_digest)
+@stage(name="prepare-corpus", version=4, sources=sources_digest)
 def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
     """text -> corpus: documents with their domains as tokens, some to choose by, some held out."""
     splits = _read(config)
@@ -96,7 +97,8 @@ def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
     }
     corpus = Corpus(spec, **encoded, tokenizer=tokenizer)
     files = {"contents.json": _contents(splits), "plot.png": _picture(splits, corpus)}
-    return Output(value=corpus, metrics=_metrics(splits, corpus), files=files)
+    metrics = {**_metrics(splits, corpus), **measure_compressors(corpus, config.compressors)}
+    return Output(value=corpus, metrics=metrics, files=files)
 
 
 def _read(config: PrepareCorpusConfig) -> DocumentSplits:
@@ -130,14 +132,7 @@ def _metrics(splits: DocumentSplits, corpus: Corpus) -> Mapping[str, float]:
         "held_out_tokens": corpus.held_out.num_tokens,
         "bytes_per_token_held_out": held_out_bytes / corpus.held_out.num_tokens,
         "documents_dropped": splits.num_dropped,
-        "xz_held_out_bits_per_byte": _xz_bits_per_byte(splits),
     }
-
-
-def _xz_bits_per_byte(splits: DocumentSplits) -> float:
-    """What a general compressor needs that has seen nothing else: a language model must need less."""
-    sample = "".join(sample_of(splits.held_out, _XZ_SAMPLE_BYTES)).encode()
-    return 8 * len(lzma.compress(sample, preset=6)) / len(sample)
 
 
 def _contents(splits: DocumentSplits) -> bytes:

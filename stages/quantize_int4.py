@@ -38,7 +38,7 @@ class QuantizeInt4Config(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="quantize-int4", version=3)
+@stage(name="quantize-int4", version=4)
 def quantize_int4(
     config: QuantizeInt4Config, *, corpus: Annotated[Corpus, "corpus"], peer: PeerModel
 ) -> Output[LanguageModel]:

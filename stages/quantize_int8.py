@@ -25,7 +25,7 @@ class QuantizeInt8Config(StageConfig):
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 
 
-@stage(name="quantize-int8", version=3)
+@stage(name="quantize-int8", version=4)
 def quantize_int8(
     config: QuantizeInt8Config, *, corpus: Annotated[Corpus, "corpus"], peer: PeerModel
 ) -> Output[LanguageModel]:

@@ -7,9 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.arms import Arm, ArmConfig, Rates, train_arm
-from pipeline.capacity import INFERENCE, TRAINING, Storage, expert_bytes
+from pipeline.capacity import INFERENCE, TRAINING, Storage, neuron_bytes
 from pipeline.corpus import Corpus
-from pipeline.models.peer import PeerSpec
+from pipeline.models.peer import CellIndex, PeerSpec
 from pipeline.plots import Measurement, lines_by_size
 from pipeline.report import Report, ReportSpec, trial_row
 from pipeline.run import current_run
@@ -150,9 +150,10 @@ def _pool(config: ArmConfig, factor: int) -> ArmConfig:
 
 
 def _bytes(storage: Storage, factor: int, config: ArmConfig) -> float:
-    """Of all tables and biases of the model with so many times the smallest pool."""
-    experts = factor * config.peer.num_experts * config.transformer.num_layers
-    return float(experts * expert_bytes(storage, config.transformer.d_model))
+    """Of all tables, biases and indices of cells of the model with so many times the smallest pool."""
+    shape, peer = config.transformer, _pool(config, factor).peer
+    experts_bytes = peer.num_experts * neuron_bytes(storage, shape.d_model)
+    return float(shape.num_layers * (experts_bytes + CellIndex(peer).state_bytes()))
 
 
 def _at_equal_bytes(cells: Mapping[str, Cell]) -> dict[str, Interval]:

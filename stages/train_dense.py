@@ -8,6 +8,8 @@ from pipeline.corpus import Corpus
 from pipeline.measures import MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
+from pipeline.models.equal_size import dense_as_large_as
+from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.pretraining import pretrain
 from pipeline.stage import Output, StageConfig, stage
@@ -18,7 +20,10 @@ class TrainDenseConfig(StageConfig):
     """Shape and training of the dense baseline."""
 
     transformer: TransformerShape = Field(default=TransformerShape(), description="Shape of everything but the MLPs.")
-    mlp: DenseSpec = Field(default=DenseSpec(), description="Shape of the MLPs.")
+    mlp: DenseSpec = Field(
+        default=dense_as_large_as(MonetSpec(), TransformerShape()),
+        description="Shape of the MLPs; by default with as many parameters as Monet's routers and experts.",
+    )
     training: TrainingConfig = Field(default=TrainingConfig(), description="How it trains.")
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
 

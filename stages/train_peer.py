@@ -48,7 +48,7 @@ class TrainPeerConfig(StageConfig):
         return PeerSpec.model_validate({**peer.model_dump(), "accumulator": peer.precision == "int4"})
 
 
-@stage(name="train-peer", version=3)
+@stage(name="train-peer", version=4)
 def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) -> Output[LanguageModel]:
     """Corpus -> PEER: single-neuron experts behind product keys, trained on next tokens."""
     in_int4 = config.peer.precision == "int4"

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.cells import native
+from kernels.cells.layout import CellStarts
+
+__all__ = ["CellStarts", "experts_of_cells", "starts"]
 
 
 def starts(count_X: Tensor) -> Tensor:
@@ -15,9 +18,9 @@ def starts(count_X: Tensor) -> Tensor:
 
 
 def experts_of_cells(
-    cell_start_C1: Tensor, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor
+    cell_starts: CellStarts, cell_P: Tensor, start_N1: Tensor, gate_P: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q) experts, (N + 1) where each token's begin, (Q) gates; cell c holds cell_start_C1[c] to [c + 1].
+    """(Q) experts, (N + 1) where each token's begin, (Q) gates, of all that the cells hold.
 
     Differentiable in the gates. In C++ where no gradient is wanted and the library was built.
     """
@@ -29,9 +32,9 @@ def experts_of_cells(
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
     ):
-        return native.experts_of_cells(library, cell_start_C1, cell_P, start_N1, gate_P.contiguous())
-    first_P = cell_start_C1[cell_P].long()
-    count_P = cell_start_C1[cell_P + 1].long() - first_P
+        return native.experts_of_cells(library, cell_starts, cell_P, start_N1, gate_P.contiguous())
+    first_P = cell_starts.at(cell_P)
+    count_P = cell_starts.at(cell_P + 1) - first_P
     pair_Q = torch.repeat_interleave(torch.arange(len(count_P), device=count_P.device), count_P)
     ends_P1 = starts(count_P)
     rank_Q = torch.arange(len(pair_Q), device=pair_Q.device) - ends_P1[pair_Q]

@@ -1,11 +1,11 @@
-// From cells to the experts in them: cell c holds the experts cell_start[c] to cell_start[c + 1].
+// From cells to the experts in them.
 
 #include "../native.h"
 
 extern "C" {
 
 // Where each token's experts begin. Returns whether a number was out of range, which is then `wrong`.
-int32_t cells_count(const int32_t* cell_start, const int64_t* cell, const int64_t* start, int64_t cells, int64_t pairs,
+int32_t cells_count(const CellStarts* starts, const int64_t* cell, const int64_t* start, int64_t cells, int64_t pairs,
                     int64_t tokens, int64_t* first, int64_t* experts, int64_t* wrong) {
     int64_t found = 0, p = 0;
     for (int64_t n = 0; n < tokens; n++) {
@@ -14,7 +14,7 @@ int32_t cells_count(const int32_t* cell_start, const int64_t* cell, const int64_
         first[n] = found;
         for (; p < start[n + 1]; p++) {
             if (cell[p] < 0 || cell[p] >= cells) return *wrong = cell[p], 1;
-            const int32_t begin = cell_start[cell[p]], end = cell_start[cell[p] + 1];
+            const int32_t begin = (*starts)[cell[p]], end = (*starts)[cell[p] + 1];
             if (begin < 0 || end < begin) return *wrong = end, 1;
             found += end - begin;
         }
@@ -24,12 +24,14 @@ int32_t cells_count(const int32_t* cell_start, const int64_t* cell, const int64_
     return 0;
 }
 
-void cells_fill(const int32_t* cell_start, const int64_t* cell, const float* gate, int64_t pairs, int64_t* expert,
+void cells_fill(const CellStarts* starts, const int64_t* cell, const float* gate, int64_t pairs, int64_t* expert,
                 float* expert_gate) {
-    for (int64_t p = 0; p < pairs; p++)
-        for (int64_t e = cell_start[cell[p]]; e < cell_start[cell[p] + 1]; e++) {
+    for (int64_t p = 0; p < pairs; p++) {
+        const int64_t end = (*starts)[cell[p] + 1];
+        for (int64_t e = (*starts)[cell[p]]; e < end; e++) {
             *expert++ = e;
             *expert_gate++ = gate[p];
         }
+    }
 }
 }

@@ -7,7 +7,7 @@ extern "C" {
 
 // As kernels/fired_sum/native.py lays it out.
 struct FiredSum {
-    const int32_t* cell_start;  // cell c holds the experts cell_start[c] to cell_start[c + 1]
+    CellStarts cell_start;
     const uint8_t *u, *v;
     const uint16_t *u_scale, *v_scale;  // of rows, IEEE half; null for 1
     const float* bias;
@@ -43,11 +43,13 @@ void list(const FiredSum& layer, const Routing& routing, int64_t first, int64_t 
     firings.gate.clear();
     firings.start.assign(1, 0);
     for (int64_t t = first; t < first + count; t++) {
-        for (int64_t p = routing.start[t]; p < routing.start[t + 1]; p++)
-            for (int64_t e = layer.cell_start[routing.cell[p]]; e < layer.cell_start[routing.cell[p] + 1]; e++) {
+        for (int64_t p = routing.start[t]; p < routing.start[t + 1]; p++) {
+            const int64_t end = layer.cell_start[routing.cell[p] + 1];
+            for (int64_t e = layer.cell_start[routing.cell[p]]; e < end; e++) {
                 firings.expert.push_back(e);
                 firings.gate.push_back(routing.gate[p]);
             }
+        }
         firings.start.push_back(int64_t(firings.expert.size()));
     }
     firings.weight.resize(firings.expert.size());

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
 from kernels.backends import CpuLibrary, check_on_cpu, pointer
+from kernels.cells.layout import CellStarts
+from kernels.cells.native import Starts
 from kernels.expert_sum.checks import check_tables
 from kernels.expert_sum.native import PRECISIONS
 from kernels.jump_router.native import AxisBiases, axis_biases
@@ -24,7 +26,8 @@ assert set(_ACTIVATIONS) == set(ACTIVATIONS)
 
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("cell_start_C1", "u_EB", "v_EB", "u_scale_E", "v_scale_E", "bias_E")),
+        ("cell_starts", Starts),
+        *((name, ctypes.c_void_p) for name in ("u_EB", "v_EB", "u_scale_E", "v_scale_E", "bias_E")),
         ("biases", AxisBiases),
         *((name, ctypes.c_int64) for name in ("precision", "activation")),
     )
@@ -40,7 +43,7 @@ class ExpertLayer:
     def __init__(
         self,
         library: CpuLibrary,
-        cell_start_C1: Tensor,
+        cell_starts: CellStarts,
         u: ExpertTable,
         bias_E: Tensor,
         v: ExpertTable,
@@ -50,14 +53,14 @@ class ExpertLayer:
     ) -> None:
         """`biases` are those of the axes of a router of these `sizes` (heads, rows, columns). ValueError for what does
         not fit, and for cells that do not rise from 0 to the number of experts."""
-        check_on_cpu("fired_sum", cell_start_C1, *u, bias_E, *v, *(biases or ()))
+        check_on_cpu("fired_sum", *cell_starts, *u, bias_E, *v, *(biases or ()))
         width = u[0].shape[-1] * (2 if u[0].dtype == torch.uint8 else 1)
         check_tables(width, torch.float32, *u, bias_E, *v)
         if bias_E.dtype != torch.float32:
             raise ValueError(f"fired_sum got bias_E of {bias_E.dtype}; it takes torch.float32")
-        _check_cells(cell_start_C1, sizes[1] * sizes[2], bias_E.shape[0])
+        _check_cells(cell_starts, sizes[1] * sizes[2], bias_E.shape[0])
         axes, read, self.copied = axis_biases(biases, sizes, width)
-        self._tensors = cell_start_C1, u, bias_E, v, read
+        self._tensors = cell_starts, u, bias_E, v, read
         self._width, self._sizes = width, sizes
         self._run, self._code = library.functions.fired_sum_run, library.code
         self._run.argtypes = (
@@ -66,7 +69,7 @@ class ExpertLayer:
         )
         self._run.restype = None
         self._given = _Layer(
-            *map(pointer, (cell_start_C1, u[0], v[0], u[1], v[1], bias_E)), axes,
+            Starts.of(cell_starts), *map(pointer, (u[0], v[0], u[1], v[1], bias_E)), axes,
             PRECISIONS.index(u[0].dtype), _ACTIVATIONS.index(act),
         )  # fmt: skip
 
@@ -86,11 +89,12 @@ class ExpertLayer:
         return y_ND
 
 
-def _check_cells(cell_start_C1: Tensor, cells: int, experts: int) -> None:
-    fits = cell_start_C1.dtype == torch.int32 and cell_start_C1.shape == (cells + 1,)
-    if not fits or bool((cell_start_C1.diff() < 0).any()) or cell_start_C1[0] != 0 or cell_start_C1[-1] != experts:
+def _check_cells(cell_starts: CellStarts, cells: int, experts: int) -> None:
+    Starts.of(cell_starts)
+    start_C1 = cell_starts.row()
+    if cell_starts.cells != cells or bool((start_C1.diff() < 0).any()) or start_C1[0] != 0 or start_C1[-1] != experts:
         raise ValueError(
-            f"fired_sum got cell_start_C1 of shape {tuple(cell_start_C1.shape)}, {cell_start_C1.dtype}; it takes "
-            f"({cells + 1},) int32 numbers that rise from 0 to {experts}, the number of experts; make the artifact "
+            f"fired_sum got starts of {cell_starts.cells} cells from {int(start_C1[0])} to {int(start_C1[-1])}; it "
+            f"takes those of {cells} cells, that rise from 0 to {experts}, the number of experts; make the artifact "
             "again, or copy its file again"
         )

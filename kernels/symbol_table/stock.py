@@ -6,7 +6,7 @@
 import torch
 from torch import Tensor
 
-from kernels.cells import experts_of_cells, starts
+from kernels.cells import CellStarts, experts_of_cells, starts
 from kernels.expert_sum.bags import bag_sum
 from kernels.packing import unpack_int4
 from kernels.symbol_table.checks import refuse
@@ -33,7 +33,7 @@ def firings(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(P) token, expert and gate of every statement that is true, in no order."""
     tier_E = tables.tier_E
-    expert_P, first_N1, gate_P = experts_of_cells(tables.cell_start_C1, cell_P, start_N1, gate_P)
+    expert_P, first_N1, gate_P = experts_of_cells(CellStarts.of(tables.cell_start_C1), cell_P, start_N1, gate_P)
     token_P = torch.repeat_interleave(torch.arange(len(start_N1) - 1), first_N1.diff())
     exact_P = tier_E[expert_P] <= Tier.T1
     logical_X = torch.nonzero((tier_E == Tier.T2) | (tier_E == Tier.T3))[:, 0]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.cells import CellStarts
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
 from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec, starts
@@ -138,6 +139,7 @@ def keep_experts(peer: LanguageModel, kept: list[Tensor]) -> LanguageModel:
             state[prefix + name] = state[prefix + name][index_K]
         cell_K = block.moe.index.cell_of_experts()[index_K]
         count_C = torch.bincount(cell_K, minlength=spec.num_cells)
-        state[prefix + "index.cell_start_C1"] = starts(count_C).to(torch.int32)
+        offset_C1, block_start_K = CellStarts.of(starts(count_C))
+        state |= {prefix + "index.offset_C1": offset_C1, prefix + "index.block_start_K": block_start_K}
     smaller.load_state_dict(state)
     return smaller

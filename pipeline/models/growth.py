@@ -82,7 +82,8 @@ def _add_experts(
     new: QuantizedExperts, old: QuantizedExperts, axis: int, layer: int, generator: torch.Generator
 ) -> None:
     """Old experts into their cells of the larger grid, new ones into the twins' cells."""
-    old_place_E, new_place_E, new.index.cell_start_C1[:] = _places(old, axis)
+    old_place_E, new_place_E, start_C1 = _places(old, axis)
+    new.index.place(start_C1)
     for place_E in (old_place_E, new_place_E):
         new.bias[place_E] = old.bias
     for which, mine, theirs in (("u", new.u, old.u), ("v", new.v, old.v)):
@@ -129,7 +130,7 @@ def _draw(mine: Int4Table, theirs: Int4Table, place_E: Tensor, generator: torch.
 def _places(old: QuantizedExperts, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """(E), (E) where the old and the new experts lie in the larger pool, and its (C + 1) starts of cells."""
     num_rows, num_columns = old.spec.num_keys, old.spec.num_columns
-    cell_start_C1 = old.index.cell_start_C1.long()
+    cell_start_C1 = old.index.stored.row().long()
     count_IJ = cell_start_C1.diff().unflatten(0, (num_rows, num_columns))
     expert_E = torch.arange(old.spec.num_experts, device=count_IJ.device)
     count = torch.cat([count_IJ, count_IJ], dim=axis).flatten()

@@ -12,7 +12,7 @@ from artifacts import ArtifactError
 from pipeline.codec import artifact_kinds
 from pipeline.models.dense import DenseMLP, DenseSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
-from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec
+from pipeline.models.peer import CellIndex, PeerExperts, PeerRouter, PeerSpec
 from pipeline.models.quantized import QuantizedExperts
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Transformer, TransformerSpec
@@ -98,6 +98,10 @@ class LanguageModel(Transformer):
     @classmethod
     def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
         model = cls(ModelSpec.model_validate(spec)).eval()
+        tensors = dict(tensors)
+        for name, module in model.named_modules():
+            if isinstance(module, CellIndex):
+                module.take_form(tensors, f"{name}.")
         _check_tensors(model.state_dict(), tensors)
         model.load_state_dict(tensors)
         for layer, block in enumerate(model.blocks()):

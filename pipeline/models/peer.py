@@ -1,7 +1,7 @@
 """PEER: single-neuron experts reached by product keys (arXiv 2407.04153), gated by softmax or by a jump threshold.
 
 A cell (r, c) of the key grid, I rows of J columns, may hold any number of experts; they lie in order of their cells,
-so that one int32 row of starts is the whole index. PEER as published has one expert a cell.
+so that where those of each cell start is the whole index. PEER as published has one expert a cell.
 """
 
 # N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, Q width of a sub-key, E experts,
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
-from kernels.cells import experts_of_cells, starts
+from kernels.cells import CellStarts, experts_of_cells, starts
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
 from kernels.expert_sum.reference import tokens_of_pairs
@@ -63,7 +63,8 @@ class PeerSpec(BaseModel):
     num_heads: int = Field(default=4, ge=1, le=64, description="H, retrieval heads.")
     sub_keys: Literal["identity", "shared", "per-head"] = Field(
         default="per-head",
-        description="Sub-keys: none (the query is the scores), shared by the heads, or a set for each.",
+        description="Sub-keys: none (the query is the scores), one set that all heads share, as in the paper's layer "
+        "(arXiv 2407.04153), or a set for each head, as in lucidrains' code.",
     )
     d_key: int = Field(default=32, ge=1, le=2**15, description="Width of a sub-key; with identity keys num_keys.")
     query_norm: bool = Field(default=True, description="Whether the query passes a batch norm.")
@@ -318,23 +319,50 @@ def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) ->
 
 
 class CellIndex(nn.Module):
-    """Experts in order of their cells, found by where each cell's experts start."""
+    """Experts in order of their cells, found by where each cell's experts start (kernels/cells/layout.py)."""
 
-    cell_start_C1: Tensor
+    offset_C1: Tensor
+    block_start_K: Tensor
 
     def __init__(self, spec: PeerSpec) -> None:
         super().__init__()
         start = torch.arange(spec.num_cells + 1, dtype=torch.float64) * spec.num_experts / spec.num_cells
-        self.register_buffer("cell_start_C1", start.round().to(torch.int32))
+        offset_C1, block_start_K = CellStarts.of(start.round().to(torch.int32))
+        self.register_buffer("offset_C1", offset_C1)
+        self.register_buffer("block_start_K", block_start_K)
+        self.register_load_state_dict_pre_hook(CellIndex.take_form)
+
+    @property
+    def stored(self) -> CellStarts:
+        """What kernels/cells and kernels/fired_sum read."""
+        return CellStarts(self.offset_C1, self.block_start_K)
+
+    def place(self, start_C1: Tensor) -> None:
+        """Cell c holds the experts start_C1[c] to start_C1[c + 1] from now on."""
+        self.offset_C1, self.block_start_K = CellStarts.of(start_C1)
+
+    def state_bytes(self) -> int:
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.stored)
 
     def forward(self, routing: PeerRouting) -> tuple[Tensor, Tensor, Tensor]:
         """Pairs of a token and a cell to those of a token and an expert: (expert_P, start_N1, gate_P)."""
-        return experts_of_cells(self.cell_start_C1, routing.cell_P, routing.start_N1, routing.gate_P)
+        return experts_of_cells(self.stored, routing.cell_P, routing.start_N1, routing.gate_P)
 
     def cell_of_experts(self) -> Tensor:
         """(E) the cell, row * J + column, that holds each expert."""
-        count_C = self.cell_start_C1.diff().long()
+        count_C = self.stored.row().diff().long()
         return torch.repeat_interleave(torch.arange(len(count_C), device=count_C.device), count_C)
+
+    def take_form(self, state: dict[str, Tensor], prefix: str, *_of_the_hook: object) -> None:
+        """Makes a state's int32 row of starts, as artifacts held them before, into the tensors of now, and stores
+        offsets as wide as the state's, which can then be loaded."""
+        start_C1 = state.get(prefix + "cell_start_C1")
+        if start_C1 is not None and start_C1.dtype == torch.int32 and start_C1.ndim == 1:
+            del state[prefix + "cell_start_C1"]
+            state[prefix + "offset_C1"], state[prefix + "block_start_K"] = CellStarts.of(start_C1)
+        offset_C1 = state.get(prefix + "offset_C1")
+        if offset_C1 is not None and offset_C1.dtype in (torch.uint8, torch.int32):
+            self.offset_C1 = self.offset_C1.to(offset_C1.dtype)
 
 
 class AxisBias(nn.Module):
@@ -369,7 +397,7 @@ def expert_layer(
     """A layer of experts as C++ runs it on what a router in C++ left, and the tensors it has copied."""
     biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
     sizes = spec.num_heads, spec.num_keys, spec.num_columns
-    layer = ExpertLayer(library, index.cell_start_C1, u, bias_E, v, spec.activation, biases, sizes)
+    layer = ExpertLayer(library, index.stored, u, bias_E, v, spec.activation, biases, sizes)
     return layer, layer.copied
 
 

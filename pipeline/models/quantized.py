@@ -35,7 +35,7 @@ def absmax_scales(rows_ED: Tensor, most: int, groups: int = 1) -> Tensor:
 
     ValueError names a row that is not finite, or whose scale is too large for float16.
     """
-    largest_EG = rows_ED.unflatten(1, (groups, -1)).abs().amax(2)
+    largest_EG = rows_ED.unflatten(1, (groups, rows_ED.shape[1] // groups)).abs().amax(2)
     finite_E = torch.isfinite(largest_EG).all(1)
     if not bool(finite_E.all()):
         row = int(finite_E.logical_not().nonzero()[0])
@@ -46,8 +46,8 @@ def absmax_scales(rows_ED: Tensor, most: int, groups: int = 1) -> Tensor:
     if bool((largest_EG > most * LARGEST_SCALE).any()):
         row = int(largest_EG.amax(1).argmax())
         raise ValueError(
-            f"row {row} holds {float(largest_EG[row].max()):.6g}; with a float16 scale a row holds at most "
-            f"{most} * {LARGEST_SCALE:.0f} = {most * LARGEST_SCALE:.6g}: train the model with a lower learning rate or "
+            f"row {row} holds {float(largest_EG[row].max()):.17g}; with a float16 scale a row holds at most "
+            f"{most} * {LARGEST_SCALE:.0f} = {most * LARGEST_SCALE:.0f}: train the model with a lower learning rate or "
             "more weight decay"
         )
     return largest_EG / most
@@ -66,7 +66,7 @@ def quantize_int4(rows_ED: Tensor, clips: int, groups: int = 1) -> tuple[Tensor,
     Of `clips` scales from 0.5 to 1 of the absmax scale, each group of a row takes the one of least squared error.
     """
     full_S = absmax_scales(rows_ED, INT4_MOST, groups).flatten()
-    group_SF = rows_ED.reshape(len(full_S), -1)
+    group_SF = rows_ED.reshape(len(full_S), rows_ED.shape[1] // groups)
     best_value_SF = torch.zeros_like(group_SF, dtype=torch.int8)
     best_scale_S = torch.zeros_like(full_S, dtype=torch.float16)
     best_error_S = torch.full_like(full_S, torch.inf)

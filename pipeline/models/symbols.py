@@ -119,7 +119,7 @@ class SymbolExperts(nn.Module):
     def tables(self) -> SymbolTables:
         """All that kernels/symbol_table executes."""
         own = {name: getattr(self, name) for name in SymbolTables._fields[1:-2]}
-        return SymbolTables(self.index.cell_start_C1, v_EB=self.v.weight_EB, v_scale_E=self.v.scale_E, **own)
+        return SymbolTables(self.index.stored.row(), v_EB=self.v.weight_EB, v_scale_E=self.v.scale_E, **own)
 
     def check(self) -> None:
         """ValueError that names the first table entry that is out of range or not finite."""
@@ -142,7 +142,7 @@ class SymbolExperts(nn.Module):
             biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
             sizes = peer.num_heads, peer.num_keys, peer.num_columns
             layer = SymbolLayer(library, self.tables, self.spec.places, biases, sizes)
-            return layer, layer.copied
+            return layer, (*self.index.stored, *layer.copied)
 
         return self.ready.of(self, library, make)
 

@@ -72,7 +72,7 @@ def _symbol_experts(
     assert isinstance(theirs.v, Int4Table)
     ours = SymbolExperts(spec, model.shape.d_model, at)
     state = dict(symbols.tables)
-    state["index.cell_start_C1"] = theirs.index.cell_start_C1
+    state["index.offset_C1"], state["index.block_start_K"] = theirs.index.stored
     state["v.weight_EB"], state["v.scale_E"] = theirs.v.weight_EB, theirs.v.scale_E
     if theirs.axis_bias is not None:
         state["axis_bias.row"], state["axis_bias.column"] = theirs.axis_bias.row, theirs.axis_bias.column

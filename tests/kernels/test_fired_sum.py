@@ -5,6 +5,7 @@ import torch
 
 from kernels import backends
 from kernels.activations import ACTIVATIONS
+from kernels.cells import CellStarts
 from kernels.fired_sum import ExpertLayer, reference
 from kernels.jump_router.native import FEW, Router
 from kernels.jump_router.packed import pack
@@ -59,13 +60,23 @@ def layer_of(library, precision, width, *, act="relu2", biased=True):
 
     (u, u_ED), (v, v_ED), bias_E = table(3), table(4), normal(experts, seed=5)
     biases = (normal(I, width, seed=6), normal(J, width, seed=7)) if biased else None
-    layer = ExpertLayer(library, cell_start_C1, u, bias_E, v, act, biases, SIZES)
+    layer = ExpertLayer(library, CellStarts.of(cell_start_C1), u, bias_E, v, act, biases, SIZES)
     return layer, (cell_start_C1, u_ED, bias_E, v_ED, act, biases, H)
 
 
 def limit(library, precision):
     """AVX-512 rounds tokens to 15 bits where it multiplies int8 and int4."""
     return 1e-4 if precision in ("int8", "int4") and library.instruction_set == "avx512" else 2e-6
+
+
+def test_offsets_of_four_bytes_give_what_those_of_one_give(library):
+    x_ND, packed = routed(library, 67, 34)
+    layer, (cell_start_C1, u_ED, bias_E, v_ED, act, biases, _) = layer_of(library, "float32", 34)
+    stored = CellStarts.of(cell_start_C1)
+    assert stored.offset_C1.dtype == torch.uint8
+    wide = CellStarts(stored.offset_C1.int(), stored.block_start_K)
+    tables = (u_ED.float(), None), bias_E, (v_ED.float(), None)
+    assert torch.equal(ExpertLayer(library, wide, *tables, act, biases, SIZES)(x_ND, packed), layer(x_ND, packed))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -131,14 +142,17 @@ def test_what_does_not_fit_is_refused(library):
     with pytest.raises(ValueError, match=r"rows and columns \(2, 7, 5\)"):
         layer(x_ND, pack(none.long(), torch.zeros(5, dtype=torch.int64), none, (H, J, I)))
     tables = (normal(len(cell_start_C1), 18, seed=1), None), torch.zeros(36), (normal(36, 18, seed=1), None)
-    for cells, biases, message in (
-        (cell_start_C1, None, "rise from 0 to 36"),
-        (torch.arange(37).int().flip(0), None, "rise from 0 to 36"),
-        (torch.arange(37), None, "int64"),
+    offset_C1, block_start_K = CellStarts.of(torch.arange(37))
+    for cells, message in (
+        (CellStarts.of(cell_start_C1), "rise from 0 to 36"),
+        (CellStarts.of(torch.arange(37).flip(0)), "rise from 0 to 36"),
+        (CellStarts.of(torch.arange(35)), "starts of 34 cells from 0 to 34; it takes those of 35 cells"),
+        (CellStarts(offset_C1.long(), block_start_K), "int64"),
+        (CellStarts(offset_C1, block_start_K[:1]), r"blocks of shape \(1,\)"),
     ):
         with pytest.raises(ValueError, match=message):
-            ExpertLayer(library, cells, *tables, "relu", biases, SIZES)
-    cells = torch.cat([torch.arange(35), torch.tensor([36])]).int()
+            ExpertLayer(library, cells, *tables, "relu", None, SIZES)
+    cells = CellStarts.of(torch.cat([torch.arange(35), torch.tensor([36])]))
     for biases, message in (
         ((normal(I, 17, seed=1), normal(J, 18, seed=1)), r"row_ID of shape \(5, 17\)"),
         ((normal(I, 18, seed=1), normal(J, 18, seed=1).double()), "column_JD.*float64"),

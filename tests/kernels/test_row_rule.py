@@ -195,6 +195,22 @@ def test_values_stay_on_their_grid_and_scales_grow_by_the_rule_under_large_steps
     assert 0 < growths < 15 * R
 
 
+def test_growth_divides_by_the_ratio_of_the_stored_scales_and_not_by_a_fourth_root_of_two():
+    """Every latent value, at every scale from 1/16 to 1/8. Five more values a row go beyond the end."""
+    scale_R = torch.arange(1024, 2048).half() / 2**14
+    value_RD = torch.cat([torch.arange(-119, 120), torch.tensor([119] * 5)]).float().expand(1024, -1)
+    normal_RD = torch.cat([torch.zeros(239), torch.full((5,), -8.0)]).expand(1024, -1)
+    half_RD = torch.full((1024, 244), 0.5)
+    got_RD, new_scale_R, grows_R = step_on(NIBBLES, value_RD, scale_R, normal_RD, half_RD, 0.1)
+    assert grows_R.all()
+    ratio_R1 = (new_scale_R.double() / scale_R.double())[:, None]
+    wanted_RD = torch.floor(value_RD[:, :239].double() / ratio_R1 + 0.5)
+    assert torch.equal(got_RD[:, :239].double(), wanted_RD)
+    unrounded_RD = torch.floor(value_RD[:, :239].double() / GROWTH + 0.5)
+    assert int((unrounded_RD != wanted_RD).sum()) == 3219  # of 244,736: what dividing by 2^(1/4) would get wrong
+    assert (ratio_R1 / GROWTH - 1).abs().max() == pytest.approx(4.86e-4, rel=1e-3)
+
+
 @pytest.mark.parametrize(("name", "outwards"), [("nibbles", 3), ("int8", 3), ("int4", 1)])
 def test_growth_changes_the_weights_by_nothing_but_rounding(name, outwards):
     """The mean weight after growth is the exact step, within 4 standard errors, though float16 rounds the scale."""

@@ -6,6 +6,7 @@ import torch
 from artifacts import ArtifactError, Circumstance, Recipe
 from pipeline import codec
 from pipeline.corpus import held_out_windows
+from pipeline.models.peer import CellIndex, starts
 from stages import STAGES
 from tests.tiny import EVERY_KIND, tiny_model, tiny_tokens
 
@@ -111,3 +112,58 @@ def test_int4_tables_of_another_layout_are_refused(store):
         ArtifactError, match=r"does not read \(experts.peer.nibble_layout: 'interleaved', Input should be"
     ):
         codec.load(store.open(id))
+
+
+def as_once(model):
+    """The model's tensors with an int32 row of starts a layer, as artifacts of before held them."""
+    tensors = model.to_tensors()
+    for name, module in model.named_modules():
+        if isinstance(module, CellIndex):
+            del tensors[f"{name}.offset_C1"], tensors[f"{name}.block_start_K"]
+            tensors[f"{name}.cell_start_C1"] = module.stored.row()
+    return tensors
+
+
+@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind.startswith("peer")])
+@pytest.mark.parametrize("most", [1, 300])
+def test_artifacts_whose_cells_are_a_row_of_int32_open_as_the_model_that_they_are(store, name, most):
+    spec = EVERY_KIND[name]
+    count_C = torch.randint(most + 1, (spec.num_cells,), generator=torch.Generator().manual_seed(3))
+    count_C[4] += 1
+    model = tiny_model(spec.model_copy(update={"num_experts": int(count_C.sum())}))
+    for block in model.blocks():
+        block.moe.index.place(starts(count_C))
+    offset_C1 = model.blocks()[0].moe.index.offset_C1
+    assert offset_C1.dtype == (torch.uint8 if most == 1 else torch.int32)
+    id = published(store, model.kind, model.spec.model_dump(mode="json"), as_once(model))
+    back = codec.load(store.open(id))
+    state, opened = model.state_dict(), back.state_dict()
+    assert opened.keys() == state.keys()
+    assert all(opened[key].dtype == state[key].dtype and torch.equal(opened[key], state[key]) for key in state)
+    with torch.no_grad():
+        assert torch.equal(back.eval()(tiny_tokens()), model(tiny_tokens()))
+    model.load_state_dict(as_once(model))  # so do checkpoints of training
+
+
+def test_cells_of_another_form_are_refused(store):
+    model = tiny_model(EVERY_KIND["peer-jumprelu"])
+    name = "model.layers.0.moe.index"
+    spec, wrong = model.spec.model_dump(mode="json"), {}
+    wrong["block_start_K' is none, where"] = as_once(model) | {
+        f"{name}.cell_start_C1": torch.zeros(26, dtype=torch.int64)
+    }
+    wrong[r"offset_C1' is \(25,\) of torch.uint8"] = as_once(model) | {
+        f"{name}.cell_start_C1": torch.zeros(25, dtype=torch.int32)
+    }
+    wrong[r"offset_C1' is .* of torch.int64, .* \(26,\) of torch.uint8"] = model.to_tensors() | {
+        f"{name}.offset_C1": torch.zeros(26, dtype=torch.int64)
+    }
+    for number, (message, tensors) in enumerate(wrong.items()):
+        store_tensors = {key: tensor.clone() for key, tensor in tensors.items()}
+        recipe = Recipe(stage="make-it", stage_version=2 + number, config={}, seed=0, inputs={})
+        id = store.publish(
+            recipe=recipe, kind=model.kind, spec=spec, tensors=store_tensors, metrics={}, files={},
+            circumstance=Circumstance.now(device="cpu", seconds=0.1),
+        )  # fmt: skip
+        with pytest.raises(ArtifactError, match=message):
+            codec.load(store.open(id))

@@ -49,7 +49,7 @@ def model_of(spec, seed=0):
     with torch.no_grad():
         for layer, experts in enumerate(expert_layers(model)):
             cell_E = torch.randint(1, spec.num_cells, (spec.num_experts,), generator=generator(layer))
-            experts.index.cell_start_C1.copy_(starts(torch.bincount(cell_E, minlength=spec.num_cells)))
+            experts.index.place(starts(torch.bincount(cell_E, minlength=spec.num_cells)))
     return model
 
 
@@ -73,7 +73,7 @@ def grown(model, times=1):
 
 def members(experts):
     """The experts of each cell (row, column), in order."""
-    start, columns = experts.index.cell_start_C1.tolist(), experts.spec.num_columns
+    start, columns = experts.index.stored.row().tolist(), experts.spec.num_columns
     return {divmod(cell, columns): list(range(a, b)) for cell, (a, b) in enumerate(itertools.pairwise(start))}
 
 
@@ -209,8 +209,7 @@ def test_the_cells_of_all_experts_are_those_of_the_old_ones_and_as_many_further_
             else:
                 column_E = column_E + columns
             assert torch.equal(cell_F[twin_E], row_E * new.spec.num_columns + column_E)
-            assert new.index.cell_start_C1.dtype == old.index.cell_start_C1.dtype
-            assert new.index.cell_start_C1[-1] == 2 * spec.num_experts * times
+            assert new.index.stored.row()[-1] == 2 * spec.num_experts * times
 
 
 @every_model

@@ -169,7 +169,7 @@ def routing_of(cells_of_tokens):
 def test_a_cell_reaches_all_its_experts_whatever_their_number(counts):
     spec = PeerSpec(num_keys=3, num_experts=sum(counts), pairs_per_head=2, active_keys=1)
     index = CellIndex(spec)
-    index.cell_start_C1.copy_(starts(torch.tensor(counts)).to(torch.int32))
+    index.place(starts(torch.tensor(counts)))
     experts_of_cell = [[e for e, c in enumerate(index.cell_of_experts().tolist()) if c == cell] for cell in range(9)]
     assert [len(experts) for experts in experts_of_cell] == counts
     cells_of_tokens = [[2, 0, 8], [], [1], [3, 3, 2], [4, 7]]
@@ -194,7 +194,7 @@ def test_no_pairs_reach_no_experts():
 @pytest.mark.parametrize("num_experts", [1, 4, 9, 31])
 def test_experts_lie_evenly_over_the_cells(num_experts):
     index = CellIndex(PeerSpec(num_keys=3, num_experts=num_experts, pairs_per_head=2, active_keys=1))
-    counts_C = index.cell_start_C1.diff()
+    counts_C = index.stored.row().diff()
     assert counts_C.sum() == num_experts
     assert counts_C.max() - counts_C.min() <= 1
     assert torch.equal(index.cell_of_experts().sort().values, index.cell_of_experts())

@@ -57,9 +57,12 @@ def panels(**changes):
     return [Panel(number="nats", label="loss, nats a token", **changes)]
 
 
+LEVELS = {"dense": 2.1, "PPMd, cold": 2.3, "PPMd, primed": 1.8, "xz, cold": 2.5, "xz, primed": 2.0}
+
+
 def costs(bits=(2.0, 1.9), sizes=(600.0, 300.0), **changes):
-    options = {"width": 8.0, "dots_per_inch": 120} | changes
-    return chain_costs(["int8", "int4"], bits_per_byte=bits, baseline_bits_per_byte=2.1, expert_bytes=sizes, **options)
+    options = {"levels": LEVELS, "width": 8.0, "dots_per_inch": 120} | changes
+    return chain_costs(["int8", "int4"], bits_per_byte=bits, expert_bytes=sizes, **options)
 
 
 def tiers(shares=(0.2, 0.5, 0.0, 0.1, 0.2), recovered=0.99):
@@ -101,6 +104,7 @@ PICTURES: dict[str, Callable[[], bytes]] = {
     "length": lambda: length_against_fidelity("a", [9.0, 3.0], [(0.1, 0.01), (0.5, 0.02)], [1.0, 0.8], 5.0),
     "one length": lambda: length_against_fidelity("a", [9.0], [(-0.1, 0.0)], [0.0], 9.0),
     "the chain": costs,
+    "a chain beside the dense baseline alone": lambda: costs(levels={"dense": 2.1}),
     "a chain of what was not measured": lambda: costs(bits=(math.nan, math.nan), sizes=(0.0, 0.0)),
 }  # fmt: skip
 
@@ -138,6 +142,7 @@ def test_nobodys_settings_change_a_picture_nor_does_it_change_them():
 def test_other_numbers_give_other_bytes():
     drawn = [training_curve("a loss", curve(3.0, last), panels()) for last in (2.0, 2.5)]
     assert drawn[0] != drawn[1]
+    assert len({costs(levels=LEVELS | {name: 1.95}) for name in LEVELS} | {costs()}) == 1 + len(LEVELS)
 
 
 def test_small_domains_share_the_last_bar():

@@ -9,10 +9,13 @@ from pipeline.measures import experts_zeroed
 from pipeline.models.peer import PeerExperts, PeerRouter
 from pipeline.models.quantization import requantized, sqnr_db, to_int4, to_int8
 from pipeline.models.quantized import (
+    INT4_MOST,
+    INT8_MOST,
     SMALLEST_SCALE,
     Int4Table,
     Int8Table,
     QuantizedExperts,
+    absmax_scales,
     quantize_int4,
     quantize_int8,
 )
@@ -79,6 +82,30 @@ def test_rows_of_zeros_stay_zeros_with_a_finite_scale(quantize):
     assert value_ED[[0, 5]].eq(0).all()
     assert torch.isfinite(scale_E).all()
     assert (scale_E > 0).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_a_table_of_no_rows_is_quantized_to_one_of_no_rows(groups):
+    none = torch.zeros(0, 12)
+    assert absmax_scales(none, INT4_MOST, groups).shape == (0, groups)
+    (int8_ED, scale_E), (int4_ED, step) = quantize_int8(none), quantize_int4(none, 5, groups)
+    assert (int8_ED.shape, int8_ED.dtype, scale_E.shape, scale_E.dtype) == ((0, 12), torch.int8, (0,), torch.float16)
+    assert (int4_ED.shape, int4_ED.dtype, step.dtype) == ((0, 12), torch.int8, torch.float16)
+    assert step.shape == ((0,) if groups == 1 else (0, groups))
+    table = Int4Table(0, 12, accumulator=False, groups=groups)
+    table.set(int4_ED, step)
+    assert table.rows(torch.zeros(0, dtype=torch.int64)).shape == (0, 12)
+
+
+@pytest.mark.parametrize(("most", "limit"), [(INT4_MOST, 458528.0), (INT8_MOST, 8319008.0)])
+def test_a_value_just_above_what_a_scale_can_hold_is_told_apart_from_the_limit(most, limit):
+    rows_ED = torch.zeros(3, 12)
+    rows_ED[1, 5] = limit
+    assert absmax_scales(rows_ED, most)[1, 0] == 65504
+    rows_ED[1, 5] = torch.tensor(limit).nextafter(torch.tensor(torch.inf))
+    above = {INT4_MOST: "458528.03125", INT8_MOST: "8319008.5"}[most]
+    with pytest.raises(ValueError, match=rf"^row 1 holds {above}; .* at most {most} \* 65504 = {limit:.0f}: train"):
+        absmax_scales(rows_ED, most)
 
 
 @pytest.mark.parametrize("quantize", [quantize_int8, lambda rows: quantize_int4(rows, 21)], ids=["int8", "int4"])

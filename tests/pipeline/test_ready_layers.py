@@ -194,11 +194,13 @@ def by_strides(tensor, values):
 
 def other_values(name, tensor):
     """Numbers that a tensor of this name may hold, other than those it holds."""
-    if name.endswith("cell_start_C1"):
+    if name.endswith("offset_C1"):
         moved = tensor.clone()
         cell = 1 + int((tensor.diff()[1:] > 0).nonzero()[0])
         moved[cell] += 1
         return moved
+    if name.endswith("block_start_K"):
+        return tensor  # of one block, which begins with expert 0
     if name.endswith("tier_E"):
         return torch.where(torch.arange(len(tensor)) % 5 == 0, int(Tier.T4), tensor).to(tensor.dtype)
     if name.endswith("weight_EB"):

@@ -164,7 +164,7 @@ def test_axis_biases_of_a_wide_grid_are_weighted_by_the_gates_of_their_axis():
 @pytest.mark.parametrize("num_experts", [1, 17, 50, 131])
 def test_the_cells_of_a_wide_grid_hold_every_expert_once(num_experts):
     index = CellIndex(spec_of(2, num_experts=num_experts))
-    assert len(index.cell_start_C1) == 2 * I * I + 1
+    assert len(index.stored.row()) == 2 * I * I + 1
     cell_E = index.cell_of_experts()
     assert len(cell_E) == num_experts
     assert torch.equal(cell_E.sort().values, cell_E)

@@ -1,25 +1,31 @@
-"""The table of README.md: means and deviations over seeds, from manifests alone."""
+"""The tables of README.md: means and deviations over seeds, and paired differences, from manifests alone."""
+
+import math
 
 import pytest
 import torch
 
 from artifacts import Circumstance, Recipe, Store
-from pipeline.seeds import main, newest_by_seed, spread
+from pipeline.seeds import main, newest_by_seed, pairs_of, spread
+
+
+def _publish(store, stage, seed, *, inputs=None, **metrics):
+    return store.publish(
+        recipe=Recipe(stage=stage, stage_version=1, config={}, seed=seed, inputs=inputs or {}),
+        kind="corpus" if stage == "prepare-corpus" else stage.removeprefix("train-"),
+        spec={},
+        tensors={"w": torch.full((3,), float(seed))},
+        metrics=metrics,
+        files={},
+        circumstance=Circumstance.now(device="cpu", seconds=1.0),
+    )
 
 
 @pytest.fixture
 def seeded(tmp_path):
     store = Store(tmp_path / "store")
     for seed, loss in ((0, 2.0), (1, 3.0), (2, 4.0)):
-        store.publish(
-            recipe=Recipe(stage="train-dense", stage_version=1, config={}, seed=seed, inputs={}),
-            kind="dense",
-            spec={},
-            tensors={"w": torch.full((3,), loss)},
-            metrics={"held_out_loss_nats": loss},
-            files={},
-            circumstance=Circumstance.now(device="cpu", seconds=1.0),
-        )
+        _publish(store, "train-dense", seed, held_out_loss_nats=loss)
     return store
 
 
@@ -38,3 +44,41 @@ def test_a_stage_is_one_row_over_its_seeds(seeded, capsys):
 def test_a_stage_that_is_not_there_is_told(seeded, capsys):
     assert main(["--store", str(seeded.root), "--stage", "train-monet"]) == 2
     assert "train-dense" in capsys.readouterr().err
+
+
+def _published_pairs(store, losses):
+    """A corpus a seed, and dense and Monet of these losses on it."""
+    for seed, (dense, monet) in enumerate(losses):
+        inputs = {"corpus": _publish(store, "prepare-corpus", seed)}
+        for stage, loss, size in (("train-dense", dense, 1_000_100), ("train-monet", monet, 1_000_000)):
+            _publish(store, stage, seed, inputs=inputs, held_out_loss_nats=loss, num_parameters=size)
+
+
+def test_dense_stands_against_monet_paired_by_seed_with_students_interval(tmp_path, capsys):
+    """By hand: differences .1, .2, .3 have mean .2, deviation .1, and t of two degrees of freedom is 4.30265."""
+    store = Store(tmp_path / "store")
+    _published_pairs(store, [(2.1, 2.0), (3.2, 3.0), (4.3, 4.0)])
+    assert main(["--store", str(store.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = lines.index("| 3 seeds | dense | Monet | dense - Monet, 95 % |")
+    half_width = 4.30265 * 0.1 / math.sqrt(3)
+    assert lines[head + 2] == f"| loss, nats | 3.2000 ± 1.1000 | 3.0000 ± 1.0000 | +0.2000 ± {half_width:.4f} |"
+    assert lines[head + 3] == "| parameters | 1,000,100 ± 0 | 1,000,000 ± 0 | +100 ± 0 |"
+    assert len(lines) == head + 4  # no row for what was not measured
+
+
+def test_one_seed_has_a_difference_and_no_interval(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    _published_pairs(store, [(2.1, 2.0)])
+    assert main(["--store", str(store.root)]) == 0
+    assert "| loss, nats | 2.1000 | 2.0000 | +0.1000 |" in capsys.readouterr().out
+
+
+def test_models_of_different_corpora_are_no_pair(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    corpora = [_publish(store, "prepare-corpus", seed) for seed in (0, 1)]
+    for stage, corpus in zip(("train-dense", "train-monet"), corpora, strict=True):
+        _publish(store, stage, 0, inputs={"corpus": corpus}, held_out_loss_nats=2.0)
+    assert pairs_of(newest_by_seed(store.manifests())) == []
+    assert main(["--store", str(store.root)]) == 0
+    assert "dense - Monet" not in capsys.readouterr().out

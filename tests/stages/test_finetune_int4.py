@@ -88,7 +88,7 @@ def test_weights_and_accumulators_are_nibbles_in_their_range(tuned):
 def test_only_experts_learn(tuned, int4):
     before, after = int4.state_dict(), tuned.value.state_dict()
     for name, tensor in before.items():
-        if ".moe." not in name or name.endswith("cell_start_C1"):
+        if ".moe." not in name or ".moe.index." in name:
             assert torch.equal(after[name], tensor), name
     for name in ("model.layers.0.moe.u.weight_EB", "model.layers.1.moe.v.weight_EB", "model.layers.0.moe.bias"):
         assert not torch.equal(after[name], before[name])
@@ -123,8 +123,8 @@ def test_learning_the_next_token_lowers_the_loss_on_it(run_in, config, corpus, i
 
 
 def test_training_bytes_count_the_moments_of_the_biases(tuned):
-    stored = 2 * (10 + 10 + 2 + 4) + 4
-    assert tuned.metrics["expert_bytes"] == stored
+    stored = 2 * (10 + 10 + 2 + 4) + 4 + (37 + 2 * 4) / 40  # of 36 cells and their end: a byte each, in two blocks
+    assert tuned.metrics["expert_bytes"] == pytest.approx(stored)
     assert tuned.metrics["table_bytes_per_parameter"] == pytest.approx((stored + 8) / 40)
 
 
