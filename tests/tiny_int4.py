@@ -4,12 +4,14 @@ import torch
 
 from pipeline.corpus import Corpus, CorpusSpec, Split, make_split, random_windows
 from pipeline.corpus_tokenizer import ByteTokenizer
+from pipeline.measures import MeasureConfig
 from pipeline.models.conversion import keep_experts, peer_from_monet
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
 from pipeline.models.peer import PeerRouter, threshold_for
 from pipeline.models.quantization import to_int4
 from pipeline.models.transformer import TransformerSpec
+from stages.distill_symbols import DistillSymbolsConfig
 
 EXPERTS, LAYERS = 61, 2
 WORDS = ["sum", "gate", "token", "x_1", "=", "(a + b)", "27", "Expert", "\n"]
@@ -48,3 +50,12 @@ def trained_int4(corpus: Corpus, router_group: int = 2) -> LanguageModel:
             if isinstance(block.router, PeerRouter):
                 block.router.threshold_H.copy_(threshold_for(routing.log_gate1_NHI, routing.log_gate2_NHJ, 3))
         return to_int4(keep_experts(peer, [torch.arange(EXPERTS)] * LAYERS), clips=3)
+
+
+def config(**changes) -> DistillSymbolsConfig:
+    """Of distill-symbols on this model, in seconds."""
+    smaller = {
+        "sample_tokens": 2048, "check_tokens": 2048, "context_length": 32, "coordinates": (1, 2, 4),
+        "samples": 96, "kan_experts": 2, "places": 2, "identities": 8, "measure": MeasureConfig(tokens=512),
+    }  # fmt: skip
+    return DistillSymbolsConfig(**{**smaller, **changes})
