@@ -76,8 +76,7 @@ def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margi
 
 def axis_deviations(active: int, num_keys: int) -> float:
     """Standard deviations above the mean that a fraction active / num_keys of normal logits exceeds."""
-    # On the CPU also where a model is built on "meta".
-    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64, device="cpu")
+    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64)
     return float(torch.special.ndtri(quantile))
 
 

@@ -1,7 +1,6 @@
 """The dense baseline has as many parameters as Monet: whole models are counted, embeddings and norms included."""
 
 import pytest
-import torch
 
 from pipeline.models import LanguageModel, ModelSpec
 from pipeline.models.equal_size import dense_as_large_as
@@ -12,12 +11,11 @@ from tests.tiny import HORIZONTAL, SHAPE, VERTICAL
 
 def num_parameters(experts, shape, vocab_size) -> int:
     transformer = TransformerSpec(**shape.model_dump(), vocab_size=vocab_size)
-    with torch.device("meta"):
-        model = LanguageModel(ModelSpec(transformer=transformer, experts=experts))
+    model = LanguageModel(ModelSpec(transformer=transformer, experts=experts))
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", ["tiny", "small", "gpu", "shakespeare"])
+@pytest.mark.parametrize("name", ["tiny", "small", "shakespeare"])
 def test_dense_and_monet_of_a_preset_are_of_one_shape_and_size(name):
     plan = PRESETS[name]()
     dense, monet = plan.train_dense, plan.train_monet
