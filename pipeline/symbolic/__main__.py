@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import sympy
 import torch
 from torch import Tensor
 
@@ -306,7 +307,8 @@ def _shortened(reading: Reading) -> str:
     """z, all of it if it is of few coordinates; of a dense one the largest, and what share is left out."""
     if reading.tier != Tier.T0:
         return str(reading.argument)
-    intercept, terms = reading.argument.as_coeff_add()
+    intercept = reading.argument.xreplace(dict.fromkeys(reading.argument.free_symbols, sympy.Integer(0)))
+    terms = [term for term in sympy.Add.make_args(reading.argument) if term.free_symbols]
     ordered = sorted(terms, key=lambda term: -abs(float(term.as_coeff_Mul()[0])))
     shown = [*map(str, ordered[:TERMS]), *([str(intercept)] if intercept else [])]
     left = left_out([float(term.as_coeff_Mul()[0]) for term in ordered], TERMS)
