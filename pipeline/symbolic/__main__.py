@@ -17,11 +17,12 @@ from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
 from pipeline.symbolic.blocks import router_block, symbol_experts
-from pipeline.symbolic.expert_data import ExpertData, expert_data
+from pipeline.symbolic.expert_data import ExpertData, LogicFiring, ScoreFiring, expert_data
 from pipeline.symbolic.export import export as write_export
 from pipeline.symbolic.fired import Firings, firings, output_energies
+from pipeline.symbolic.firing_text import TERMS, left_out, literal_lines, score_lines, score_words
 from pipeline.symbolic.kan_folder import write_kan
-from pipeline.symbolic.magnitudes import coordinates_by_size
+from pipeline.symbolic.magnitudes import DIGITS, coordinates_by_size
 from pipeline.symbolic.names import FILE as NAMES_FILE
 from pipeline.symbolic.names import Names, symbol
 from pipeline.symbolic.reading import Reading, latex, read_expert
@@ -34,9 +35,7 @@ CONTEXTS = 8
 TOKENS_BEFORE = 12
 """Tokens shown before the one on which an expert fires."""
 LARGEST = 10
-TERMS = 16
-"""Coordinates of a formula that are shown; a dense one has more."""
-
+LOG_GATES = "A and B are log gates: scores that pass a cut, normalised over those that pass; --expert E gives both"
 NAMED = 8
 """Coordinates, or scores of a router, whose names are shown."""
 
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         elif reading is None:
             _show_layers(opened, layers)
         else:
-            _show_expert(opened, reading, in_latex=args.latex)
+            _show_expert(opened, reading, in_latex=args.latex, whole=args.all)
         sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -91,7 +90,9 @@ def _chosen(args: argparse.Namespace) -> tuple[_Opened, list[int], Reading | Non
     symbol_experts(opened.model, layer)
     if expert is None:
         return opened, [layer], None
-    return opened, [layer], read_expert(opened.model, layer, expert, opened.names[layer], opened.vocabulary)
+    digits = None if args.command == "show" and args.all else DIGITS
+    names = opened.names[layer]
+    return opened, [layer], read_expert(opened.model, layer, expert, names, opened.vocabulary, digits=digits)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -216,6 +217,7 @@ def _show_layers(opened: _Opened, layers: Sequence[int]) -> None:
                 f"  {expert:6}  {reading.tier.name}  {float(energy_E[expert]) / total:6.1%}  "
                 f"{int(count_E[expert]):5} firings  if {reading.firing}"
             )
+        print(f"  {LOG_GATES}")
         if best := opened.quantities.best_scores(router_block(opened.model, layer), NAMED):
             print("  the scores that tokens say best:")
             for name in best:
@@ -227,13 +229,15 @@ def _data(opened: _Opened, reading: Reading) -> ExpertData:
     return expert_data(opened.model, reading.layer, reading.expert, names, opened.vocabulary, id=opened.id)
 
 
-def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
+def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool, whole: bool) -> None:
     print(f"{opened.id}, layer {reading.layer}, expert {reading.expert}\n")
     print(f"tier         {reading.tier.name}, {TIER_WORDS[reading.tier]}")
     if reading.tier == Tier.T4:
         print("fires        never: its output was worth less than a description")
         return
     print(f"fires if     {reading.firing}")
+    data = _data(opened, reading)
+    _show_where(opened, data, whole=whole)
     if said := opened.quantities.said(reading.layer, reading.expert):
         print(f"by tokens    {said.words}")
     if reading.tier <= Tier.T1:
@@ -243,15 +247,43 @@ def _show_expert(opened: _Opened, reading: Reading, *, in_latex: bool) -> None:
     print(f"magnitude    {reading.function}")
     uses_z = bool(reading.function.free_symbols)
     if uses_z:
-        print(f"where z is   {_shortened(reading)}")
+        print(f"where z is   {reading.argument if whole else _shortened(reading)}")
+    if uses_z and reading.tier >= Tier.T2:
+        print(f"x            the state that block {reading.layer} normalises for its experts")
     print(f"coordinates  {reading.num_coordinates if uses_z else 0}")
     print(f"v            {reading.direction}")
+    if whole and data.writes is not None:
+        print(f"v, whole     {' '.join(map(repr, data.writes.v))}")
+    if not whole:
+        print(f"digits       {DIGITS}; --all and --json give every term and digit")
     if in_latex:
         print(f"\nLaTeX\n{latex(reading.rule)}\n{latex(reading.function)}")
         if uses_z:
             print(f"z = {latex(reading.argument)}")
+    _show_sums(reading.layer, data, whole=whole)
     _show_names(opened, reading)
     _show_contexts(opened, reading)
+
+
+def _show_where(opened: _Opened, data: ExpertData, *, whole: bool) -> None:
+    """What the symbols of the firing rule mean."""
+    match data.fires:
+        case ScoreFiring():
+            lines = score_words(data.fires, data.layer, whole=whole)
+        case LogicFiring():
+            lines = literal_lines(data.fires, opened.vocabulary, whole=whole)
+            lines.append("token[-n] is the token n places back; before the beginning of the text none of these is true")
+        case _:
+            lines = []
+    for label, line in zip(("where", *[""] * len(lines)), lines, strict=False):
+        print(f"{label:12} {line}")
+
+
+def _show_sums(layer: int, data: ExpertData, *, whole: bool) -> None:
+    if isinstance(data.fires, ScoreFiring):
+        print("\nscores, before cut and normaliser")
+        for line in score_lines(data.fires, layer, whole=whole):
+            print(f"  {line}")
 
 
 def _show_names(opened: _Opened, reading: Reading) -> None:
@@ -261,10 +293,6 @@ def _show_names(opened: _Opened, reading: Reading) -> None:
         block, keys = score_keys(opened.model, reading.layer, reading.expert)
         named += opened.quantities.of(block, [symbol(*key) for key in keys])
         sums = score_sums(opened.model, reading.layer, keys)
-        if sums:
-            print("\nscores, before what passes is normalised")
-        for score in sums:
-            print(f"  {score}")
         named += opened.quantities.of(block, heaviest_features(sums, NAMED))
     if reading.function.free_symbols:
         largest = coordinates_by_size(symbol_experts(opened.model, reading.layer), reading.expert)[:NAMED]
@@ -276,13 +304,15 @@ def _show_names(opened: _Opened, reading: Reading) -> None:
 
 
 def _shortened(reading: Reading) -> str:
-    """z with its largest terms, where there are too many to read."""
-    terms = sorted(sympy.Add.make_args(reading.argument), key=lambda term: -abs(float(term.as_coeff_Mul()[0])))
-    if len(terms) <= TERMS:
+    """z, all of it if it is of few coordinates; of a dense one the largest, and what share is left out."""
+    if reading.tier != Tier.T0:
         return str(reading.argument)
-    left = len(terms) - TERMS
-    shown = " + ".join(map(str, terms[:TERMS])).replace("+ -", "- ")
-    return f"{shown} and {left} smaller term{'s' if left > 1 else ''}"
+    intercept = reading.argument.xreplace(dict.fromkeys(reading.argument.free_symbols, sympy.Integer(0)))
+    terms = [term for term in sympy.Add.make_args(reading.argument) if term.free_symbols]
+    ordered = sorted(terms, key=lambda term: -abs(float(term.as_coeff_Mul()[0])))
+    shown = [*map(str, ordered[:TERMS]), *([str(intercept)] if intercept else [])]
+    left = left_out([float(term.as_coeff_Mul()[0]) for term in ordered], TERMS)
+    return f"{' + '.join(shown)}".replace("+ -", "- ") + left
 
 
 def _show_contexts(opened: _Opened, reading: Reading) -> None:

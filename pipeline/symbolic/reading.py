@@ -53,27 +53,34 @@ class Reading:
 
 
 def read_expert(
-    model: LanguageModel, layer: int, expert: int, names: Sequence[str], vocabulary: Sequence[str]
+    model: LanguageModel,
+    layer: int,
+    expert: int,
+    names: Sequence[str],
+    vocabulary: Sequence[str],
+    *,
+    digits: int | None = DIGITS,
 ) -> Reading:
     """The expert's reading; ValueError that gives the range for a layer or expert that is not there.
 
-    `names` are the literals of this block, `vocabulary` the text of every token.
+    `names` are the literals of this block, `vocabulary` the text of every token. Numbers have so many digits; None
+    leaves them whole.
     """
     experts = symbol_experts(model, layer)
     if not 0 <= expert < len(experts.tier_E):
         raise ValueError(
             f"expert {expert} is not in layer {layer}, which has the experts 0 to {len(experts.tier_E) - 1}"
         )
-    rule = firing_statement(model, layer, expert, names, vocabulary)
+    rule = firing_statement(model, layer, expert, names, vocabulary, digits=digits)
     return Reading(
         layer=layer,
         expert=expert,
         tier=Tier(int(experts.tier_E[expert])),
         firing=in_words(rule, experts, expert),
         rule=rule,
-        function=function_expression(experts, expert, Z, DIGITS),
-        argument=argument_expression(experts, expert, DIGITS),
-        magnitude=magnitude_expression(experts, expert),
+        function=function_expression(experts, expert, Z, digits),
+        argument=argument_expression(experts, expert, digits),
+        magnitude=magnitude_expression(experts, expert, digits=digits),
         num_coordinates=len(coefficients(experts, expert)),
         direction=_direction(model, experts, expert, vocabulary),
     )

@@ -20,9 +20,10 @@ def score_keys(model: LanguageModel, layer: int, expert: int) -> tuple[int, list
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoreSum:
-    """A score as the router makes it out of features. What is compared is the log gate of this sum."""
+    """A score as the router makes it out of features. What is compared is its log gate, A or B."""
 
     symbol: str
+    """a^h_r or b^h_c"""
     terms: dict[int, float]
     """What multiplies each feature, the largest first."""
     intercept: float
@@ -44,7 +45,7 @@ def score_sums(model: LanguageModel, layer: int, keys: Sequence[tuple[str, int, 
         terms = sorted(enumerate(router.query.weight[row].tolist()), key=lambda term: -abs(term[1]))
         named = {feature: weight for feature, weight in terms if weight}
         intercept = router.query.bias[row].item()
-        found.append(ScoreSum(symbol=symbol(axis, head, index), terms=named, intercept=intercept))
+        found.append(ScoreSum(symbol=symbol(axis.lower(), head, index), terms=named, intercept=intercept))
     return found
 
 

@@ -17,6 +17,8 @@ from pipeline.symbolic.assembly import BlockSymbols
 from pipeline.symbolic.blocks import symbol_experts
 from pipeline.symbolic.circuits import expression
 from pipeline.symbolic.contest import winners
+from pipeline.symbolic.expert_data import score_firing
+from pipeline.symbolic.firing_text import score_words
 from pipeline.symbolic.magnitudes import arguments, coordinates_by_size, function_values
 from pipeline.symbolic.names import Name, Names, symbol
 from pipeline.symbolic.naming import Words, context_before, expert_statement, token_weights
@@ -76,7 +78,7 @@ class Showcase:
     rate: float
     """Share of tokens it fires on: the F1 of a random statement of the same rate."""
     sums: tuple[str, ...]
-    """Its scores as sums of features, if they are."""
+    """Its scores as sums of features, if they are; and what makes log gates of them."""
     scores: tuple[Name, ...]
     features: tuple[Name, ...]
     """Those that weigh most in the sums."""
@@ -150,13 +152,19 @@ def _showcase(
         token_f1=float(block.statements.token_logic.f1_E[expert]),
         longer_rule=_longer_rule(block, record, expert, words),
         rate=float(block.rate_E[expert]),
-        sums=tuple(map(str, sums)),
+        sums=(*map(str, sums), *_where(model, layer, expert, reading)),
         scores=tuple(names.of(router, [symbol(*key) for key in keys])),
         features=tuple(names.of(router, heaviest_features(sums, FEATURES))),
         coordinates=tuple(names.of(layer, coordinates)),
         graph=_graph(experts, record, expert, reading),
         contexts=_contexts(experts, record, expert, words),
     )
+
+
+def _where(model: LanguageModel, layer: int, expert: int, reading: Reading) -> list[str]:
+    if reading.tier > Tier.T1:
+        return []
+    return score_words(score_firing(model, layer, expert, reading.firing), layer, whole=False)
 
 
 def _longer_rule(block: BlockSymbols, record: LayerRecord, expert: int, words: Words) -> LongerRule | None:

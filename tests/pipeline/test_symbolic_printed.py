@@ -108,3 +108,21 @@ def test_an_expert_is_computed_from_its_data_alone(printed, capsys, layer):
         assert data["magnitude"]["times_gate"] == (expert < LOGIC)
     assert 0 < fires_EN[: SPLINE + 1].mean() < 0.9
     assert fires_EN[[DENSE, LOGIC, CONSTANT]].any(1).all()
+
+
+@pytest.mark.parametrize("layer", [0, 1])
+def test_an_expert_is_computed_from_its_text_alone(printed, capsys, layer):
+    store, states, fired = printed
+    fires_EN, strength_EN, experts = fired[layer]
+    for expert in range(DROPPED):
+        text = printed_experts.Text(shown(store, capsys, layer, expert, "--all"))
+        gate_N = text.gates(states, windows().tolist(), layer)
+        np.testing.assert_array_equal(gate_N > 0, fires_EN[expert])
+        magnitude_N = text.magnitudes(states[layer])
+        x_ND = torch.tensor(states[layer], dtype=torch.float32)
+        wanted_N = experts.magnitudes(x_ND, torch.arange(len(x_ND)), torch.full((len(x_ND),), expert)).numpy()
+        assert np.abs(magnitude_N - wanted_N).max() <= 1e-4 * np.abs(wanted_N).max()
+        strength_N = gate_N * magnitude_N
+        assert np.abs(strength_N - strength_EN[expert]).max() <= 1e-4 * max(1e-9, np.abs(strength_EN[expert]).max())
+        assert text.v == experts.v.rows(torch.tensor([expert]))[0].tolist()
+    assert "never" in shown(store, capsys, layer, DROPPED, "--all")

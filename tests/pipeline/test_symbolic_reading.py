@@ -222,7 +222,7 @@ def test_a_score_is_the_sum_of_features_that_it_is_said_to_be(symbols):
         assert all(score.terms.values())
         found_N = sum(weight * read_NR[:, feature] for feature, weight in score.terms.items()) + score.intercept
         assert_close(found_N, axes[axis][:, head, index], 1e-5)
-        assert str(score).startswith(f"{axis}^{head}_{index} = ")
+        assert str(score).startswith(f"{axis.lower()}^{head}_{index} = ")
     heaviest = max((abs(weight), feature) for score in sums for feature, weight in score.terms.items())[1]
     assert heaviest_features(sums, 2)[0] == f"f_{heaviest}"
     assert score_sums(symbols, 1, keys) == []
