@@ -53,8 +53,9 @@ class DistillPeerConfig(StageConfig):
         description="How few features a score and how few coordinates a row of u may name.",
     )
     training: TrainingConfig = Field(
-        # Twice the rate is no better for a dense PEER, and worth 0.003 nats to a sparse one (tiny, seed 0, 2026-11).
-        default=TrainingConfig(steps=128, learning_rate=2e-3, warmup_steps=6, weight_decay=0.0, final_rate_share=0.0),
+        # Of rates, shares of matching, router rates and batches the least validation loss, or as good to .0003 nats
+        # (docs/benchmarks/2026-11-29-rates.md).
+        default=TrainingConfig(steps=128, learning_rate=3e-3, warmup_steps=6, weight_decay=0.0, final_rate_share=0.0),
         description="How it is distilled.",
     )
     measure: MeasureConfig = Field(default=MeasureConfig(), description="How it is measured.")
