@@ -25,7 +25,7 @@ class CellStarts(NamedTuple):
     @classmethod
     def of(cls, start_C1: Tensor) -> Self:
         """Any row of int32 numbers, exactly."""
-        block_start_K = start_C1[::BLOCK].to(torch.int32, copy=True)
+        block_start_K = start_C1[::BLOCK].to(torch.int32).clone(memory_format=torch.contiguous_format)
         offset_C1 = start_C1.to(torch.int32) - block_start_K.repeat_interleave(BLOCK)[: len(start_C1)]
         fits = len(offset_C1) == 0 or bool((offset_C1.min() >= 0) & (offset_C1.max() <= _MOST))
         return cls(offset_C1.to(torch.uint8) if fits else offset_C1, block_start_K)

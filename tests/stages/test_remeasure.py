@@ -24,7 +24,7 @@ BESIDE = {
     "train-peer.peer.num-experts": 40,
     "train-peer.peer.pairs-per-head": 3,
 }
-MODELS = {step.name for step in CHAIN if "corpus" in step.inputs and not step.name.startswith("study")}
+MODELS = {step.name for step in CHAIN if "corpus" in step.inputs and not step.name.startswith(("study", "report"))}
 
 
 def plan_of(text_file: Path, store: Path) -> Plan:
