@@ -163,6 +163,8 @@ CORPUS: Mapping[str, str] = {
     "documents_dropped": "documents left out: repeated ones, and held-out ones that mostly repeat train",
     "ppmd_held_out_bits_per_byte": "what PPMd-6 needs for the windows that models are measured on, bits a byte",
     "ppmd_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
+    "ppmd16_held_out_bits_per_byte": "what PPMd-16 needs for them, bits a byte",
+    "ppmd16_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
     "xz_held_out_bits_per_byte": "what xz needs for the windows that models are measured on, bits a byte",
     "xz_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
     "held_out_tokens_compressed": "held-out tokens whose text the compressors were measured on",

@@ -6,6 +6,7 @@ nothing else; primed, it has read train text first, as a model has, in windows s
 
 import lzma
 from collections.abc import Callable
+from functools import partial
 
 import pyppmd
 import torch
@@ -14,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipeline.corpus import Corpus, Split, held_out_windows
 
 MOST_PRIMING_TOKENS = 10_000_000
-"""xz and PPMd take about a minute for that many."""
-PPMD_ORDER = 6
-"""Bytes of the longest context."""
+"""For that many they take a minute or two."""
+ORDER, HIGH_ORDER = 6, 16
+"""Bytes of PPMd's longest context: the usual one, and one that learns more from text that was read before."""
 _PPMD_BYTES_A_BYTE = 64
-"""Memory a byte of text: with too little, PPMd forgets all it has read. Even noise needs less than half of that."""
+"""Memory a byte of text: with too little, PPMd forgets all it has read. Text at order 16 needs half of that."""
 _LEAST_PPMD_MEMORY, _MOST_PPMD_MEMORY = 1 << 24, 0xFFFF_FFFF - 12 * 3
 _LEAST_XZ_DICTIONARY, _MOST_XZ_DICTIONARY = 1 << 23, 1536 << 20
 
@@ -47,9 +48,12 @@ def measure_compressors(corpus: Corpus, config: CompressorsConfig) -> dict[str, 
     held_out_N = _tokens(corpus.held_out, config.tokens, config.context_length)
     train_N = _tokens(corpus.train, config.train_tokens, config.context_length)
     held_out, train = text_of(corpus, held_out_N), text_of(corpus, train_N)
+    high = partial(ppmd_size, order=HIGH_ORDER)
     return {
         "ppmd_held_out_bits_per_byte": bits_per_byte(ppmd_size, held_out),
         "ppmd_primed_held_out_bits_per_byte": bits_per_byte(ppmd_size, held_out, after=train),
+        "ppmd16_held_out_bits_per_byte": bits_per_byte(high, held_out),
+        "ppmd16_primed_held_out_bits_per_byte": bits_per_byte(high, held_out, after=train),
         "xz_held_out_bits_per_byte": bits_per_byte(xz_size, held_out),
         "xz_primed_held_out_bits_per_byte": bits_per_byte(xz_size, held_out, after=train),
         "held_out_tokens_compressed": float(held_out_N.numel()),
@@ -64,10 +68,10 @@ def bits_per_byte(size: Callable[[bytes], int], text: bytes, *, after: bytes = b
     return 8 * (size(after + text) - before) / max(1, len(text))
 
 
-def ppmd_size(text: bytes) -> int:
-    """Bytes that PPMd of order 6 makes of the text, in variant H, that of 7-Zip."""
+def ppmd_size(text: bytes, order: int = ORDER) -> int:
+    """Bytes that PPMd makes of the text, in variant H, that of 7-Zip."""
     memory = min(_MOST_PPMD_MEMORY, max(_LEAST_PPMD_MEMORY, _PPMD_BYTES_A_BYTE * len(text)))
-    encoder = pyppmd.Ppmd7Encoder(PPMD_ORDER, memory)
+    encoder = pyppmd.Ppmd7Encoder(order, memory)
     return len(encoder.encode(text)) + len(encoder.flush())
 
 

@@ -19,7 +19,7 @@ from pipeline.curve import Curve
 from pipeline.models.quantization_error import TableErrors
 
 COLOURS = TEAL, AMBER, SLATE = "#0d9488", "#b45309", "#94a3b8"
-VIOLET = "#7c3aed"
+VIOLET, PINK = "#7c3aed", "#be185d"
 MOST_GROUPS = 10
 """Of bars; the smallest share one."""
 LONGEST_NAME = 20
@@ -216,7 +216,7 @@ def length_against_fidelity(
     return _png(draw, height=4.6)
 
 
-_LEVELS = ((AMBER, "--"), (VIOLET, ":"), (VIOLET, "--"), (SLATE, ":"), (SLATE, "--"))
+_LEVELS = [(AMBER, "--"), *((colour, line) for colour in (VIOLET, PINK, SLATE) for line in (":", "--"))]
 
 
 def chain_costs(
@@ -230,7 +230,7 @@ def chain_costs(
 ) -> bytes:
     """What each model of the chain needs, bits a byte of text and bytes an expert.
 
-    The levels are what others need, at most five of them: the dense baseline, compressors.
+    The levels are what others need, at most seven of them: the dense baseline, then compressors in pairs.
     """
 
     def draw(figure: Figure) -> None:
@@ -239,7 +239,7 @@ def chain_costs(
         for (name, bits), (colour, line) in zip(levels.items(), _LEVELS, strict=False):
             above.axhline(bits, color=colour, linestyle=line, label=f"{name}: {bits:.4g}")
         above.set_ylabel("held-out bits a byte")
-        above.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False, ncols=3)
+        above.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, frameon=False, ncols=4)
         below.bar(names, expert_bytes, color=SLATE)
         below.set_ylabel("bytes an expert")
         below.tick_params(axis="x", labelrotation=20)

@@ -17,6 +17,7 @@ BITS = "held_out_bits_per_byte"
 PRIMED = "ppmd_primed_held_out_bits_per_byte"
 COMPRESSORS = (
     ("PPMd-6", "ppmd_held_out_bits_per_byte", PRIMED),
+    ("PPMd-16", "ppmd16_held_out_bits_per_byte", "ppmd16_primed_held_out_bits_per_byte"),
     ("xz", "xz_held_out_bits_per_byte", "xz_primed_held_out_bits_per_byte"),
 )
 """Name, and a corpus's metrics of it: cold, and primed with train text."""
@@ -63,7 +64,7 @@ def _row(name: str, measured: Measured) -> Row:
 
 
 def _summary(rows: Sequence[Row], corpus: Measured) -> dict[str, float]:
-    """Bits a byte of dense, Monet and the last model, against each other and against the strictest compressor."""
+    """Bits a byte of dense, Monet and the last model, against each other and against primed PPMd-6."""
     first, monet, last = rows[0].metrics[BITS], rows[1].metrics.get(BITS), rows[-1].metrics.get(BITS)
     summary = {"dense_bits_per_byte": first, "seconds_of_all_stages": math.fsum(row.seconds for row in rows)}
     if monet is not None:

@@ -2,6 +2,7 @@
 
 import lzma
 import math
+from functools import partial
 
 import numpy as np
 import pyppmd
@@ -23,9 +24,11 @@ TEXT = b"the cat sat on the mat; a dog ran to the red barn. " * 40 + random_text
 
 
 def test_the_sizes_are_those_of_streams_that_decompress_to_the_text():
-    ppmd = pyppmd.compress(TEXT, max_order=6, mem_size=1 << 24, variant="H")
-    assert pyppmd.Ppmd7Decoder(6, 1 << 24).decode(ppmd, len(TEXT)) == TEXT
-    assert ppmd_size(TEXT) == len(ppmd)
+    for order in (6, 16):
+        ppmd = pyppmd.compress(TEXT, max_order=order, mem_size=1 << 24, variant="H")
+        assert pyppmd.Ppmd7Decoder(order, 1 << 24).decode(ppmd, len(TEXT)) == TEXT
+        assert ppmd_size(TEXT, order=order) == len(ppmd)
+    assert ppmd_size(TEXT) == ppmd_size(TEXT, order=6)
     xz = lzma.compress(TEXT, preset=6)
     assert lzma.decompress(xz) == TEXT
     assert xz_size(TEXT) == len(xz)
@@ -37,7 +40,7 @@ def test_independent_random_characters_cost_their_entropy():
     assert 6 < bits_per_byte(xz_size, random_text(200_000)) < 6.6
 
 
-@pytest.mark.parametrize("size", [ppmd_size, xz_size], ids=["ppmd", "xz"])
+@pytest.mark.parametrize("size", [ppmd_size, partial(ppmd_size, order=16), xz_size], ids=["ppmd", "ppmd16", "xz"])
 def test_text_that_was_read_before_costs_next_to_nothing(size):
     text = random_text(20_000)
     assert bits_per_byte(size, text) > 6
@@ -60,15 +63,16 @@ def test_xz_finds_what_lies_beyond_its_usual_dictionary():
     assert len(far) - len(lzma.compress(start + between, preset=6)) > 40_000
 
 
-def test_ppmd_has_memory_enough_not_to_start_anew(monkeypatch):
+@pytest.mark.parametrize("order", [6, 16])
+def test_ppmd_has_memory_enough_not_to_start_anew(order, monkeypatch):
     """Characters at random need most; eight times the memory changes nothing, an eighth of it does."""
     text = random_text(1_000_000, alphabet=95)
-    size = ppmd_size(text)
+    size = ppmd_size(text, order=order)
     monkeypatch.setattr(compressors, "_PPMD_BYTES_A_BYTE", 512)
-    assert ppmd_size(text) == size
+    assert ppmd_size(text, order=order) == size
     monkeypatch.setattr(compressors, "_PPMD_BYTES_A_BYTE", 8)
     monkeypatch.setattr(compressors, "_LEAST_PPMD_MEMORY", 1 << 20)
-    assert ppmd_size(text) != size
+    assert ppmd_size(text, order=order) != size
 
 
 def test_they_read_the_bytes_that_models_are_measured_on():
@@ -81,7 +85,7 @@ def test_they_read_the_bytes_that_models_are_measured_on():
     train = bytes(corpus.train.tokens_N[positions_N.to(torch.int64)].tolist())
     assert metrics["held_out_tokens_compressed"] == len(held_out) == 23 * (256 // 23)
     assert metrics["primed_train_tokens"] == metrics["primed_train_bytes"] == len(train) == 23 * (500 // 23)
-    for name, size in (("ppmd", ppmd_size), ("xz", xz_size)):
+    for name, size in (("ppmd", ppmd_size), ("ppmd16", partial(ppmd_size, order=16)), ("xz", xz_size)):
         assert metrics[f"{name}_held_out_bits_per_byte"] == 8 * size(held_out) / len(held_out)
         primed = 8 * (size(train + held_out) - size(train)) / len(held_out)
         assert metrics[f"{name}_primed_held_out_bits_per_byte"] == primed
@@ -94,7 +98,7 @@ def test_a_split_shorter_than_a_window_is_read_whole_and_no_train_text_primes_no
     metrics = measure_compressors(corpus, config)
     assert metrics["held_out_tokens_compressed"] == corpus.held_out.num_tokens
     assert metrics["primed_train_bytes"] == 0
-    for name in ("ppmd", "xz"):
+    for name in ("ppmd", "ppmd16", "xz"):
         cold = metrics[f"{name}_held_out_bits_per_byte"]
         assert metrics[f"{name}_primed_held_out_bits_per_byte"] == cold
         assert math.isfinite(cold)

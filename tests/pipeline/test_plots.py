@@ -57,7 +57,9 @@ def panels(**changes):
     return [Panel(number="nats", label="loss, nats a token", **changes)]
 
 
-LEVELS = {"dense": 2.1, "PPMd, cold": 2.3, "PPMd, primed": 1.8, "xz, cold": 2.5, "xz, primed": 2.0}
+LEVELS = {"dense": 2.1} | {
+    f"{name}, {how}": 1.7 + 0.1 * len(name + how) for name in "abc" for how in ("cold", "primed")
+}
 
 
 def costs(bits=(2.0, 1.9), sizes=(600.0, 300.0), **changes):
