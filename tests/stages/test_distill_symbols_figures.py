@@ -60,8 +60,8 @@ def test_nothing_is_chosen_on_held_out_tokens_and_what_is_reported_is_of_them(co
     )  # fmt: skip
     first, second = (distill_symbols.fn(small, corpus=of, int4=int4) for of in (corpus, other))
     for name, tensor in first.value.state_dict().items():
-        # Sums of floats may end otherwise where other memory lies before them, and a fit of few firings makes more of it
-        # (0.0012 seen); what is chosen, the tables of whole numbers, is the same.
+        # Sums of floats may end otherwise where other memory lies before them, and a fit of few firings makes more of
+        # it (0.0012 seen); what is chosen, the tables of whole numbers, is the same.
         rounding = {"rtol": 1e-2, "atol": 1e-3} if tensor.is_floating_point() else {"rtol": 0, "atol": 0}
         torch.testing.assert_close(
             tensor, second.value.state_dict()[name], msg=lambda m, name=name: f"{name}: {m}", **rounding
