@@ -26,6 +26,14 @@ def restored(model, tensors=None, **changes):
     return LanguageModel.restore(model.kind, spec, {key: tensor.clone() for key, tensor in held.items()}, {})
 
 
+def said(name, key, value):
+    table = key.split(".")[-1]
+    if name == "symbols" and f".moe.{table}" in key:
+        layer = key.split(".")[2]
+        return rf"^layer {layer}, symbolic experts: {table} holds {value} at "
+    return rf"^tensor '{key}' holds {value} at .*; it takes finite .*; copy"
+
+
 @pytest.mark.parametrize("value", [torch.nan, -torch.inf])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_number_that_is_not_finite_is_refused_in_every_tensor(name, value):
@@ -38,7 +46,7 @@ def test_a_number_that_is_not_finite_is_refused_in_every_tensor(name, value):
         if key.endswith("threshold_H") and value == -torch.inf:
             restored(model, tensors)  # every pair that passes both axes fires
             continue
-        with pytest.raises(ArtifactError, match=rf"tensor '{key}' holds {value} at .*; it takes finite .*; copy"):
+        with pytest.raises(ArtifactError, match=said(name, key, value)):
             restored(model, tensors)
 
 
