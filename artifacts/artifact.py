@@ -1,5 +1,7 @@
 """One artifact: its folder, checked against its manifest."""
 
+import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +11,9 @@ import torch
 from torch import Tensor
 
 from artifacts.errors import ArtifactError
-from artifacts.fingerprint import sha256_of_file
 from artifacts.lineage import ArtifactId, Lineage
 from artifacts.manifest import MANIFEST, WEIGHTS, Manifest, checked_manifest
+from artifacts.regular_file import open_regular, read_regular
 from artifacts.tensors_file import read_tensors
 
 
@@ -54,7 +56,7 @@ class Artifact:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a folder, its digest checked."""
     try:
-        raw = (folder / MANIFEST).read_bytes()
+        raw = read_regular(folder / MANIFEST)
     except OSError as error:
         raise ArtifactError(f"{folder.name}: {MANIFEST} cannot be read ({error.strerror})") from error
     return checked_manifest(raw, ArtifactId(folder.name))
@@ -78,8 +80,9 @@ def file_damage(manifest: Manifest, folder: Path, name: str) -> str | None:
     """What is wrong with this file, or None."""
     wanted = manifest.files[name]
     try:
-        size = (folder / name).stat().st_size
-        found = sha256_of_file(folder / name) if size == wanted.bytes else None
+        with open_regular(folder / name) as file:
+            size = os.fstat(file.fileno()).st_size
+            found = hashlib.file_digest(file, "sha256").hexdigest() if size == wanted.bytes else None
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

@@ -18,6 +18,7 @@ from artifacts.errors import ArtifactError
 from artifacts.fingerprint import canonical_json, sha256_of_bytes
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
+from artifacts.regular_file import read_regular
 from artifacts.scratch import locked, write_durably
 from artifacts.store import Store
 
@@ -168,7 +169,7 @@ def _plot(manifest: Manifest, folder: Path) -> bytes | None:
     name = next((name for name in sorted(manifest.files) if name.endswith(".png")), None)
     if name is None or file_damage(manifest, folder, name):
         return None
-    return (folder / name).read_bytes()
+    return read_regular(folder / name)
 
 
 def _held(card_ids: dict[ArtifactId, str], board: Board) -> dict[ArtifactId, str]:

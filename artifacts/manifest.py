@@ -4,9 +4,9 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from artifacts.errors import ArtifactError
 from artifacts.fingerprint import canonical_json, sha256_of_bytes
@@ -26,6 +26,25 @@ class FileRecord(BaseModel):
     bytes: int = Field(ge=0, description="Size of the file in bytes.")
 
 
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+"""Of a file in an artifact's folder: it lies in that folder, and is one that any system takes."""
+
+
+def _plain_name(name: str) -> str:
+    if ".." in name or name == MANIFEST:
+        raise ValueError(f"{name!r} is no file that was published with it")
+    return name
+
+
+_FileName = Annotated[str, Field(pattern=FILE_NAME), AfterValidator(_plain_name)]
+
+
+def _with_weights(files: dict[str, FileRecord]) -> dict[str, FileRecord]:
+    if WEIGHTS not in files:
+        raise ValueError(f"{WEIGHTS} is not among them, so that nothing says which tensors were published")
+    return files
+
+
 class Manifest(BaseModel):
     """Everything about an artifact but its tensors and files."""
 
@@ -37,7 +56,9 @@ class Manifest(BaseModel):
     spec: dict[str, Any] = Field(description="With the tensors and files, all that rebuilds the value.")
     metrics: dict[str, FiniteFloat] = Field(description="What was measured, by name with its unit.")
     lineage: Lineage = Field(description="What made the artifact.")
-    files: dict[str, FileRecord] = Field(description="Every file but this one, by name.")
+    files: Annotated[dict[_FileName, FileRecord], AfterValidator(_with_weights)] = Field(
+        description="Every file but this one, by name."
+    )
     content_sha256: str = Field(pattern=SHA256, description="Digest over the digests of the files.")
     digest: str = Field(pattern=SHA256, description="Digest over all the rest of this record.")
 
@@ -120,10 +141,10 @@ def check_metrics(metrics: Mapping[str, float]) -> None:
 
 def check_file_name(name: str) -> None:
     """ArtifactError unless a file of this name can lie in an artifact's folder, on any system."""
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or ".." in name:
+    if not re.fullmatch(FILE_NAME, name) or ".." in name:
         raise ArtifactError(
             f"{name!r} cannot be the name of a file in an artifact; "
-            "use letters, digits, '.', '_', '-', beginning with a letter or digit"
+            "use at most 128 letters, digits, '.', '_', '-', beginning with a letter or digit"
         )
     if name in (MANIFEST, WEIGHTS):
         raise ArtifactError(f"{name!r} is written by the store itself; give the file another name")

@@ -26,6 +26,7 @@ from artifacts.manifest import (
     parse_manifest,
 )
 from artifacts.names import enumerated, resolve_name
+from artifacts.regular_file import read_regular
 from artifacts.scratch import (
     held_folder,
     locked,
@@ -74,7 +75,7 @@ class Store:
         manifests, damaged = [], []
         for id in self.ids():
             try:
-                manifests.append(parse_manifest((self.root / id / MANIFEST).read_bytes(), id))
+                manifests.append(parse_manifest(read_regular(self.root / id / MANIFEST), id))
             except OSError as error:
                 damaged.append(Damage(id=id, what=f"{MANIFEST} cannot be read ({error.strerror})"))
             except ArtifactError as error:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from artifacts.errors import ArtifactError
+from artifacts.regular_file import open_regular
 
 RECIPE = "recipe"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
@@ -60,8 +61,8 @@ def read_header(path: Path) -> dict[str, Any]:
 
 
 def _header_bytes(path: Path) -> bytes:
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             raise ArtifactError(

@@ -14,7 +14,7 @@ class DenseSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     layer: Literal["dense"] = "dense"
-    d_hidden: int = Field(default=512, ge=1, description="Hidden units of the MLP.")
+    d_hidden: int = Field(default=512, ge=1, le=2**24, description="Hidden units of the MLP.")
     activation: Literal["relu2", "gelu", "silu", "relu"] = Field(
         default="relu2", description="Activation of a hidden unit."
     )

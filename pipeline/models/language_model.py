@@ -5,15 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
 from pipeline.codec import artifact_kinds
+from pipeline.models.allocation import WithinFile
 from pipeline.models.dense import DenseMLP, DenseSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
 from pipeline.models.peer import CellIndex, PeerExperts, PeerRouter, PeerSpec
 from pipeline.models.quantized import QuantizedExperts
+from pipeline.models.soundness import REMEDY, check_sound
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Transformer, TransformerSpec
 
@@ -27,6 +29,12 @@ class ModelSpec(BaseModel):
 
     transformer: TransformerSpec = Field(description="Shape of everything but the expert layers.")
     experts: ExpertSpec = Field(description="Shape of the expert layers.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "ModelSpec":
+        if isinstance(self.experts, SymbolSpec):
+            self.experts.check_fits(self.transformer)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,17 +105,24 @@ class LanguageModel(Transformer):
 
     @classmethod
     def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
-        model = cls(ModelSpec.model_validate(spec)).eval()
+        checked = ModelSpec.model_validate(spec)
+        if checked.experts.kind != kind:
+            raise ArtifactError(f"it is of kind {kind!r}, but its spec is that of a {checked.experts.kind!r}; {REMEDY}")
+        model = cls._built(checked, tensors)
         tensors = dict(tensors)
         for name, module in model.named_modules():
             if isinstance(module, CellIndex):
                 module.take_form(tensors, f"{name}.")
         _check_tensors(model.state_dict(), tensors)
         model.load_state_dict(tensors)
-        for layer, block in enumerate(model.blocks()):
-            if isinstance(block.moe, SymbolExperts):
-                try:
-                    block.moe.check()
-                except ValueError as error:
-                    raise ArtifactError(f"layer {layer}, {error}") from None
+        check_sound(model)
         return model
+
+    @classmethod
+    def _built(cls, spec: ModelSpec, tensors: Mapping[str, Tensor]) -> Self:
+        """In evaluation, no larger than these tensors."""
+        with WithinFile(tensors.values()):
+            try:
+                return cls(spec).eval()
+            except ValueError as error:  # of fields that do not fit each other
+                raise ArtifactError(f"its spec makes no model: {error}") from None

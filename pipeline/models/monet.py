@@ -33,10 +33,13 @@ class MonetSpec(BaseModel):
     d_expert: int = Field(default=16, ge=1, le=1024, description="m, hidden units of an expert (even if vertical).")
     num_heads: int = Field(default=2, ge=1, le=64, description="H, router heads.")
     active_sub_experts: int = Field(
-        default=4, ge=1, description="k, sub-experts a head and axis that pass the threshold on average; below n."
+        default=4,
+        ge=1,
+        le=4096,
+        description="k, sub-experts a head and axis that pass the threshold on average; below n.",
     )
     router_group: int = Field(
-        default=2, ge=1, description="Blocks that share one router, the lowest of them owning it."
+        default=2, ge=1, le=256, description="Blocks that share one router, the lowest of them owning it."
     )
 
     @model_validator(mode="after")

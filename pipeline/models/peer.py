@@ -73,11 +73,12 @@ class PeerSpec(BaseModel):
         description="Softmax over the best pairs, or every pair whose log gates sum to more than a threshold.",
     )
     pairs_per_head: int = Field(
-        default=8, ge=1, description="Pairs a head keeps (softmax) or fires on average (jumprelu)."
+        default=8, ge=1, le=2**30, description="Pairs a head keeps (softmax) or fires on average (jumprelu)."
     )
     active_keys: int = Field(
         default=4,
         ge=1,
+        le=2**15,
         description="Sub-keys of a head's rows that pass on average, and as large a share of its columns; only the "
         "jumprelu gate uses it.",
     )
@@ -103,7 +104,7 @@ class PeerSpec(BaseModel):
     )
     axis_bias: bool = Field(default=False, description="Whether each sub-key adds an output bias of its own (Monet's).")
     router_group: int = Field(
-        default=1, ge=1, description="Blocks that share one router, the lowest of them owning it."
+        default=1, ge=1, le=256, description="Blocks that share one router, the lowest of them owning it."
     )
 
     @model_validator(mode="after")
@@ -326,6 +327,7 @@ class CellIndex(nn.Module):
 
     def __init__(self, spec: PeerSpec) -> None:
         super().__init__()
+        self.num_experts = spec.num_experts
         start = torch.arange(spec.num_cells + 1, dtype=torch.float64) * spec.num_experts / spec.num_cells
         offset_C1, block_start_K = CellStarts.of(start.round().to(torch.int32))
         self.register_buffer("offset_C1", offset_C1)

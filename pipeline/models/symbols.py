@@ -9,7 +9,7 @@ themselves.
 # V vocabulary, P pairs (a token and an expert), W experts with a spline
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -25,8 +25,12 @@ from pipeline.models.kept import Kept
 from pipeline.models.peer import AxisBias, CellIndex, PeerRouter, PeerSpec
 from pipeline.models.peer_routing import PeerRouting
 from pipeline.models.quantized import Int4Table
+from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.functions import BY_CODE
 from pipeline.symbolic.logic import Literals
+
+Counts = tuple[Annotated[int, Field(ge=0, le=2**30)], ...]
+"""One a block."""
 
 
 class SymbolSpec(BaseModel):
@@ -39,10 +43,19 @@ class SymbolSpec(BaseModel):
     vocab_size: int = Field(ge=2, le=2**16, description="Tokens that literals speak of.")
     coordinates: int = Field(default=16, ge=1, le=4096, description="Most coordinates of x that a formula names.")
     places: int = Field(default=3, ge=1, le=64, description="Tokens that literals look at, the current one included.")
-    num_dense: tuple[int, ...] = Field(description="Experts with a dense u, for each block.")
-    num_literals: tuple[int, ...] = Field(description="Literals, for each block.")
-    num_gates: tuple[int, ...] = Field(description="Gates of the circuit of all firing rules, for each block.")
-    num_splines: tuple[int, ...] = Field(description="Experts whose function is a spline, for each block.")
+    num_dense: Counts = Field(description="Experts with a dense u, for each block.")
+    num_literals: Counts = Field(description="Literals, for each block.")
+    num_gates: Counts = Field(description="Gates of the circuit of all firing rules, for each block.")
+    num_splines: Counts = Field(description="Experts whose function is a spline, for each block.")
+
+    def check_fits(self, transformer: TransformerSpec) -> None:
+        """ValueError unless these are the tables of as many blocks, over the same vocabulary."""
+        for name in ("num_dense", "num_literals", "num_gates", "num_splines"):
+            counts = getattr(self, name)
+            if len(counts) != transformer.num_layers:
+                raise ValueError(f"{name} is of {len(counts)} blocks, and num_layers={transformer.num_layers}")
+        if self.vocab_size != transformer.vocab_size:
+            raise ValueError(f"literals speak of {self.vocab_size} tokens, and vocab_size={transformer.vocab_size}")
 
     @property
     def kind(self) -> str:

@@ -23,7 +23,7 @@ class TransformerShape(BaseModel):
     num_layers: int = Field(default=4, ge=1, le=256, description="Transformer blocks.")
     num_heads: int = Field(default=4, ge=1, le=256, description="Query heads of the attention.")
     num_kv_heads: int = Field(default=4, ge=1, le=256, description="Key-value heads, a divisor of the query heads.")
-    rope_theta: float = Field(default=10_000.0, gt=1, description="Base of the rotary position embedding.")
+    rope_theta: float = Field(default=10_000.0, gt=1, le=1e12, description="Base of the rotary position embedding.")
     norm_eps: float = Field(default=1e-6, gt=0, lt=1, description="Added to the mean square in RMSNorm.")
 
     @model_validator(mode="after")

@@ -1,11 +1,13 @@
 """The manifest's layout: what was written by the first version is read by this one."""
 
 import json
+import os
+import re
 
 import pytest
 
 from artifacts import ArtifactError, ArtifactId
-from artifacts.manifest import checked_manifest
+from artifacts.manifest import checked_manifest, parse_manifest
 
 ID = ArtifactId("train-monet-0c89ed52f41c")
 # Written on 2026-11-22. If this no longer opens, every store there is has become unreadable: raise FORMAT and
@@ -84,3 +86,38 @@ def test_a_field_that_is_missing_or_foreign_is_named(field):
         checked_manifest(json.dumps({k: v for k, v in record.items() if k != field}).encode(), ID)
     with pytest.raises(ArtifactError, match=f"manifest.json is no manifest: {field}_of_mine"):
         checked_manifest(json.dumps({**record, f"{field}_of_mine": 1}).encode(), ID)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../../secret.txt", "/etc/hostname", "/dev/zero", "a/b", "..", ".hidden", "a..b", "", "a" * 129, "a\x1b[2J"],
+)
+def test_a_file_name_that_is_not_of_this_folder_is_no_manifest(name):
+    record = json.loads(GOLDEN)
+    record["files"][name] = record["files"]["weights.safetensors"]
+    with pytest.raises(ArtifactError, match=r"manifest\.json is no manifest: files"):
+        parse_manifest(json.dumps(record).encode(), ID)
+
+
+def test_a_manifest_that_does_not_name_the_weights_is_refused():
+    record = json.loads(GOLDEN)
+    record["files"] = {}
+    with pytest.raises(ArtifactError, match=r"files: .*weights\.safetensors is not among them"):
+        parse_manifest(json.dumps(record).encode(), ID)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "weights.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("what", ["a pipe", "a device", "a link"])
+def test_what_is_no_regular_file_is_never_read(store, publish, tmp_path, name, what):
+    id = publish()
+    path = store.root / id / name
+    path.rename(tmp_path / "kept")
+    if what == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero" if what == "a device" else tmp_path / "kept")
+    told = f"{name} cannot be read (it is no regular file, and artifacts hold no others)"
+    with pytest.raises(ArtifactError, match=re.escape(told)):
+        store.open(id)
+    assert told in [damage.what for damage in store.verify()]
+    assert [damage.what for damage in store.listing().damaged] == [told] * (name == "manifest.json")

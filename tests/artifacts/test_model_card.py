@@ -156,7 +156,7 @@ def test_no_text_breaks_the_card(key, text, other, number):
         spec={key: text},
         metrics={other: number, "held_out_loss_nats": number},
         lineage=lineage,
-        files={text: FileRecord(sha256="0" * 64, bytes=1)},
+        files={"weights.safetensors": FileRecord(sha256="0" * 64, bytes=1)},
     )
     card = model_card(manifest, [manifest], [Damage(id="x", what=text)])
     assert front_matter(card) == metadata(manifest, [manifest])

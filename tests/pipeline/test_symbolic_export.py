@@ -97,7 +97,8 @@ def _fill(experts: SymbolExperts, d_model, sizes, generator):
         table.copy_(0.5 * torch.randn(table.shape, generator=generator))
     experts.spline_low_W.fill_(-1.5)
     experts.spline_high_W.copy_(1 + torch.rand(splines, generator=generator))
-    experts.v.weight_EB.copy_(pack_int4((torch.randint(16, (count, d_model), generator=generator) - 8).to(torch.int8)))
+    values_ED = (torch.randint(16, (count, d_model), generator=generator) - 8).clamp(min=-7)
+    experts.v.weight_EB.copy_(pack_int4(values_ED.to(torch.int8)))
     experts.v.scale_E.copy_(0.01 + 0.03 * torch.rand(count, generator=generator))
     experts.check()
 
