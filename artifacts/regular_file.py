@@ -3,11 +3,11 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
-def open_regular(path: Path) -> BinaryIO:
+def open_regular(path: Path) -> BufferedReader:
     """For reading. OSError if it is a folder, a device, a pipe, a socket, or a link to whatever else."""
     try:
         # A pipe without a writer would block, and what a link points to may lie anywhere.

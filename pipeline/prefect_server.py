@@ -86,6 +86,8 @@ def begin(port: int, *, home: Path, ui: bool) -> Starting:
         "PREFECT_SERVER_UI_ENABLED": "true" if ui else "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        # Prefect's own default lets the pages of any site read its answers.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
     }
     home.mkdir(parents=True, exist_ok=True)
     with (home / "server.log").open("ab") as log:
@@ -145,11 +147,13 @@ def _serve(port: int, home: Path, parent: int) -> None:
     fcntl.flock(lock, fcntl.LOCK_EX)
     gc.disable()  # a new database takes a hundred migrations, and they a quarter less time so
     threading.Thread(target=_settle_when_healthy, args=(port, lock), daemon=True).start()
-    import uvicorn  # only the server's process needs it
+    import uvicorn.importer  # only the server's process needs it
 
+    from pipeline.own_origin import OwnOrigin
+
+    create_app = uvicorn.importer.import_from_string("prefect.server.api.server:create_app")
     uvicorn.run(
-        "prefect.server.api.server:create_app",
-        factory=True,
+        OwnOrigin(create_app(), port),
         host="127.0.0.1",
         port=port,
         log_level="error",
