@@ -143,10 +143,12 @@ class Operations:
             return _File(opened, _path(file), self)
 
         def watched_descriptor(path: Any, flags: int, *args: Any, **named: Any) -> int:
-            name = "open to write" if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else "open to read"
-            return self._meet(
-                name, _path(path, named.get("dir_fd")), lambda: open_descriptor(path, flags, *args, **named)
-            )
+            opened = partial(open_descriptor, path, flags, *args, **named)
+            if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+                return self._meet("open to write", _path(path, named.get("dir_fd")), opened)
+            if not self.reads and os.path.isfile(path):  # folders are opened to be made durable
+                return opened()
+            return self._meet("open to read", _path(path, named.get("dir_fd")), opened)
 
         builtins.open = io.open = watched
         os.open = watched_descriptor
