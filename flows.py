@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from pipeline.prefect_server import ROOT, Starting, announced, announced_server, begin, free_port, port_for
+from pipeline.running.prefect_server import ROOT, Starting, announced, announced_server, begin, free_port, port_for
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -69,9 +69,9 @@ _early = _own_server() if __name__ == "__main__" and _needs_a_server(sys.argv[1:
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
-from pipeline.alive import alive, forget, gone
-from pipeline.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
 from pipeline.run import Progress
+from pipeline.running.live_runs import alive, forget, gone
+from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES, form
 from stages.command import (

@@ -1,6 +1,6 @@
 """Every metric by its one name, with its unit in the name, and what it says.
 
-They are words of artifacts, so that a card can explain itself; pipeline/measures.py and the stages measure them.
+They are words of artifacts, so that a card can explain itself; pipeline/measuring and the stages measure them.
 """
 
 import re

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
-from pipeline.corpus import Corpus
+from pipeline.corpus.splits import Corpus
 from pipeline.models import LanguageModel
 
 NO_MODELS = ("corpus", "report")

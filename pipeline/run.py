@@ -1,6 +1,6 @@
 """What a running stage may reach besides its inputs: its seed, where its checkpoints go, and who hears of its progress.
 
-A stage is a pure function of its config and inputs; only `pipeline/training.py` and loops of minutes look in here.
+A stage is a pure function of its config and inputs; only `pipeline/training/loop.py` and loops of minutes look in here.
 """
 
 import hashlib

@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from artifacts import ArtifactId, Store
-from pipeline.progress import print_results, say_kernels, shown
+from pipeline.running.progress import print_results, say_kernels, shown
 from pipeline.stage import Made, StageConfig, chosen_device, run_stage
 from stages.command import exit_code, make_one, read_stage
 from stages.plan import Step

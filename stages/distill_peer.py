@@ -6,11 +6,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from pipeline.corpus import Corpus
-from pipeline.curve import to_csv
-from pipeline.distillation import calibration_batches
-from pipeline.losses import layer_match, logit_kl
-from pipeline.measures import (
+from pipeline.corpus.splits import Corpus
+from pipeline.figures.plots import Panel, training_curve
+from pipeline.measuring.measures import (
     MeasureConfig,
     effective,
     held_out_batches,
@@ -21,13 +19,15 @@ from pipeline.measures import (
     validation_loss,
 )
 from pipeline.models import LanguageModel, MonetModel
-from pipeline.models.conversion import keep_experts, peer_from_monet
-from pipeline.models.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
-from pipeline.plots import Panel, training_curve
+from pipeline.models.peer.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
 from pipeline.run import current_run, steps
-from pipeline.sparsity import Sparsity, hold_zeros, sparsified
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training import Batch, Losses, Rate, TrainingConfig, fit
+from pipeline.training.distillation import calibration_batches
+from pipeline.training.loop import Batch, Losses, Rate, TrainingConfig, fit
+from pipeline.training.losses import layer_match, logit_kl
+from pipeline.training.training_curve import to_csv
+from pipeline.transforms.from_monet import keep_experts, peer_from_monet
+from pipeline.transforms.sparsity import Sparsity, hold_zeros, sparsified
 
 # N tokens, D model width, E experts, P pairs
 

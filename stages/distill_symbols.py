@@ -10,30 +10,30 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from pipeline.corpus import Corpus, random_windows
-from pipeline.measures import MeasureConfig, held_out_batches, measure, measure_against, measure_size
+from pipeline.corpus.splits import Corpus, random_windows
+from pipeline.figures.plots import length_against_fidelity, symbol_tiers
+from pipeline.measuring.measures import MeasureConfig, held_out_batches, measure, measure_against, measure_size
 from pipeline.models import Int4Model, LanguageModel
-from pipeline.models.peer import PeerRouter, PeerSpec
-from pipeline.plots import length_against_fidelity, symbol_tiers
+from pipeline.models.peer.peer import PeerRouter, PeerSpec
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.symbolic import length_curve as length_file
-from pipeline.symbolic import names as names_file
-from pipeline.symbolic import page as symbols_page
-from pipeline.symbolic.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
-from pipeline.symbolic.contest import rule_metrics, winners
-from pipeline.symbolic.controls import control_metrics
-from pipeline.symbolic.held_out import blocks_on, executed_firing, statements_on
-from pipeline.symbolic.length_curve import Point, length_curve
-from pipeline.symbolic.logic import Literals, build_literals
-from pipeline.symbolic.names import Name, Names, Said
-from pipeline.symbolic.naming import Words, name_coordinates, name_features, name_scores, say_experts
-from pipeline.symbolic.permuted_rules import Samples, permuted_rule_f1
+from pipeline.symbolic.names import names as names_file
+from pipeline.symbolic.names.names import Name, Names, Said
+from pipeline.symbolic.names.naming import Words, name_coordinates, name_features, name_scores, say_experts
 from pipeline.symbolic.recording import LayerRecord, record
-from pipeline.symbolic.replacement import shortest, symbol_model
-from pipeline.symbolic.showcase import showcases
-from pipeline.symbolic.tier_metrics import firing_metrics, tier_metrics
+from pipeline.symbolic.rules.choice import rule_metrics, winners
+from pipeline.symbolic.rules.logic import Literals, build_literals
+from pipeline.symbolic.rules.permuted_rules import Samples, permuted_rule_f1
+from pipeline.symbolic.showing import page as symbols_page
+from pipeline.symbolic.showing.showcase import showcases
 from pipeline.symbolic.tiers import Tier
+from pipeline.symbolic.writing import length_curve as length_file
+from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
+from pipeline.symbolic.writing.controls import control_metrics
+from pipeline.symbolic.writing.held_out import blocks_on, executed_firing, statements_on
+from pipeline.symbolic.writing.length_curve import Point, length_curve
+from pipeline.symbolic.writing.replacement import shortest, symbol_model
+from pipeline.symbolic.writing.tier_metrics import firing_metrics, tier_metrics
 
 _TIER_WORDS = {
     Tier.T0: "exact",

@@ -5,17 +5,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pipeline.corpus import Corpus
-from pipeline.curve import Curve, to_csv
-from pipeline.distillation import Part, calibration_batches, fit_part, from_next_tokens, from_teacher
-from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_size, measure_training_tables
+from pipeline.corpus.splits import Corpus
+from pipeline.figures.plots import Panel, training_curve
+from pipeline.measuring.measures import (
+    MeasureConfig,
+    measure_against,
+    measure_routing,
+    measure_size,
+    measure_training_tables,
+)
 from pipeline.models import Int4Model, LanguageModel
-from pipeline.models.quantization import requantized
-from pipeline.plots import Panel, training_curve
-from pipeline.sparsity import Sparsity, sparsified
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.table_training import Int4Tables
-from pipeline.training import TrainingConfig
+from pipeline.training.distillation import Part, calibration_batches, fit_part, from_next_tokens, from_teacher
+from pipeline.training.loop import TrainingConfig
+from pipeline.training.table_updates import Int4Tables
+from pipeline.training.training_curve import Curve, to_csv
+from pipeline.transforms.precision import requantized
+from pipeline.transforms.sparsity import Sparsity, sparsified
 
 
 class FinetuneInt4Config(StageConfig):

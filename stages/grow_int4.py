@@ -4,13 +4,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_size, measure_tables
+from pipeline.corpus.splits import Corpus
+from pipeline.figures.plots import intervals
+from pipeline.measuring.measures import MeasureConfig, measure_against, measure_routing, measure_size, measure_tables
 from pipeline.models import Int4Model, LanguageModel
-from pipeline.models.growth import doubled
-from pipeline.plots import intervals
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.transforms.growth import doubled
 
 
 class GrowInt4Config(StageConfig):

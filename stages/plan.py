@@ -9,16 +9,16 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts import ArtifactId, Store
-from pipeline.arms import ArmConfig
-from pipeline.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
-from pipeline.measures import MeasureConfig
+from pipeline.measuring.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models.dense import DenseSpec
 from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer import PeerSpec
+from pipeline.models.peer.peer import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Stage, StageConfig
-from pipeline.training import TrainingConfig
+from pipeline.studies.variants import ArmConfig
+from pipeline.training.loop import TrainingConfig
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4

@@ -7,13 +7,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.compressors import CompressorsConfig, measure_compressors
-from pipeline.corpus import Corpus, CorpusSpec, make_split
-from pipeline.corpus_default import default_sha256, read_default
-from pipeline.corpus_documents import Document, DocumentSplits, sample_of
-from pipeline.corpus_sources import Reading, read_sources, sources_sha256
-from pipeline.corpus_tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
-from pipeline.plots import corpus_mix
+from pipeline.corpus.default import default_sha256, read_default
+from pipeline.corpus.documents import Document, DocumentSplits, sample_of
+from pipeline.corpus.sources import Reading, read_sources, sources_sha256
+from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
+from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
+from pipeline.figures.plots import corpus_mix
+from pipeline.measuring.compressors import CompressorsConfig, measure_compressors
 from pipeline.stage import Output, StageConfig, stage
 
 

@@ -4,15 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.corpus import Corpus
-from pipeline.distillation import ShortDistillation, distilled
-from pipeline.drift import drift_csv, drift_metrics, measure_firings
-from pipeline.measures import MeasureConfig, measure_against, measure_routing, measure_tables
+from pipeline.corpus.splits import Corpus
+from pipeline.figures.plots import quantization_error
+from pipeline.measuring.drift import drift_csv, drift_metrics, measure_firings
+from pipeline.measuring.measures import MeasureConfig, measure_against, measure_routing, measure_tables
 from pipeline.models import LanguageModel, PeerModel
-from pipeline.models.quantization import rows_below_smallest_scale, sqnr_db, to_int8
-from pipeline.models.quantization_error import table_errors
-from pipeline.plots import quantization_error
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.training.distillation import ShortDistillation, distilled
+from pipeline.transforms.precision import rows_below_smallest_scale, sqnr_db, to_int8
+from pipeline.transforms.table_error import table_errors
 
 
 class QuantizeInt8Config(StageConfig):

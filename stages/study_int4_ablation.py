@@ -5,13 +5,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.arms import Arm, ArmConfig, Rates, train_arm
-from pipeline.corpus import Corpus
-from pipeline.plots import intervals
+from pipeline.corpus.splits import Corpus
+from pipeline.figures.plots import intervals
 from pipeline.report import Report, ReportSpec, trial_row
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.trials import Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.trials import Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.variants import Arm, ArmConfig, Rates, train_arm
 
 ADAMW = Arm(name="fp32_adamw", says="float32 tables, AdamW", format="float")
 SAME_RULE = Arm(name="fp32_same_rule", says="float32 tables, the row rule of int4", format="float32")

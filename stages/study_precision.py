@@ -6,15 +6,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.arms import Arm, ArmConfig, Rates, train_arm
-from pipeline.capacity import INFERENCE, TRAINING, Storage, neuron_bytes
-from pipeline.corpus import Corpus
-from pipeline.models.peer import CellIndex, PeerSpec
-from pipeline.plots import Measurement, lines_by_size
+from pipeline.capacity.storage import INFERENCE, TRAINING, Storage, neuron_bytes
+from pipeline.corpus.splits import Corpus
+from pipeline.figures.plots import Measurement, lines_by_size
+from pipeline.models.peer.peer import CellIndex, PeerSpec
 from pipeline.report import Report, ReportSpec, trial_row
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.trials import Choice, Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.trials import Choice, Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.variants import Arm, ArmConfig, Rates, train_arm
 
 FORMATS = (
     Arm(name="fp32", says="float32, row rule", format="float32"),

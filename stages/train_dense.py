@@ -4,16 +4,16 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig
+from pipeline.corpus.splits import Corpus
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
 from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
-from pipeline.pretraining import pretrain
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training import TrainingConfig
+from pipeline.training.loop import TrainingConfig
+from stages.pretraining import pretrain
 
 
 class TrainDenseConfig(StageConfig):

@@ -4,15 +4,15 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.corpus import Corpus
-from pipeline.losses import ambiguity, uniformity
-from pipeline.measures import MeasureConfig
+from pipeline.corpus.splits import Corpus
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import Trace, TransformerShape
-from pipeline.pretraining import pretrain
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training import Losses, TrainingConfig
+from pipeline.training.loop import Losses, TrainingConfig
+from pipeline.training.losses import ambiguity, uniformity
+from stages.pretraining import pretrain
 
 
 class TrainMonetConfig(StageConfig):

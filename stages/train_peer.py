@@ -5,15 +5,15 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig, measure_tables, measure_training_tables
+from pipeline.corpus.splits import Corpus
+from pipeline.measuring.measures import MeasureConfig, measure_tables, measure_training_tables
 from pipeline.models import LanguageModel
-from pipeline.models.peer import PeerExperts, PeerSpec
+from pipeline.models.peer.peer import PeerExperts, PeerSpec
 from pipeline.models.transformer import TransformerShape
-from pipeline.pretraining import pretrain
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.table_training import Int4Tables, draw_tables
-from pipeline.training import Rate, TrainingConfig
+from pipeline.training.loop import Rate, TrainingConfig
+from pipeline.training.table_updates import Int4Tables, draw_tables
+from stages.pretraining import pretrain
 
 
 class TrainPeerConfig(StageConfig):

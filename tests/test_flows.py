@@ -26,7 +26,7 @@ from prefect.settings import PREFECT_API_URL
 
 import flows
 from artifacts import Store
-from pipeline.alive import gone
+from pipeline.running.live_runs import gone
 from pipeline.stage import Made
 from stages.__main__ import main
 from stages.command import RunCommand, StageCommand, exit_code, read
@@ -198,7 +198,7 @@ def test_one_stage_alone_takes_the_latest_inputs(made, store, capsys):
 
 
 def test_that_stock_ops_run_is_said_once_a_command(made, store, text_file, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.progress.cpu_library", lambda: None)
+    monkeypatch.setattr("pipeline.running.progress.cpu_library", lambda: None)
     again = ["quantize-int4", "--store", str(store.root), "--config.measure.tokens", "512", "--force"]
     stage = read(["stage", *again])
     for command in (lambda: flows.main(_command(store, text_file)), lambda: flows.main(stage), lambda: main(again)):
@@ -207,7 +207,7 @@ def test_that_stock_ops_run_is_said_once_a_command(made, store, text_file, capsy
 
 
 def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsys, monkeypatch):
-    monkeypatch.setattr("pipeline.progress.cpu_library", lambda: "built")
+    monkeypatch.setattr("pipeline.running.progress.cpu_library", lambda: "built")
     store = Store(tmp_path / "store")
     command = _command(store, text_file, "--train-dense.training.context-length", "60000")
     assert exit_code(lambda: flows.main(command)) == 2

@@ -4,12 +4,12 @@ import torch
 from pydantic import BaseModel
 
 from kernels.packing import pack_int4
-from pipeline.corpus import Corpus, CorpusSpec, make_split
-from pipeline.corpus_tokenizer import ByteTokenizer
+from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
+from pipeline.corpus.tokenizer import ByteTokenizer
 from pipeline.models import LanguageModel, ModelSpec
 from pipeline.models.dense import DenseSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer import PeerSpec
+from pipeline.models.peer.peer import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 
 SHAPE = TransformerShape(d_model=12, num_layers=3, num_heads=3, num_kv_heads=1)

@@ -2,15 +2,15 @@
 
 import torch
 
-from pipeline.corpus import Corpus, CorpusSpec, Split, make_split, random_windows
-from pipeline.corpus_tokenizer import ByteTokenizer
-from pipeline.measures import MeasureConfig
-from pipeline.models.conversion import keep_experts, peer_from_monet
+from pipeline.corpus.splits import Corpus, CorpusSpec, Split, make_split, random_windows
+from pipeline.corpus.tokenizer import ByteTokenizer
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer import PeerRouter, threshold_for
-from pipeline.models.quantization import to_int4
+from pipeline.models.peer.peer import PeerRouter, threshold_for
 from pipeline.models.transformer import TransformerSpec
+from pipeline.transforms.from_monet import keep_experts, peer_from_monet
+from pipeline.transforms.precision import to_int4
 from stages.distill_symbols import DistillSymbolsConfig
 
 EXPERTS, LAYERS = 61, 2

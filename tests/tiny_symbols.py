@@ -6,14 +6,14 @@ from pathlib import Path
 import torch
 
 from artifacts import Circumstance, Recipe, Store
-from pipeline.corpus import Corpus, CorpusSpec, make_split
-from pipeline.corpus_tokenizer import ByteTokenizer
+from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
+from pipeline.corpus.tokenizer import ByteTokenizer
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer import PeerSpec
+from pipeline.models.peer.peer import PeerSpec
 from pipeline.models.symbols import SymbolSpec
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic.functions import CATALOGUE, SPLINE_CODE
-from pipeline.symbolic.names import Name, Names, Said
+from pipeline.symbolic.formulas.functions import CATALOGUE, SPLINE_CODE
+from pipeline.symbolic.names.names import Name, Names, Said
 from pipeline.symbolic.tiers import Tier
 
 # D model width, E experts

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
-from pipeline.models.peer import CellIndex, PeerRouter
-from pipeline.models.quantized import INT4_MOST, INT8_MOST, Int4Table, Int8Table
+from pipeline.models.peer.peer import CellIndex, PeerRouter
 from pipeline.models.symbols import SymbolExperts
+from pipeline.models.tables.quantized import INT4_MOST, INT8_MOST, Int4Table, Int8Table
 from pipeline.models.transformer import Transformer
 
 REMEDY = "copy its file again, or make the artifact again"

@@ -21,13 +21,13 @@ from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.tables import SymbolTables
 from kernels.symbol_table.tables import shapes as table_shapes
-from pipeline.models.kept import Kept
-from pipeline.models.peer import AxisBias, CellIndex, PeerRouter, PeerSpec
-from pipeline.models.peer_routing import PeerRouting
-from pipeline.models.quantized import Int4Table
+from pipeline.models.derived import Kept
+from pipeline.models.peer.peer import AxisBias, CellIndex, PeerRouter, PeerSpec
+from pipeline.models.peer.routing import PeerRouting
+from pipeline.models.tables.quantized import Int4Table
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic.functions import BY_CODE
-from pipeline.symbolic.logic import Literals
+from pipeline.symbolic.formulas.functions import BY_CODE
+from pipeline.symbolic.rules.logic import Literals
 
 Counts = tuple[Annotated[int, Field(ge=0, le=2**30)], ...]
 """One a block."""

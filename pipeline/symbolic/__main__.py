@@ -14,19 +14,19 @@ from torch import Tensor
 
 from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
-from pipeline.corpus import Corpus, held_out_windows
+from pipeline.corpus.splits import Corpus, held_out_windows
 from pipeline.models import LanguageModel
-from pipeline.symbolic.blocks import router_block, symbol_experts
-from pipeline.symbolic.expert_data import ExpertData, LogicFiring, ScoreFiring, expert_data
-from pipeline.symbolic.export import export as write_export
-from pipeline.symbolic.fired import Firings, firings, output_energies
-from pipeline.symbolic.firing_text import TERMS, left_out, literal_lines, score_lines, score_words
-from pipeline.symbolic.kan_folder import write_kan
-from pipeline.symbolic.magnitudes import DIGITS, coordinates_by_size
-from pipeline.symbolic.names import FILE as NAMES_FILE
-from pipeline.symbolic.names import Names, symbol
-from pipeline.symbolic.reading import Reading, latex, read_expert
-from pipeline.symbolic.scores import heaviest_features, score_keys, score_sums
+from pipeline.symbolic.exporting.export import export as write_export
+from pipeline.symbolic.exporting.kan_folder import write_kan
+from pipeline.symbolic.names.names import FILE as NAMES_FILE
+from pipeline.symbolic.names.names import Names, symbol
+from pipeline.symbolic.showing.blocks import router_block, symbol_experts
+from pipeline.symbolic.showing.expert_data import ExpertData, LogicFiring, ScoreFiring, expert_data
+from pipeline.symbolic.showing.fired import Firings, firings, output_energies
+from pipeline.symbolic.showing.firing_text import TERMS, left_out, literal_lines, score_lines, score_words
+from pipeline.symbolic.showing.magnitudes import DIGITS, coordinates_by_size
+from pipeline.symbolic.showing.reading import Reading, latex, read_expert
+from pipeline.symbolic.showing.scores import heaviest_features, score_keys, score_sums
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
 
 SAMPLE_TOKENS = 2048

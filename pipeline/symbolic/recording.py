@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer import starts
-from pipeline.models.quantized import QuantizedExperts
+from pipeline.models.peer.peer import starts
+from pipeline.models.tables.quantized import QuantizedExperts
 from pipeline.run import steps
 
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from rich.console import Console
 
-from pipeline.symbolic._difflogic import as_difflogic, layer_class, run
-from pipeline.symbolic.logic_layer import LogicLayer
+from pipeline.symbolic.rules._difflogic import as_difflogic, layer_class, run
+from pipeline.symbolic.rules.logic_layer import LogicLayer
 from tests.benchmarks.kernels import Op, take_turns
 
 B, I, O = 256, 512, 1024

@@ -16,10 +16,10 @@ import torch
 from rich.console import Console
 
 from artifacts import ArtifactId, Store
-from pipeline.plots import intervals
-from pipeline.sparsity import Sparsity
+from pipeline.figures.plots import intervals
 from pipeline.stage import run_stage
-from pipeline.trials import Interval, paired
+from pipeline.studies.trials import Interval, paired
+from pipeline.transforms.sparsity import Sparsity
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.plan import preset_of
 

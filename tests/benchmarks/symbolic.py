@@ -11,10 +11,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from pipeline.symbolic.formulas import EXPERTS_A_PIECE
-from pipeline.symbolic.functions import BY_NAME
-from pipeline.symbolic.sparse import matching_pursuit
-from pipeline.symbolic.spline import fit_splines, snap
+from pipeline.symbolic.formulas.fitting import EXPERTS_A_PIECE
+from pipeline.symbolic.formulas.functions import BY_NAME
+from pipeline.symbolic.formulas.spline import fit_splines, snap
+from pipeline.transforms.pursuit import matching_pursuit
 from tests.benchmarks.kernels import Op, normal, take_turns
 
 GOAL = 1000

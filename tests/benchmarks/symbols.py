@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from artifacts import Manifest, Store
 from kernels import backends
 from pipeline import codec
-from pipeline.corpus import Corpus, held_out_windows
+from pipeline.corpus.splits import Corpus, held_out_windows
+from pipeline.figures.plots import ModelPoint, loss_by_speed
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer import PeerRouter, PeerSpec
+from pipeline.models.peer.peer import PeerRouter, PeerSpec
 from pipeline.models.symbols import SymbolRouter, SymbolSpec
-from pipeline.plots import ModelPoint, loss_by_speed
 from tests.benchmarks.kernels import take_turns
 
 WINDOW = 64

@@ -19,7 +19,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 
 import flows
 from artifacts import ArtifactId, Store
-from pipeline.prefect_server import announced_server, free_port
+from pipeline.running.prefect_server import announced_server, free_port
 from stages.command import read
 from tests.shapes import SHAPES
 

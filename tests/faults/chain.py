@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from matplotlib.figure import Figure
 
-import pipeline.training
+import pipeline.training.loop
 from artifacts import ArtifactId, Store
 from pipeline.run import Progress
 from pipeline.stage import run_stage
@@ -25,7 +25,7 @@ from tests.shapes import SMALL, flags
 
 STEPS = 4
 STAGES = tuple(step for step in CHAIN if not step.name.startswith("study-"))
-"""Studies train in processes of their own, which no fault reaches; tests/pipeline/test_trials.py has what they keep."""
+"""Studies train in processes of their own, which no fault reaches; test_trials.py has what they keep."""
 
 _PRETRAINED = ("train-dense", "train-monet", "train-peer")
 TRAINED = (*_PRETRAINED, "distill-peer", "finetune-int4")
@@ -132,13 +132,13 @@ def _quick() -> Iterator[None]:
 def _count_steps() -> list[None]:
     """Grows by one entry a training step from now on."""
     taken: list[None] = []
-    draw: Callable[..., Any] = pipeline.training.random_windows
+    draw: Callable[..., Any] = pipeline.training.loop.random_windows
 
     def counted(*args: Any, **named: Any) -> Any:
         taken.append(None)
         return draw(*args, **named)
 
-    pipeline.training.random_windows = counted
+    pipeline.training.loop.random_windows = counted
     return taken
 
 

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from artifacts import ArtifactError, Store
-from pipeline.sealed import load_sealed, save_sealed
+from pipeline.training.sealed_file import load_sealed, save_sealed
 from tests.faults.cases import Case, Drill, Outcome
 from tests.faults.chain import STEPS, Library
 from tests.faults.children import Ending, ending_of

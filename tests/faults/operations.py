@@ -20,7 +20,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from safetensors import SafetensorError
 
-import pipeline.training
+import pipeline.training.loop
 from artifacts import tensors_file
 
 T = TypeVar("T")
@@ -116,7 +116,7 @@ class Operations:
             self._replace(os, name, "rename", target=1)
         self._replace(os, "fsync", "fsync")
         self._replace(fcntl, "flock", "flock")
-        self._replace(pipeline.training, "random_windows", STEP, target=None)
+        self._replace(pipeline.training.loop, "random_windows", STEP, target=None)
         self._replace_open()
         self._replace_native(tensors_file, "save_file", _safetensors_error)
         self._replace_torch_save()

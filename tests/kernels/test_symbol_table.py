@@ -9,7 +9,7 @@ from kernels.symbol_table import reference, symbol_table
 from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.functions import FUNCTIONS, KNOTS, SPLINE_CODE, evaluate_splines
 from kernels.symbol_table.tables import SymbolTables, Tier, context_of
-from pipeline.symbolic.logic import GATE_OUTPUT_G4
+from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4
 from tests.tolerances import assert_close
 
 # N tokens, D model width, C cells, E experts, K coordinates, L literals, G gates, V vocabulary, W splines, O places,

@@ -5,8 +5,8 @@ import torch
 
 from artifacts import ArtifactError, Circumstance, Recipe
 from pipeline import codec
-from pipeline.corpus import held_out_windows
-from pipeline.models.peer import CellIndex, starts
+from pipeline.corpus.splits import held_out_windows
+from pipeline.models.peer.peer import CellIndex, starts
 from stages import STAGES
 from tests.tiny import EVERY_KIND, tiny_model, tiny_tokens
 

@@ -7,7 +7,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from artifacts import ArtifactError, Circumstance
-from pipeline.corpus import Corpus
+from pipeline.corpus.splits import Corpus
 from pipeline.models import DenseModel, LanguageModel, ModelSpec
 from pipeline.models.transformer import TransformerSpec
 from pipeline.run import Run, current_run, running, steps

@@ -2,12 +2,12 @@
 
 import pytest
 
-from pipeline.measures import MeasureConfig
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.run import Run, running
-from pipeline.sparsity import Sparsity
-from pipeline.training import TrainingConfig
+from pipeline.training.loop import TrainingConfig
+from pipeline.transforms.sparsity import Sparsity
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.train_monet import TrainMonetConfig, train_monet
 from tests.tiny import tiny_corpus

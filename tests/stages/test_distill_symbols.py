@@ -11,24 +11,24 @@ import torch
 from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
-from pipeline.corpus import Corpus, random_windows
-from pipeline.measures import MeasureConfig
+from pipeline.corpus.splits import Corpus, random_windows
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
-from pipeline.sparsity import Sparsity, sparsified
-from pipeline.symbolic import rules
 from pipeline.symbolic import tiers as tiers_of_experts
-from pipeline.symbolic.assembly import fit_block
-from pipeline.symbolic.firing_rules import rule_circuit
-from pipeline.symbolic.formulas import fit_formulas
-from pipeline.symbolic.functions import BY_CODE
-from pipeline.symbolic.held_out import statements_on, worth_on
-from pipeline.symbolic.kan_formulas import fit_kans, worth_trying
-from pipeline.symbolic.logic import build_literals
-from pipeline.symbolic.names import Names
+from pipeline.symbolic.formulas.fitting import fit_formulas
+from pipeline.symbolic.formulas.functions import BY_CODE
+from pipeline.symbolic.formulas.kan_formulas import fit_kans, worth_trying
+from pipeline.symbolic.names.names import Names
 from pipeline.symbolic.recording import record
-from pipeline.symbolic.replacement import shortest, symbol_model
+from pipeline.symbolic.rules import search as rules
+from pipeline.symbolic.rules.logic import build_literals
+from pipeline.symbolic.showing.firing_rules import rule_circuit
 from pipeline.symbolic.tiers import Options, Tier
+from pipeline.symbolic.writing.assembly import fit_block
+from pipeline.symbolic.writing.held_out import statements_on, worth_on
+from pipeline.symbolic.writing.replacement import shortest, symbol_model
+from pipeline.transforms.sparsity import Sparsity, sparsified
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
 from tests.pictures import assert_picture
 from tests.tiny_int4 import EXPERTS, LAYERS, config, trained_int4, words_corpus

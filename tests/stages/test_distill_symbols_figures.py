@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from pipeline.corpus import Corpus, held_out_windows
-from pipeline.measures import MeasureConfig, measure_against
+from pipeline.corpus.splits import Corpus, held_out_windows
+from pipeline.measuring.measures import MeasureConfig, measure_against
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer import PeerRouter
+from pipeline.models.peer.peer import PeerRouter
 from pipeline.models.symbols import SymbolExperts
-from pipeline.symbolic.firing_rules import rule_circuit
+from pipeline.symbolic.showing.firing_rules import rule_circuit
 from pipeline.symbolic.tiers import Tier
 from stages.distill_symbols import distill_symbols
 from tests.tiny_int4 import EXPERTS, config, trained_int4, words_corpus, words_split

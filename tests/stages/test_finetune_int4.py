@@ -8,12 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from kernels.packing import unpack_int4
-from pipeline.losses import logit_kl
-from pipeline.measures import MeasureConfig
-from pipeline.models.quantization import to_int4
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.run import Run, running
-from pipeline.sparsity import Sparsity
-from pipeline.table_training import Int4Tables
+from pipeline.training.losses import logit_kl
+from pipeline.training.table_updates import Int4Tables
+from pipeline.transforms.precision import to_int4
+from pipeline.transforms.sparsity import Sparsity
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4
 from tests.pictures import assert_training_files
 
@@ -144,7 +144,7 @@ def test_a_killed_run_ends_with_the_bits_of_one_that_was_not(config, corpus, int
 
     whole = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.time.monotonic", itertools.count().__next__)  # every step is told
+        patch.setattr("pipeline.training.loop.time.monotonic", itertools.count().__next__)  # every step is told
         with pytest.raises(Killed):
             run(checkpoints=tmp_path, report=die_at_step_7)
     assert (tmp_path / "fine-tune.pt").is_file()

@@ -7,7 +7,7 @@ import torch
 
 from artifacts.meanings import MODEL
 from pipeline.models import LanguageModel
-from pipeline.models.quantization import requantized, to_int4
+from pipeline.transforms.precision import requantized, to_int4
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4
 from stages.grow_int4 import GrowInt4Config, grow_int4
 from tests.pictures import assert_picture

@@ -9,12 +9,12 @@ import torch
 from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
-from pipeline.measures import MeasureConfig
-from pipeline.models.peer import PeerExperts
-from pipeline.models.quantization import requantized, rows_below_smallest_scale, sqnr_db, to_int4, to_int8
-from pipeline.models.quantization_error import table_errors
-from pipeline.models.quantized import SMALLEST_SCALE
-from pipeline.models.quantized import quantize_int4 as quantized_rows
+from pipeline.measuring.measures import MeasureConfig
+from pipeline.models.peer.peer import PeerExperts
+from pipeline.models.tables.quantized import SMALLEST_SCALE
+from pipeline.models.tables.quantized import quantize_int4 as quantized_rows
+from pipeline.transforms.precision import requantized, rows_below_smallest_scale, sqnr_db, to_int4, to_int8
+from pipeline.transforms.table_error import table_errors
 from stages.command import exit_code
 from stages.quantize_int4 import QuantizeInt4Config, quantize_int4
 from stages.quantize_int8 import QuantizeInt8Config, quantize_int8
@@ -102,7 +102,7 @@ def test_each_has_a_picture_of_its_own_errors(outputs):
 
 
 def test_one_router_before_all_tables_fires_as_it_did(outputs):
-    """These two blocks share it; tests/pipeline/test_drift.py has routers that read what tables wrote."""
+    """These two blocks share it; tests/pipeline/measuring/test_drift.py has routers that read what tables wrote."""
     for output in outputs.values():
         names = "firing_drift_mean", "firing_drift_gate_weighted", "experts_drifted_share", "gate_shift_mean"
         assert [output.metrics[name] for name in names] == [0, 0, 0, 0]

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from artifacts.meanings import meaning
-from pipeline import arms, measures
-from pipeline.arms import ArmConfig, train_arm
-from pipeline.corpus import Corpus
-from pipeline.measures import MeasureConfig
-from pipeline.models.peer import PeerExperts, PeerSpec
+from pipeline.corpus.splits import Corpus
+from pipeline.measuring import measures
+from pipeline.measuring.measures import MeasureConfig
+from pipeline.models.peer.peer import PeerExperts, PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.run import Run, running
-from pipeline.trials import paired
+from pipeline.studies import variants as arms
+from pipeline.studies.trials import paired
+from pipeline.studies.variants import ArmConfig, train_arm
 from stages import study_int4_ablation as study
 from stages.study_int4_ablation import (
     ACCUMULATOR,

@@ -8,15 +8,15 @@ import torch
 from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
-from pipeline.corpus import Corpus, CorpusSpec, make_split
-from pipeline.corpus_tokenizer import ByteTokenizer
-from pipeline.measures import MeasureConfig
+from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
+from pipeline.corpus.tokenizer import ByteTokenizer
+from pipeline.measuring.measures import MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
-from pipeline.models.peer import PeerSpec
-from pipeline.pretraining import loss_without_context
+from pipeline.models.peer.peer import PeerSpec
 from pipeline.run import Run, running
-from pipeline.table_training import draw_tables
+from pipeline.training.table_updates import draw_tables
+from stages.pretraining import loss_without_context
 from stages.train_dense import TrainDenseConfig, train_dense
 from stages.train_monet import TrainMonetConfig, train_monet
 from stages.train_peer import TrainPeerConfig, train_peer
@@ -163,7 +163,7 @@ def test_training_in_int4_that_is_killed_ends_with_the_bits_of_one_that_was_not(
 
     whole = run()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.training.time.monotonic", itertools.count().__next__)  # every step is told
+        patch.setattr("pipeline.training.loop.time.monotonic", itertools.count().__next__)  # every step is told
         with pytest.raises(Killed):
             run(checkpoints=tmp_path, report=die_at_step_6)
     resumed = run(checkpoints=tmp_path)

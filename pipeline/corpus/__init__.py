@@ -1,0 +1,1 @@
+"""Text into tokens: reading sources, splitting documents, tokenizers, the splits and their windows."""

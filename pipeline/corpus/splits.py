@@ -1,0 +1,160 @@
+"""A corpus: token ids in three splits, where each document begins, its domain, and the tokenizer.
+
+Shape suffixes: N tokens of a split, D documents, V vocabulary, B batch, W windows, T positions of a window.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from pipeline.codec import artifact_kinds
+from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
+
+
+class CorpusSpec(BaseModel):
+    """What a corpus artifact says of itself beside its tensors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokenizer: Literal["bpe", "bytes"]
+    vocab_size: int
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Split:
+    """Documents one after the other. Each ends with the separator token, where the tokenizer has one."""
+
+    tokens_N: Tensor  # uint16; memory-mapped when it comes from the store
+    document_start_D: Tensor  # int64, ascending, the first is 0
+    document_domain_D: Tensor  # uint8, an index into CorpusSpec.domains
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens_N.numel()
+
+    @property
+    def num_documents(self) -> int:
+        return self.document_start_D.numel()
+
+    def document_of(self, positions: Tensor) -> Tensor:
+        """The index of the document that holds each position; int64, shaped as `positions`."""
+        return torch.searchsorted(self.document_start_D, positions.contiguous(), right=True) - 1
+
+    def domain_of(self, positions: Tensor) -> Tensor:
+        """The index of each position's domain; int64, shaped as `positions`."""
+        return self.document_domain_D[self.document_of(positions)].long()
+
+    def tokens_at(self, positions: Tensor) -> Tensor:
+        """Token ids as int64, shaped as `positions`. Reads no other part of a memory-mapped split."""
+        # CPU kernels for uint16 are few; the same bits as int16, masked, are the same ids.
+        return self.tokens_N.view(torch.int16)[positions].long() & 0xFFFF
+
+
+@artifact_kinds("corpus")
+class Corpus:
+    """Tokens to train on, to choose by and to report on, and what is needed to turn them back into text."""
+
+    def __init__(
+        self, spec: CorpusSpec, *, train: Split, validation: Split, held_out: Split, tokenizer: TextTokenizer
+    ) -> None:
+        self.spec = spec
+        self.train = train
+        self.validation = validation
+        self.held_out = held_out
+        self.tokenizer = tokenizer
+        self.token_bytes_V = torch.tensor([len(text) for text in tokenizer.token_bytes], dtype=torch.int32)
+
+    @property
+    def kind(self) -> str:
+        return "corpus"
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        return {"token_bytes": self.token_bytes_V} | {
+            f"{name}.{part}": getattr(split, f"{part}_{axis}")
+            for name, split in (("train", self.train), ("validation", self.validation), ("held_out", self.held_out))
+            for part, axis in (("tokens", "N"), ("document_start", "D"), ("document_domain", "D"))
+        }
+
+    def to_files(self) -> dict[str, bytes]:
+        return self.tokenizer.to_files()
+
+    @classmethod
+    def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
+        opened = CorpusSpec.model_validate(dict(spec))
+        if opened.tokenizer == "bpe":
+            tokenizer = BpeTokenizer.from_json(files["tokenizer.json"].read_text(encoding="utf-8"))
+        else:
+            tokenizer = ByteTokenizer()
+        train, validation, held_out = (
+            Split(
+                tokens_N=tensors[f"{name}.tokens"],
+                document_start_D=tensors[f"{name}.document_start"],
+                document_domain_D=tensors[f"{name}.document_domain"],
+            )
+            # Corpora of prepare-corpus version 2 and older have no validation split.
+            if f"{name}.tokens" in tensors
+            else make_split([], tokenizer)
+            for name in ("train", "validation", "held_out")
+        )
+        return cls(opened, train=train, validation=validation, held_out=held_out, tokenizer=tokenizer)
+
+
+def make_split(documents: Iterable[tuple[int, str]], tokenizer: TextTokenizer) -> Split:
+    """Encode (domain index, text) pairs in their order."""
+    domains: list[int] = []
+
+    def texts() -> Iterable[str]:
+        for domain, text in documents:
+            domains.append(domain)
+            yield text
+
+    end = np.array([] if tokenizer.separator is None else [tokenizer.separator], dtype=np.uint16)
+    encoded = [np.concatenate((ids, end)) for ids in tokenizer.encode_many(texts())]
+    lengths = np.array([len(ids) for ids in encoded], dtype=np.int64)
+    return Split(
+        tokens_N=torch.from_numpy(np.concatenate(encoded) if encoded else end[:0]),
+        document_start_D=torch.from_numpy(np.cumsum(lengths) - lengths),
+        document_domain_D=torch.tensor(domains, dtype=torch.uint8),
+    )
+
+
+def random_windows(split: Split, *, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(inputs_BT, targets_BT), int64 on the CPU: every start in the split is equally likely."""
+    _require_a_window(split, length)
+    starts_B = torch.randint(split.num_tokens - length, (batch,), generator=generator)
+    positions_BT = starts_B[:, None] + torch.arange(length)
+    return split.tokens_at(positions_BT), split.tokens_at(positions_BT + 1)
+
+
+def held_out_windows(split: Split, *, num_tokens: int | None, length: int) -> tuple[Tensor, Tensor]:
+    """(inputs_WT, targets_WT), int64: windows that do not overlap, the same at every call.
+
+    About `num_tokens` targets, spread evenly over the split; None, or more than there are, takes every full
+    window. `target_positions` says where the targets stand."""
+    targets_WT = target_positions(split, num_tokens=num_tokens, length=length)
+    return split.tokens_at(targets_WT - 1), split.tokens_at(targets_WT)
+
+
+def target_positions(split: Split, *, num_tokens: int | None, length: int) -> Tensor:
+    """Positions_WT of the targets of `held_out_windows`, for `split.domain_of` and `split.document_of`."""
+    _require_a_window(split, length)
+    available = (split.num_tokens - 1) // length
+    count = available if num_tokens is None else min(available, max(1, num_tokens // length))
+    starts_W = torch.arange(count) * available // count * length
+    return starts_W[:, None] + torch.arange(1, length + 1)
+
+
+def _require_a_window(split: Split, length: int) -> None:
+    if split.num_tokens <= length:
+        raise ValueError(
+            f"a split of {split.num_tokens} tokens holds no window of {length} inputs and their targets "
+            f"({length + 1} tokens); give the corpus more text, prepare it again if it is older than its validation "
+            "split, or use a shorter window"
+        )

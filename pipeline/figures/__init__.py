@@ -1,0 +1,1 @@
+"""The pictures on lineage cards."""

@@ -1,0 +1,1 @@
+"""Metrics of a model on text that it was not trained on."""

@@ -1,0 +1,183 @@
+"""Drift: which tokens fire an expert in a student and not in its teacher, or the reverse, since states upstream differ.
+
+Routers may be the same to the bit: what they read has passed the other blocks' experts.
+"""
+
+# E experts of a block, P pairs (a token and an expert), F pairs that fire, each once, X experts of all blocks that
+# fire in either model
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.expert_sum.reference import tokens_of_pairs
+from pipeline.corpus.splits import Corpus
+from pipeline.measuring.measures import MeasureConfig, held_out_batches
+from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.peer import PeerExperts
+from pipeline.models.peer.routing import PeerRouting
+from pipeline.models.tables.quantized import QuantizedExperts
+
+MOST_TOKENS = 16_384
+"""Behind what is said of single experts, as behind `measure_routing`."""
+
+DRIFTED_ABOVE = 0.1
+"""Drift of an expert that is said to have drifted: one firing in ten is not the teacher's."""
+
+Pairs = tuple[Tensor, Tensor, Tensor]
+"""(P) token, (P) expert and (P) gate, on the CPU."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Firings:
+    """What fires in a block of two models on the same tokens, on the CPU."""
+
+    tokens: int
+    teacher_E: Tensor
+    """Tokens that an expert fires on, by however many heads."""
+    student_E: Tensor
+    both_E: Tensor
+    """Tokens that it fires on in both models."""
+    teacher_gate_E: Tensor
+    """Its gates, summed over tokens and heads."""
+    student_gate_E: Tensor
+
+    @property
+    def either_E(self) -> Tensor:
+        """Tokens that an expert fires on in either model."""
+        return self.teacher_E + self.student_E - self.both_E
+
+    @property
+    def drift_E(self) -> Tensor:
+        """1 - both / either, the Jaccard distance of the two sets of tokens; 0 for an expert that never fires."""
+        return (self.either_E - self.both_E).double() / self.either_E.clamp(min=1)
+
+    @property
+    def same_rate_drift_E(self) -> Tensor:
+        """What an unrelated set of as many tokens as the teacher's would drift, about: 1 - p / (2 - p) at rate p."""
+        rate_E = self.teacher_E.double() / max(1, self.tokens)
+        return 1 - rate_E / (2 - rate_E)
+
+
+@torch.no_grad()
+def measure_firings(
+    student: LanguageModel, teacher: LanguageModel, corpus: Corpus, config: MeasureConfig, context_length: int
+) -> list[Firings]:
+    """Of every block, over at most MOST_TOKENS held-out tokens. ValueError for models of two pools of experts."""
+    _check_one_pool(student, teacher)
+    device = student.lm_head.weight.device
+    smaller = config.model_copy(update={"tokens": min(config.tokens, MOST_TOKENS)})
+    total: list[Firings] = []
+    for inputs_BT, _ in held_out_batches(corpus, smaller, context_length, "measure drift"):
+        inputs = inputs_BT.to(device)
+        ours, theirs = _pairs(student, inputs), _pairs(teacher, inputs)
+        batch = [
+            _firings(student_pairs, teacher_pairs, inputs.numel(), _experts(block.moe).spec.num_experts)
+            for student_pairs, teacher_pairs, block in zip(ours, theirs, student.blocks(), strict=True)
+        ]
+        total = [_sum(a, b) for a, b in zip(total, batch, strict=True)] if total else batch
+    return total
+
+
+def drift_metrics(firings: Sequence[Firings]) -> dict[str, float]:
+    """Over the experts of all blocks that fire in either model."""
+
+    def live_X(of: Callable[[Firings], Tensor]) -> Tensor:
+        return torch.cat([of(f)[f.either_E > 0] for f in firings])
+
+    drift_X, null_X = live_X(lambda f: f.drift_E), live_X(lambda f: f.same_rate_drift_E)
+    gate_X, student_gate_X = live_X(lambda f: f.teacher_gate_E), live_X(lambda f: f.student_gate_E)
+    # A model that fires nothing has drifted nowhere; a metric must be finite.
+    experts, gates = max(1, len(drift_X)), max(1e-30, gate_X.sum().item())
+    return {
+        "firing_drift_mean": drift_X.sum().item() / experts,
+        "firing_drift_gate_weighted": (drift_X * gate_X).sum().item() / gates,
+        "firing_drift_same_rate_null_mean": null_X.sum().item() / experts,
+        "experts_drifted_share": (drift_X > DRIFTED_ABOVE).sum().item() / experts,
+        "gate_shift_mean": (student_gate_X - gate_X).abs().sum().item() / gates,
+    }
+
+
+def drift_csv(firings: Sequence[Firings]) -> bytes:
+    """A line an expert that fires in either model, in order of blocks and experts."""
+    lines = ["block,expert,fired_teacher,fired_student,fired_both,drift,gate_teacher,gate_student\n"]
+    for block, f in enumerate(firings):
+        expert_X = torch.nonzero(f.either_E)[:, 0]
+        columns = (f.teacher_E, f.student_E, f.both_E, f.drift_E, f.teacher_gate_E, f.student_gate_E)
+        lines += [
+            f"{block},{expert},{teacher},{student},{both},{drift:.6g},{teacher_gate:.6g},{student_gate:.6g}\n"
+            for expert, teacher, student, both, drift, teacher_gate, student_gate in zip(
+                expert_X.tolist(), *(column_E[expert_X].tolist() for column_E in columns), strict=True
+            )
+        ]
+    return "".join(lines).encode()
+
+
+def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:
+    if len(student.blocks()) != len(teacher.blocks()):
+        raise ValueError(
+            f"drift got a student of {len(student.blocks())} blocks and a teacher of {len(teacher.blocks())}; "
+            "it takes models of one pool of experts, such as a PEER and what it was quantized to"
+        )
+    for layer, (ours, theirs) in enumerate(zip(student.blocks(), teacher.blocks(), strict=True)):
+        a, b = _experts(ours.moe), _experts(theirs.moe)
+        grids = (a.spec.num_keys, a.spec.num_columns), (b.spec.num_keys, b.spec.num_columns)
+        same_cells = torch.equal(a.index.stored.row().cpu(), b.index.stored.row().cpu())
+        if grids[0] != grids[1] or not same_cells:
+            raise ValueError(
+                f"drift got, in block {layer}, {a.spec.num_experts} experts in a grid of {grids[0]} and a teacher's "
+                f"{b.spec.num_experts} in {grids[1]}, not in the same cells; it takes models of one pool of experts, "
+                "such as a PEER and what it was quantized to"
+            )
+
+
+def _experts(moe: torch.nn.Module) -> PeerExperts | QuantizedExperts:
+    if not isinstance(moe, PeerExperts | QuantizedExperts):
+        raise AssertionError("only PEER models have experts that fire")
+    return moe
+
+
+def _pairs(model: LanguageModel, inputs_BT: Tensor) -> list[Pairs]:
+    """Of every block."""
+    pairs: list[Pairs] = []
+    for block, routing in zip(model.blocks(), model.trace(inputs_BT).routings, strict=True):
+        assert isinstance(routing, PeerRouting)
+        expert_P, start_N1, gate_P = _experts(block.moe).index(routing)
+        pairs.append((tokens_of_pairs(start_N1).cpu(), expert_P.cpu(), gate_P.cpu()))
+    return pairs
+
+
+def _firings(student: Pairs, teacher: Pairs, tokens: int, num_experts: int) -> Firings:
+    def fired_F(pairs: Pairs) -> Tensor:
+        token_P, expert_P, _ = pairs
+        return torch.unique(token_P * num_experts + expert_P)
+
+    def count_E(pair_F: Tensor) -> Tensor:
+        return torch.bincount(pair_F % num_experts, minlength=num_experts)
+
+    def gate_E(pairs: Pairs) -> Tensor:
+        _, expert_P, gate_P = pairs
+        return torch.bincount(expert_P, weights=gate_P.double(), minlength=num_experts)
+
+    student_F, teacher_F = fired_F(student), fired_F(teacher)
+    return Firings(
+        tokens=tokens,
+        teacher_E=count_E(teacher_F),
+        student_E=count_E(student_F),
+        both_E=count_E(student_F[torch.isin(student_F, teacher_F, assume_unique=True)]),
+        teacher_gate_E=gate_E(teacher),
+        student_gate_E=gate_E(student),
+    )
+
+
+def _sum(a: Firings, b: Firings) -> Firings:
+    return Firings(
+        tokens=a.tokens + b.tokens,
+        teacher_E=a.teacher_E + b.teacher_E,
+        student_E=a.student_E + b.student_E,
+        both_E=a.both_E + b.both_E,
+        teacher_gate_E=a.teacher_gate_E + b.teacher_gate_E,
+        student_gate_E=a.student_gate_E + b.student_gate_E,
+    )

@@ -1,0 +1,1 @@
+"""Expert tables that no autograd leaf holds, one precision a file, and the experts that read them."""

@@ -1,0 +1,1 @@
+"""Symbols as C and as pykan models."""

@@ -1,0 +1,1 @@
+"""Magnitudes as functions of few coordinates: the catalogue, fits, splines, KANs."""

@@ -1,0 +1,1 @@
+"""One expert as text, page, picture and data."""

@@ -1,0 +1,350 @@
+"""All that is needed to compute one expert without this project, as data: when it fires, how strongly, what it writes.
+
+`python -m pipeline.symbolic show ID --layer L --expert E --json` prints an `ExpertData`. Numbers are those of the
+tables, with all their digits; what is made of several tables is computed in float64. A later `format` may name things
+otherwise; this one keeps its names and their meanings.
+"""
+
+# H heads, I sub-keys of an axis, Q width of a sub-key, R features or coordinates that a score is a sum of
+
+import math
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import sympy
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from kernels.symbol_table.functions import KNOTS, SPLINE_CODE
+from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.peer import PeerRouter
+from pipeline.models.symbols import SymbolExperts
+from pipeline.symbolic.formulas.functions import BY_CODE
+from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4
+from pipeline.symbolic.showing.blocks import router_block, router_scores, symbol_experts
+from pipeline.symbolic.showing.firing_rules import firing_statement, in_words, rule_circuit, rule_names
+from pipeline.symbolic.showing.magnitudes import Z, coefficients
+from pipeline.symbolic.tiers import TIER_WORDS, Tier
+
+Terms = tuple[tuple[int, float], ...]
+"""Number and coefficient of each thing that is summed."""
+
+JUMP_RULE = (
+    "a and b are the scores of a head's rows and columns. Row r of a head passes iff a_r >= min(cut.limit, the head's "
+    "largest a - cut.margin); columns likewise with b. A_r = a_r - log(sum of exp(a_i) over the head's rows i that "
+    "pass), B_c likewise over its columns. The expert fires by a head iff its row and its column pass and "
+    "A_row + B_column > threshold (null: no threshold). Its gate is the sum of exp(A_row + B_column) over the heads "
+    "that it fires by."
+)
+SOFTMAX_RULE = (
+    "a and b are the scores of a head's rows and columns. The expert fires by a head iff a_row + b_column is among the "
+    "pairs_per_head largest sums of one row and one column of that head. Its gate is the sum, over the heads that it "
+    "fires by, of exp(a_row + b_column) over the sum of exp of those largest sums."
+)
+LOGIC_RULE = (
+    "Literal l is true of a token iff the token `back` places before it is one of `tokens`; before the beginning of "
+    "the text none is true. Wire w is the literal w of this list, and from the number of literals on the output of a "
+    "gate, in order. A gate's output is truth[2 * a + b] of its two wires. The expert fires iff the last gate is true."
+)
+SPLINE_RULE = (
+    "p = clamp((z - low) / (high - low), 0, 1) * (len(coefficients) - 3), i = min(floor(p), len(coefficients) - 4), "
+    "t = p - i; f(z) = (c_i (1-t)^3 + c_(i+1) (3t^3 - 6t^2 + 4) + c_(i+2) (-3t^3 + 3t^2 + 3t + 1) + c_(i+3) t^3) / 6, "
+    "the uniform cubic B-spline of the coefficients c"
+)
+
+
+class Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class State(Data):
+    """A vector for each token."""
+
+    block: int
+    words: str
+
+
+class Sum(Data):
+    """A score: the sum of coefficient * quantity over `terms`, plus `intercept`."""
+
+    terms: Terms = Field(description="(number, coefficient) of the features, or of the coordinates of the state.")
+    intercept: float
+
+
+class Cut(Data):
+    """Which scores of one head and axis pass, in the units of the scores."""
+
+    mean: float
+    variance: float
+    epsilon: float
+    deviations: float = Field(description="How many deviations above the mean the limit lies.")
+    tie_margin: float = Field(description="Deviations by which a score may miss the head's largest and pass like it.")
+    limit: float = Field(description="mean + deviations * sqrt(variance + epsilon)")
+    margin: float = Field(description="tie_margin * sqrt(variance + epsilon)")
+
+
+class Axis(Data):
+    scores: tuple[Sum, ...] = Field(description="Of every row or column of the head, as the sum over those needs all.")
+    cut: Cut | None = Field(description="Null with the softmax gate.")
+
+
+class Head(Data):
+    rows: Axis
+    columns: Axis
+    threshold: float | None
+
+
+class ScoreFiring(Data):
+    by: Literal["scores"] = "scores"
+    statement: str = Field(description="The comparison, rounded, as the text view has it.")
+    rule: str
+    gate: Literal["jumprelu", "softmax"]
+    reads: State = Field(description="What features, or scores where there are no features, are sums over.")
+    scores_of: Literal["features", "state"]
+    features: tuple[tuple[float, ...], ...] = Field(description="Feature i is the product of vector i and the state.")
+    row: int
+    column: int
+    heads: tuple[Head, ...]
+    pairs_per_head: int | None = Field(description="Of the softmax gate.")
+
+
+class LiteralData(Data):
+    name: str
+    back: int
+    tokens: tuple[int, ...]
+
+
+class GateData(Data):
+    truth: tuple[bool, bool, bool, bool]
+    a: int
+    b: int
+
+
+class LogicFiring(Data):
+    by: Literal["logic"] = "logic"
+    statement: str
+    rule: str
+    literals: tuple[LiteralData, ...]
+    gates: tuple[GateData, ...]
+
+
+class NoFiring(Data):
+    by: Literal["never"] = "never"
+
+
+class CatalogueFunction(Data):
+    kind: Literal["formula"] = "formula"
+    name: str
+    formula: str = Field(description="f(z) as sympy writes it.")
+
+
+class SplineFunction(Data):
+    kind: Literal["spline"] = "spline"
+    rule: str
+    low: float
+    high: float
+    coefficients: tuple[float, ...]
+
+
+class Magnitude(Data):
+    """scale * f(z) + offset, z the sum of coefficient * coordinate over `terms`, plus `intercept`."""
+
+    reads: State
+    terms: Terms = Field(description="(coordinate, coefficient), all of them.")
+    intercept: float
+    function: Annotated[CatalogueFunction | SplineFunction, Field(discriminator="kind")]
+    scale: float
+    offset: float
+    times_gate: bool = Field(description="Whether what is added is gate * magnitude * v; else magnitude * v.")
+
+
+class Writes(Data):
+    block: int = Field(description="The block after whose experts the vector is in the residual stream.")
+    v: tuple[float, ...]
+
+
+class ExpertData(Data):
+    """One expert of a symbols model."""
+
+    format: Literal[1] = 1
+    model: str
+    layer: int
+    expert: int
+    tier: str
+    tier_words: str
+    fires: Annotated[ScoreFiring | LogicFiring | NoFiring, Field(discriminator="by")]
+    magnitude: Magnitude | None = Field(description="Null for an expert that never fires, as `writes` is.")
+    writes: Writes | None
+
+
+def expert_data(
+    model: LanguageModel, layer: int, expert: int, names: Sequence[str], vocabulary: Sequence[str], *, id: str
+) -> ExpertData:
+    """The expert as data; ValueError that gives the range for a layer or expert that is not there.
+
+    `names` are the literals of this block, `vocabulary` the text of every token.
+    """
+    experts = symbol_experts(model, layer)
+    statement = in_words(firing_statement(model, layer, expert, names, vocabulary), experts, expert)
+    tier = Tier(int(experts.tier_E[expert]))
+    if tier == Tier.T4:
+        fires = NoFiring()
+    elif tier <= Tier.T1:
+        fires = score_firing(model, layer, expert, statement)
+    else:
+        fires = _logic_firing(experts, expert, names, vocabulary, statement)
+    return ExpertData(
+        model=id,
+        layer=layer,
+        expert=expert,
+        tier=tier.name,
+        tier_words=TIER_WORDS[tier],
+        fires=fires,
+        magnitude=None if tier == Tier.T4 else _magnitude(experts, layer, expert, tier),
+        writes=None if tier == Tier.T4 else Writes(block=layer, v=_v(experts, expert)),
+    )
+
+
+def state_of(block: int) -> State:
+    return State(
+        block=block,
+        words=f"the residual stream of block {block} after its attention, normalised by the block's second RMS norm "
+        f"(post_attention_layernorm): Transformer.trace(tokens).expert_inputs[{block}]",
+    )
+
+
+def score_firing(model: LanguageModel, layer: int, expert: int, statement: str) -> ScoreFiring:
+    """How an expert of an exact tier fires."""
+    router, experts = router_scores(model, layer), symbol_experts(model, layer)
+    spec = router.spec
+    row, column = divmod(int(experts.index.cell_of_experts()[expert]), spec.num_columns)
+    by_axis = [_sums(*axis) for axis in _score_sums(router)]
+    jump = spec.gate == "jumprelu"
+    norms = (router.norm1, router.norm2) if jump else (None, None)
+    heads = []
+    for head in range(spec.num_heads):
+        rows, columns = (
+            Axis(scores=sums[head], cut=None if norm is None else _cut(router, norm, head))
+            for sums, norm in zip(by_axis, norms, strict=True)
+        )
+        limit = float(router.threshold_H[head]) if jump else -math.inf
+        heads.append(Head(rows=rows, columns=columns, threshold=limit if math.isfinite(limit) else None))
+    return ScoreFiring(
+        statement=statement,
+        rule=JUMP_RULE if jump else SOFTMAX_RULE,
+        gate=spec.gate,
+        reads=state_of(router_block(model, layer)),
+        scores_of="features" if spec.score_features else "state",
+        features=tuple(map(tuple, router.features.weight.tolist())) if spec.score_features else (),
+        row=row,
+        column=column,
+        heads=tuple(heads),
+        pairs_per_head=None if jump else spec.pairs_per_head,
+    )
+
+
+@torch.no_grad()
+def _score_sums(router: PeerRouter) -> list[tuple[Tensor, Tensor]]:
+    """(H, I, R) coefficients and (H, I) intercepts of rows and of columns, whatever keys and norm the router has."""
+    spec, query, norm = router.spec, router.query, router.query_norm
+    weight_SR = query.weight.double()
+    bias_S = torch.zeros(len(weight_SR), dtype=torch.float64) if query.bias is None else query.bias.double()
+    if isinstance(norm, nn.BatchNorm1d):
+        mean_S, deviation_S = _statistics(norm)
+        weight_SR, bias_S = weight_SR / deviation_S[:, None], (bias_S - mean_S) / deviation_S
+    axes = [
+        (weight.unflatten(0, (spec.num_heads, -1)), bias.unflatten(0, (spec.num_heads, -1)))
+        for weight, bias in zip(weight_SR.split(router.widths), bias_S.split(router.widths), strict=True)
+    ]
+    if spec.sub_keys == "identity":
+        return axes
+    keys = [part.double().expand(spec.num_heads, -1, -1) for part in (router.row_keys, router.column_keys)]
+    return [
+        (keys_HIQ @ weight_HQR, (keys_HIQ @ bias_HQ[..., None])[..., 0])
+        for keys_HIQ, (weight_HQR, bias_HQ) in zip(keys, axes, strict=True)
+    ]
+
+
+def _statistics(norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Means and deviations, in float64."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    return norm.running_mean.double(), (norm.running_var.double() + norm.eps).sqrt()
+
+
+def _sums(weight_HIR: Tensor, intercept_HI: Tensor) -> list[tuple[Sum, ...]]:
+    return [
+        tuple(
+            Sum(terms=tuple((index, value) for index, value in enumerate(row) if value), intercept=intercept)
+            for row, intercept in zip(rows, intercepts, strict=True)
+        )
+        for rows, intercepts in zip(weight_HIR.tolist(), intercept_HI.tolist(), strict=True)
+    ]
+
+
+def _cut(router: PeerRouter, norm: nn.BatchNorm1d, head: int) -> Cut:
+    mean_H, deviation_H = _statistics(norm)
+    mean, deviation = float(mean_H[head]), float(deviation_H[head])
+    margin = router.spec.tie_margin
+    assert norm.running_var is not None
+    return Cut(
+        mean=mean,
+        variance=float(norm.running_var[head]),
+        epsilon=norm.eps,
+        deviations=router.deviations,
+        tie_margin=margin,
+        limit=mean + router.deviations * deviation,
+        margin=margin * deviation,
+    )
+
+
+def _logic_firing(
+    experts: SymbolExperts, expert: int, names: Sequence[str], vocabulary: Sequence[str], statement: str
+) -> LogicFiring:
+    circuit = rule_circuit(experts, expert)
+    said = rule_names(experts, circuit, names, vocabulary)
+    return LogicFiring(
+        statement=statement,
+        rule=LOGIC_RULE,
+        literals=tuple(
+            LiteralData(
+                name=name,
+                back=int(experts.literal_offset_L[literal]),
+                tokens=tuple(torch.nonzero(experts.member_LV[literal])[:, 0].tolist()),
+            )
+            for name, literal in zip(said, circuit.inputs, strict=True)
+        ),
+        gates=tuple(GateData(truth=tuple(GATE_OUTPUT_G4[kind].tolist()), a=a, b=b) for kind, a, b in circuit.gates),
+    )
+
+
+def _magnitude(experts: SymbolExperts, layer: int, expert: int, tier: Tier) -> Magnitude:
+    return Magnitude(
+        reads=state_of(layer),
+        terms=tuple(coefficients(experts, expert).items()),
+        intercept=float(experts.intercept_E[expert]),
+        function=_function(experts, expert),
+        scale=float(experts.scale_E[expert]),
+        offset=float(experts.offset_E[expert]),
+        times_gate=tier <= Tier.T1,
+    )
+
+
+def _function(experts: SymbolExperts, expert: int) -> CatalogueFunction | SplineFunction:
+    code = int(experts.code_E[expert])
+    if code != SPLINE_CODE:
+        return CatalogueFunction(name=BY_CODE[code].name, formula=sympy.sstr(BY_CODE[code].symbol(Z)))
+    row = int(experts.spline_row_E[expert])
+    coefficient_K = experts.spline_coefficient_WK[row].tolist()
+    assert len(coefficient_K) == KNOTS + 2
+    return SplineFunction(
+        rule=SPLINE_RULE,
+        low=float(experts.spline_low_W[row]),
+        high=float(experts.spline_high_W[row]),
+        coefficients=tuple(coefficient_K),
+    )
+
+
+def _v(experts: SymbolExperts, expert: int) -> tuple[float, ...]:
+    return tuple(experts.v.rows(torch.tensor([expert]))[0].tolist())

@@ -1,0 +1,132 @@
+"""Symbols put into a model in the place of its experts: one block alone, to see what it loses, then all blocks."""
+
+# N tokens, D model width, B sequences, T tokens a sequence, O token positions looked back
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.corpus.splits import Corpus
+from pipeline.measuring.measures import MeasureConfig, Nothing, token_losses, validation_batches
+from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.routing import PeerRouting
+from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec
+from pipeline.models.tables.quantized import Int4Table, QuantizedExperts
+from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock
+
+TIGHTENINGS = 4
+BLOCK_CHECK_TOKENS = 8192
+
+
+def shortest(
+    fitted: FittedBlock,
+    corpus: Corpus,
+    *,
+    lost: float,
+    least_recovered: float,
+    places: int,
+    context_length: int,
+) -> BlockSymbols:
+    """The shortest description that gets at most the share `lost` of the experts' variance wrong.
+
+    While the block, replaced alone, recovers less of the validation loss than `least_recovered`, that share shrinks
+    with it: what is reported of the held-out split has no part in the choice.
+    """
+    tightenings = 0
+    while True:
+        symbols = fitted.symbols(lost)
+        recovered = _recovered_alone(fitted.model, fitted.layer, symbols, corpus, places, context_length)
+        if recovered >= least_recovered or tightenings == TIGHTENINGS:
+            return replace(symbols, recovered=recovered, lost=lost)
+        # What is lost grows about as the error that is allowed.
+        lost *= 0.95 * (1 - least_recovered) / (1 - recovered)
+        tightenings += 1
+
+
+def symbol_model(
+    model: LanguageModel, blocks: Sequence[BlockSymbols], *, vocab_size: int, places: int
+) -> LanguageModel:
+    """The model with every expert replaced by its symbols."""
+    spec = _spec(model, blocks, vocab_size, places)
+    made = LanguageModel(ModelSpec(transformer=model.spec.transformer, experts=spec))
+    state = {k: t for k, t in model.state_dict().items() if ".moe." not in k and ".router." not in k}
+    for layer, theirs in enumerate(model.blocks()):
+        prefix = f"model.layers.{layer}"
+        if theirs.router is not None:
+            state |= {f"{prefix}.router.scores.{k}": t for k, t in theirs.router.state_dict().items()}
+        experts = _symbol_experts(model, layer, blocks[layer], spec, layer)
+        state |= {f"{prefix}.moe.{k}": t for k, t in experts.state_dict().items()}
+    made.load_state_dict(state)
+    return made.eval()
+
+
+def _symbol_experts(
+    model: LanguageModel, layer: int, symbols: BlockSymbols, spec: SymbolSpec, at: int
+) -> SymbolExperts:
+    """The module of block `layer`; `at` is its place in the spec's per-block sizes."""
+    theirs = model.blocks()[layer].moe
+    assert isinstance(theirs, QuantizedExperts)
+    assert isinstance(theirs.v, Int4Table)
+    ours = SymbolExperts(spec, model.shape.d_model, at)
+    state = dict(symbols.tables)
+    state["index.offset_C1"], state["index.block_start_K"] = theirs.index.stored
+    state["v.weight_EB"], state["v.scale_E"] = theirs.v.weight_EB, theirs.v.scale_E
+    if theirs.axis_bias is not None:
+        state["axis_bias.row"], state["axis_bias.column"] = theirs.axis_bias.row, theirs.axis_bias.column
+    ours.load_state_dict(state)
+    ours.check()
+    return ours.eval()
+
+
+def _spec(model: LanguageModel, blocks: Sequence[BlockSymbols], vocab_size: int, places: int) -> SymbolSpec:
+    peer = model.spec.experts
+    assert isinstance(peer, PeerSpec)
+    return SymbolSpec(
+        peer=peer,
+        vocab_size=vocab_size,
+        coordinates=max(block.coordinates for block in blocks),
+        places=places,
+        num_dense=tuple(block.num_dense for block in blocks),
+        num_literals=tuple(block.num_literals for block in blocks),
+        num_gates=tuple(block.num_gates for block in blocks),
+        num_splines=tuple(block.num_splines for block in blocks),
+    )
+
+
+class _Reading(nn.Module):
+    """A symbolic block inside a PEER model, whose routings do not carry the tokens."""
+
+    def __init__(self, experts: SymbolExperts) -> None:
+        super().__init__()
+        self.experts = experts
+        self.tokens_BT = torch.zeros(0, 0)
+
+    def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
+        return self.experts(x_ND, SymbolRouting(routing, self.tokens_BT))
+
+
+@torch.no_grad()
+def _recovered_alone(
+    model: LanguageModel, layer: int, symbols: BlockSymbols, corpus: Corpus, places: int, context_length: int
+) -> float:
+    """loss_recovered on validation tokens with only this block replaced, against only this block zeroed."""
+    spec = _spec(model, [symbols], corpus.spec.vocab_size, places)
+    reading = _Reading(_symbol_experts(model, layer, symbols, spec, 0))
+    block = model.blocks()[layer]
+    original, losses = block.moe, {"whole": 0.0, "symbols": 0.0, "zeroed": 0.0}
+    config = MeasureConfig(tokens=BLOCK_CHECK_TOKENS)
+    try:
+        for inputs_BT, targets_BT in validation_batches(corpus, config, context_length, f"check block {layer}"):
+            block.moe = original
+            losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
+            block.moe = Nothing()
+            losses["zeroed"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
+            reading.tokens_BT = inputs_BT
+            block.moe = reading
+            losses["symbols"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
+    finally:
+        block.moe = original
+    return (losses["zeroed"] - losses["symbols"]) / (losses["zeroed"] - losses["whole"])

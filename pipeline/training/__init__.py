@@ -1,0 +1,1 @@
+"""The training loop, what it saves and resumes from, objectives, and updates of expert tables."""

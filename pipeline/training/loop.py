@@ -1,0 +1,245 @@
+"""The one training loop. Training, distillation and fine-tuning differ by the loss they pass in.
+
+A run that is killed goes on from its last checkpoint, with the same bits as one that was not.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from artifacts import ArtifactError
+from kernels.packing import LAYOUT
+from pipeline.corpus.splits import Split, random_windows
+from pipeline.run import Progress, current_run
+from pipeline.training.sealed_file import load_sealed, save_sealed
+from pipeline.training.training_curve import Curve, Record
+
+Batch = tuple[Tensor, Tensor]
+Losses = tuple[Tensor, Mapping[str, float]]
+
+MOST_SKIPPED = 10
+"""Steps in a row that may give a loss or a gradient that is not finite: one bad batch is no end, a lost model is."""
+
+
+class TrainingConfig(BaseModel):
+    """How long and how fast a model trains: AdamW, linear warm-up, cosine decay."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps.")
+    batch_size: int = Field(default=8, ge=1, le=65_536, description="Sequences a step.")
+    context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a sequence.")
+    learning_rate: float = Field(
+        default=3e-3,  # of 2e-3, 3e-3 and 4.5e-3 (docs/benchmarks/2026-11-29-rates.md)
+        gt=0,
+        le=1,
+        description="Peak learning rate of AdamW.",
+    )
+    final_rate_share: float = Field(
+        default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW's decay, of matrices only.")
+    beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's decay of the second moment.")
+    gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
+    checkpoint_seconds: float = Field(
+        default=60.0, gt=0, description="Seconds between checkpoints; does not affect the result.", exclude=True
+    )
+
+    @property
+    def train_tokens(self) -> int:
+        return self.steps * self.batch_size * self.context_length
+
+    def rate_share(self, step: int) -> float:
+        """The learning rate of this step as a share of the peak."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.final_rate_share + (1 - self.final_rate_share) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """Parameters that learn at their own rate."""
+
+    parameters: list[nn.Parameter]
+    multiplier: float
+    """Of the config's learning rate."""
+
+
+class Tables(Protocol):
+    """What no torch optimizer holds: tables that move by a rule of their own (pipeline/training/table_updates.py)."""
+
+    def finite(self) -> bool:
+        """Whether the gradients that the last backward pass left are."""
+        ...
+
+    def step(self, step: int, rate_share: float) -> Mapping[str, float]:
+        """Moves against those gradients and forgets them; returns numbers to report."""
+        ...
+
+    def skip(self) -> None:
+        """Forgets those gradients."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """What a loop did: the last tenth's mean losses, the way there, and how long it took."""
+
+    losses: dict[str, float]
+    curve: Curve
+    totals: Mapping[str, float]
+    """The sum of each number over all steps."""
+    skipped_steps: int
+    """Steps whose loss or gradient was not finite; they moved nothing."""
+    seconds: float
+    tokens_per_second: float
+
+
+def fit(
+    model: nn.Module,
+    *,
+    split: Split,
+    config: TrainingConfig,
+    loss: Callable[[Batch, int], Losses],
+    rates: Iterable[Rate] = (),
+    tables: Tables | None = None,
+    what: str = "train",
+) -> Fitted:
+    """Trains `model` in place on random windows of `split`, in the mode (train or eval) that it is in.
+
+    `loss(batch, step)` returns the loss and numbers to report. Parameters that need no gradient are left alone; those
+    in `rates` learn at their own multiple; `tables` move by a rule of their own. A step whose loss or gradient is not
+    finite moves nothing and is counted. RuntimeError after MOST_SKIPPED of them in a row.
+    """
+    run = current_run()
+    optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    generator = run.generator(f"{what} batches")
+    trained = [p for group in optimizer.param_groups for p in group["params"]]
+    checkpoint = _Checkpoint(run.checkpoints / f"{what.replace(' ', '-')}.pt" if run.checkpoints else None)
+    tokens_a_step = config.batch_size * config.context_length
+    record = Record(steps=config.steps, tokens_a_step=tokens_a_step)
+    first, spent = checkpoint.restore(model, optimizer, generator, record)
+    start = last_saved = last_told = time.monotonic()
+    skipped_in_a_row = 0
+    for step in range(first, config.steps):
+        share = config.rate_share(step)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * share
+        inputs, targets = random_windows(
+            split, batch=config.batch_size, length=config.context_length, generator=generator
+        )
+        total, numbers = loss((inputs.to(run.device), targets.to(run.device)), step)
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
+        if bool(torch.isfinite(total) & torch.isfinite(norm)) and (tables is None or tables.finite()):
+            skipped_in_a_row = 0
+            optimizer.step()
+            if tables is not None:
+                numbers = {**numbers, **tables.step(step, share)}
+            record.add(step, numbers)
+        else:
+            skipped_in_a_row += 1
+            if skipped_in_a_row == MOST_SKIPPED:
+                raise RuntimeError(
+                    f"{what}: the loss ({total.item():.4g}) or its gradient is not finite at step {step} and at the "
+                    f"{MOST_SKIPPED - 1} before it; lower the learning rate"
+                )
+            if tables is not None:
+                tables.skip()
+            record.skip(step)
+        now = time.monotonic()
+        if now - last_told > 0.5 or step + 1 == config.steps:
+            speed = (step + 1 - first) * tokens_a_step / (now - start)
+            shown = {**numbers, "tokens_per_second": speed}
+            run.report(Progress(what=what, step=step + 1, total=config.steps, seconds=now - start, numbers=shown))
+            last_told = now
+        if now - last_saved > config.checkpoint_seconds and step + 1 < config.steps:
+            checkpoint.save(model, optimizer, generator, step + 1, spent + now - start, record)
+            last_saved = now
+    seconds = spent + time.monotonic() - start
+    model.eval()
+    return Fitted(
+        losses=record.last_tenth(),
+        curve=record.curve(),
+        totals=record.totals(),
+        skipped_steps=record.skipped_steps,
+        seconds=seconds,
+        tokens_per_second=config.train_tokens / seconds,
+    )
+
+
+def _groups(model: nn.Module, config: TrainingConfig, rates: Iterable[Rate]) -> list[dict[str, Any]]:
+    """AdamW's groups: every multiplier's matrices, which decay, and the rest, which do not."""
+    multiplier = {id(p): rate.multiplier for rate in rates for p in rate.parameters}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for p in model.parameters():
+        if p.requires_grad:
+            groups.setdefault((multiplier.get(id(p), 1.0), p.ndim >= 2), []).append(p)
+    return [
+        {
+            "params": parameters,
+            "lr": config.learning_rate * factor,
+            "weight_decay": config.weight_decay if decays else 0.0,
+        }
+        for (factor, decays), parameters in groups.items()
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Checkpoint:
+    """Where a loop has come to, replaced whole at each save; None keeps none."""
+
+    path: Path | None
+
+    def save(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        generator: torch.Generator,
+        step: int,
+        seconds: float,
+        record: Record,
+    ) -> None:
+        if self.path is None:
+            return
+        state = {
+            "nibble_layout": LAYOUT,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "generator": generator.get_state(),
+            "global_generator": torch.get_rng_state(),
+            "step": step,
+            "seconds": seconds,
+            "record": record.state_dict(),
+        }
+        save_sealed(state, self.path)
+
+    def restore(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, record: Record
+    ) -> tuple[int, float]:
+        """The steps done and the seconds they took; 0 of both where there is nothing to go on from."""
+        if self.path is None or not self.path.exists():
+            return 0, 0.0
+        saved = load_sealed(self.path)
+        if (layout := saved.get("nibble_layout")) != LAYOUT:
+            raise ArtifactError(
+                f"the checkpoint {self.path} has int4 tables of layout {layout}; this version reads layout {LAYOUT}: "
+                "use --force to begin anew, or go on with the version that saved it"
+            )
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        generator.set_state(saved["generator"])
+        torch.set_rng_state(saved["global_generator"])
+        record.load_state_dict(saved["record"])
+        return saved["step"], saved["seconds"]

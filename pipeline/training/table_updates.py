@@ -1,0 +1,135 @@
+"""Int4 tables that train: one step of each against what its layer's last backward pass left; and how tables start.
+
+`Int4Tables` is what `fit` takes as `tables`. They are the two nibble planes with a scale and a moment a row, and
+nothing else: no float copy of them, and no gradient of their size, is ever made.
+"""
+
+# D model width, E experts, R rows of a piece, B bytes of a packed row
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from kernels.packing import latent, pack_int4, split_latent, unpack_int4
+from kernels.sr_update import UpdateCounts, sr_update
+from kernels.sr_update.row_rule import NIBBLES
+from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.peer import PeerExperts, PeerSpec
+from pipeline.models.tables.quantized import FloatTable, Int4Table, Int8Table, QuantizedExperts, Table
+from pipeline.run import current_run
+
+CLIP_DEVIATIONS = 2.7
+"""Where int4 clips a row of normal weights: near the least squared error of 15 levels (research prototype)."""
+
+VALUES_A_PIECE = 2**20
+
+
+class Int4Tables:
+    """The trainable int4 tables of a model and the peak step of their weights.
+
+    Of a model with sparse u, what is 0 in u when this is made stays 0, a zero nibble in both planes. The step is still
+    that of the whole row: the moment counts the gradient of every coordinate.
+    """
+
+    def __init__(self, model: LanguageModel, *, peak_rate: float) -> None:
+        self.model, self.peak_rate = model, peak_rate
+        assert isinstance(model.spec.experts, PeerSpec)
+        sparse = model.spec.experts.u_terms > 0
+        self.supports = [_support(experts.u) if sparse else None for experts in expert_layers(model)]
+
+    def finite(self) -> bool:
+        return gradients_are_finite(self.model)
+
+    def skip(self) -> None:
+        forget_gradients(self.model)
+
+    def step(self, step: int, rate_share: float) -> Mapping[str, float]:
+        counts = list(self._step(step, self.peak_rate * rate_share))
+        weights = max(1, sum(c.rows for c in counts)) * self.model.shape.d_model
+        return {
+            "flips_per_touched_weight": sum(c.flips for c in counts) / weights,
+            "scale_growths": float(sum(c.growths for c in counts)),
+            "rows_refused": float(sum(c.refused for c in counts)),
+        }
+
+    def _step(self, step: int, learning_rate: float) -> Iterator[UpdateCounts]:
+        for layer, experts in enumerate(expert_layers(self.model)):
+            assert experts.gradients is not None
+            for which, table, gradients in zip("uv", (experts.u, experts.v), experts.gradients, strict=True):
+                assert isinstance(table, Int4Table)
+                key = (current_run().stream(f"table {which} of block {layer}"), step)
+                yield sr_update(table.state(), gradients, learning_rate=learning_rate, key=key)
+                if which == "u" and (support_EB := self.supports[layer]) is not None:
+                    table.weight_EB[gradients.row_R] &= support_EB[gradients.row_R]
+                    table.accumulator_EB[gradients.row_R] &= support_EB[gradients.row_R]
+            experts.gradients = None
+
+
+def _support(table: Table) -> Tensor:
+    """(E, B) bytes whose nibbles are all ones where a latent value of the table is not 0, and zero elsewhere.
+
+    A weight that is 0 for now, with something in its accumulator, is of the support too.
+    """
+    assert isinstance(table, Int4Table)
+    value_ED = latent(table.weight_EB, table.accumulator_EB) if table.has_accumulator else unpack_int4(table.weight_EB)
+    return pack_int4(-(value_ED != 0).to(torch.int8))
+
+
+def expert_layers(model: LanguageModel) -> list[QuantizedExperts]:
+    """The expert layers, of a model whose tables are no parameters."""
+    return [block.moe for block in model.blocks() if isinstance(block.moe, QuantizedExperts)]
+
+
+def gradients_are_finite(model: LanguageModel) -> bool:
+    """Whether what the last backward pass left with the layers is finite."""
+    left = [gradients for experts in expert_layers(model) for gradients in experts.gradients or ()]
+    return all(bool(torch.isfinite(t).all()) for g in left for t in (g.source_TD, g.weight_P))
+
+
+def forget_gradients(model: LanguageModel) -> None:
+    """Makes room for those of the next backward pass."""
+    for experts in expert_layers(model):
+        experts.gradients = None
+
+
+@torch.no_grad()
+def draw_tables(model: LanguageModel) -> None:
+    """Random rows of N(0, 1 / D) in every table, a piece at a time; of one seed the same for tables of any precision.
+
+    int4 tables start as latents 16 w + a (w alone without an accumulator) and int8 tables at the same values, both
+    rounded stochastically, at one scale for all rows.
+    """
+    width = model.shape.d_model
+    for layer, block in enumerate(model.blocks()):
+        experts = block.moe
+        assert isinstance(experts, PeerExperts | QuantizedExperts)
+        for which, table in (("u", experts.u), ("v", experts.v)):
+            name = f"table {which} of block {layer}"
+            drawn, rounded = (current_run().generator(f"{what} of {name}") for what in ("start", "rounding"))
+            for first in range(0, experts.spec.num_experts, rows_a_piece := max(1, VALUES_A_PIECE // width)):
+                rows = slice(first, min(first + rows_a_piece, experts.spec.num_experts))
+                weight_RD = torch.randn(rows.stop - first, width, generator=drawn) * width**-0.5
+                uniform_RD = torch.rand(weight_RD.shape, generator=rounded)
+                write_start(table, rows, weight_RD, uniform_RD)
+
+
+def write_start(table: Table | nn.Parameter, rows: slice, weight_RD: Tensor, uniform_RD: Tensor) -> None:
+    """Writes these weights into rows of a table."""
+    scale = torch.tensor(CLIP_DEVIATIONS * weight_RD.shape[1] ** -0.5 / 7.5).half()
+    q_RD = torch.floor(weight_RD * (NIBBLES.units / scale.float()) + uniform_RD)
+    q_RD = q_RD.clamp(NIBBLES.lowest, NIBBLES.highest).to(torch.int8)
+    match table:
+        case nn.Parameter():
+            table.data[rows] = weight_RD.to(table)
+        case FloatTable():
+            table.value_ED[rows] = weight_RD.to(table.value_ED)
+        case Int8Table():
+            table.value_ED[rows] = q_RD.to(table.value_ED)
+            table.scale_E[rows] = scale / NIBBLES.units
+        case Int4Table():
+            weight_RB, accumulator_RB = split_latent(q_RD)
+            table.weight_EB[rows] = weight_RB.to(table.weight_EB)
+            table.scale_E[rows] = scale
+            if table.has_accumulator:
+                table.accumulator_EB[rows] = accumulator_RB.to(table.accumulator_EB)

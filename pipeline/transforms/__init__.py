@@ -1,0 +1,1 @@
+"""A model into another model: from Monet, to another precision, sparser, or grown."""

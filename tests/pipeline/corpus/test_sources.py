@@ -1,0 +1,225 @@
+"""One's own files, folders and tables become documents; what cannot be read says so in one sentence."""
+
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from pipeline.corpus.documents import Document, sample_of, text_sha256, without_repeats
+from pipeline.corpus.sources import Reading, Source, read_sources, sources_sha256
+
+READING = Reading(validation_share=0.05, held_out_share=0.1, max_bytes=10**9, text_field="text", hf_split="train")
+
+
+def read(*sources, **changes):
+    settings = {name: getattr(READING, name) for name in READING.__slots__}
+    return read_sources([str(source) for source in sources], Reading(**{**settings, **changes}))
+
+
+def digest(*sources):
+    return sources_sha256([str(source) for source in sources], hf_split="train")
+
+
+def texts(documents):
+    return [document.text for document in documents]
+
+
+def write_jsonl(path, rows):
+    path.write_text("\n".join(json.dumps(row) for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("size", [10, 37, 1009])
+def test_the_last_tenth_of_the_bytes_of_a_single_text_is_held_out_and_validation_is_before_it(tmp_path, size):
+    text = "".join(chr(97 + i % 23) for i in range(size))
+    (tmp_path / "play.txt").write_text(text)
+    splits = read(tmp_path / "play.txt")
+    (train,), (validation,) = texts(splits.train), texts(splits.validation)
+    assert train + validation == text[: int(size * 0.9)]
+    assert len(validation) == pytest.approx(0.05 * size, abs=1)
+    assert validation
+    assert texts(splits.held_out) == [text[int(size * 0.9) :]]
+    assert splits.domains == ("play",)
+
+
+def test_a_text_is_not_cut_inside_a_character(tmp_path):
+    (tmp_path / "a.txt").write_text("ü" * 15, encoding="utf-8")
+    splits = read(tmp_path / "a.txt")
+    assert "".join(texts(splits.documents)) == "ü" * 15
+
+
+def test_a_folder_gives_its_text_files_by_name_and_holds_out_the_last(tmp_path):
+    for i in range(20):
+        (tmp_path / f"{i:02}.md").write_text(f"text {i}")
+    (tmp_path / "image.png").write_bytes(b"\0")
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "hidden.txt").write_text("hidden")
+    splits = read(f"notes={tmp_path}")
+    assert texts(splits.train) == [f"text {i}" for i in range(17)]
+    assert texts(splits.validation) == ["text 17"]
+    assert texts(splits.held_out) == ["text 18", "text 19"]
+    assert splits.domains == ("notes",)
+
+
+def test_jsonl_and_parquet_give_the_same_documents(tmp_path):
+    rows = [{"body": f"text {i}", "id": i} for i in range(13)]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    lines, table = (read(tmp_path / name, text_field="body") for name in ("rows.jsonl", "rows.parquet"))
+    assert texts(lines.train) == texts(table.train) == [f"text {i}" for i in range(10)]
+    assert texts(lines.validation) == texts(table.validation) == ["text 10"]
+    assert texts(lines.held_out) == texts(table.held_out)
+
+
+def test_a_hugging_face_data_set_is_streamed(tmp_path):
+    pytest.importorskip("datasets")
+    write_jsonl(tmp_path / "rows.jsonl", [{"text": f"text {i}"} for i in range(10)])
+    splits = read(f"stories=hf:{tmp_path}")
+    assert texts(splits.held_out) == ["text 9"]
+    assert splits.domains == ("stories",)
+
+
+def test_max_bytes_is_shared_by_the_sources(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.txt").write_text(name * 700)
+    splits = read(tmp_path / "a.txt", tmp_path / "b.txt", max_bytes=100)
+    assert [len(text) for text in texts((*splits.train, *splits.validation))] == [42, 42, 3, 3]
+    assert splits.domains == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "domain", "location"),
+    [
+        ("play=a/b.txt", "play", "a/b.txt"),
+        ("a/Some-Book.v2.txt", "some_book", "a/Some-Book.v2.txt"),
+        ("hf:roneneldan/TinyStories", "tinystories", "hf:roneneldan/TinyStories"),
+        ("wiki=hf:wikitext:raw@v1", "wiki", "hf:wikitext:raw@v1"),
+        ("hf:wikitext:raw@v1", "wikitext", "hf:wikitext:raw@v1"),
+        ("folder/", "folder", "folder/"),
+    ],
+)
+def test_a_source_names_its_domain_or_takes_the_name_of_what_is_read(text, domain, location):
+    assert Source.parse(text) == Source(domain=domain, location=location)
+
+
+def test_a_moved_file_keeps_its_digest_and_an_edited_one_does_not(tmp_path):
+    (tmp_path / "there").mkdir()
+    here, there = tmp_path / "a.txt", tmp_path / "there" / "a.txt"
+    here.write_text("one")
+    before = digest(here)
+    assert digest(f"other={here}") != before
+    here.rename(there)
+    assert digest(there) == before
+    there.write_text("two")
+    assert digest(there) != before
+
+
+def test_a_moved_folder_keeps_its_digest_and_a_renamed_file_in_it_changes_it(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.txt").write_text("one")
+    before, text = digest(f"d={tmp_path / 'a'}"), text_sha256_of(f"d={tmp_path / 'a'}")
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert digest(f"d={tmp_path / 'b'}") == before
+    assert text_sha256_of(f"d={tmp_path / 'b'}") == text
+    (tmp_path / "b" / "x.txt").rename(tmp_path / "b" / "y.txt")
+    assert digest(f"d={tmp_path / 'b'}") != before
+
+
+def text_sha256_of(source):
+    return text_sha256(read(source))
+
+
+def bad(name, content, message):
+    return pytest.param(name, content, message, id=name)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        bad(
+            "missing.txt",
+            None,
+            r"there is no file or folder '.*missing.txt' to read text from; check the path",
+        ),
+        bad("empty.txt", b"", r"'.*empty.txt' is empty; name a file that holds text"),
+        bad("nul.txt", b"a\0b", r"'.*nul.txt' is not text: it holds NUL bytes; convert it"),
+        bad("latin.txt", b"caf\xe9 " * 30, r"'.*latin.txt' is not UTF-8 text: 20% .* convert it to UTF-8"),
+        bad("photo.png", b"text", r"'.*photo.png' has the unknown suffix '.png'; wanted .txt, .jsonl"),
+        bad("short.txt", b"a", r"'.*short.txt' has 1 bytes of text, too few to hold some out; give more text"),
+        bad("other.jsonl", b'{"id": 1, "body": ""}', r"no field 'text' \(it has: id, body\); set text_field"),
+        bad("number.jsonl", b'{"text": 1}', r"number.jsonl line 1: field 'text' is int, not a string"),
+        bad("list.jsonl", b"[1]", r"list.jsonl line 1 is a JSON list, not an object"),
+        bad("broken.jsonl", b'\n{"text', r"broken.jsonl line 2 is not JSON .* one object a line"),
+        bad("blank.jsonl", b'{"text": ""}', r"'.*blank.jsonl' holds no text; name a source that does"),
+        bad("no.parquet", b"not parquet", r"'.*no.parquet' is no parquet file; check it or leave it out"),
+    ],
+)
+def test_what_cannot_be_read_says_so_in_one_sentence(tmp_path, name, content, message):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read(tmp_path / name)
+
+
+def test_a_folder_without_text_files_says_what_is_wanted(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"the folder '.*' holds no text files; wanted .txt, .jsonl, .parquet or"):
+        read(tmp_path)
+
+
+def test_parquet_without_the_field_names_the_fields_that_it_has(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table({"body": ["a"]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet has no field 'text' \(it has: body\); set text_field"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_few_invalid_bytes_are_replaced(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a" * 500 + b"\xff" + b"b" * 500)
+    assert "\N{REPLACEMENT CHARACTER}" in read(tmp_path / "a.txt").train[0].text
+
+
+def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "a \\ud800 b"}\n{"text": "c"}')
+    splits = read(tmp_path / "a.jsonl")
+    assert "".join(texts((*splits.train, *splits.validation))) == "a \N{REPLACEMENT CHARACTER} b"
+
+
+def test_all_held_out_documents_repeating_the_others_is_an_error(tmp_path):
+    write_jsonl(tmp_path / "same.jsonl", [{"text": "same"}] * 10)
+    with pytest.raises(ValueError, match=r"repeats its other documents; give more varied text"):
+        read(tmp_path / "same.jsonl")
+
+
+def document(text, name="n"):
+    return Document(domain="d", origin="o", name=name, text=text)
+
+
+def test_repeats_are_dropped_from_train_and_near_repeats_from_the_other_splits():
+    lines = [f"line {i}" for i in range(40)]
+    train = [document("\n".join(lines)), document("other"), document("other")]
+    mostly_same = document("\n".join([*lines[:30], *(f"new {i}" for i in range(10))]))
+    mostly_new = document("\n".join([*lines[:10], *(f"new {i}" for i in range(30))]))
+    again, other = document("\n".join(["before", *mostly_new.text.split("\n")])), document("of its own")
+    splits = without_repeats(train, [again, other], [mostly_same, mostly_new, document("other")])
+    assert splits.train == (train[0], train[1])
+    assert splits.validation == (other,)
+    assert splits.held_out == (mostly_new,)
+    assert splits.num_dropped == 4
+
+
+def test_a_sample_is_spread_over_the_text_and_near_the_size_asked_for():
+    documents = [document(chr(97 + i) * 100_000) for i in range(10)]
+    sample = "".join(sample_of(documents, 300_000))
+    assert 250_000 < len(sample) < 350_000
+    assert set(sample) == set("abcdefghij")
+    assert "".join(sample_of(documents, 10**9)) == "".join(texts(documents))
+
+
+def test_the_digest_of_the_text_sees_every_part():
+    one = text_sha256(without_repeats([document("a")], [], [document("b")]))
+    assert one != text_sha256(without_repeats([document("b")], [], [document("a")]))
+    assert one != text_sha256(without_repeats([document("a"), document("b")], [], []))
+    assert one != text_sha256(without_repeats([document("a")], [document("b")], []))
+    assert one == text_sha256(without_repeats([document("a")], [], [document("b")]))
