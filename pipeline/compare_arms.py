@@ -12,7 +12,7 @@ from pathlib import Path
 from artifacts import ArtifactError, Store
 from pipeline import codec
 from pipeline.report import Report
-from pipeline.studies.trials import paired
+from pipeline.studies.intervals import paired
 
 
 def losses_by_seed(report: Report) -> dict[str, dict[int, float]]:

@@ -19,7 +19,7 @@ class Row(BaseModel):
     id: str = Field(description="The artifact that was measured; nothing for a trial within a study.")
     kind: str = Field(description="Its kind.")
     seconds: float = Field(description="Time its stage took, in seconds.")
-    metrics: dict[str, float] = Field(description="Its figures, by the names in pipeline/measuring/measures.py.")
+    metrics: dict[str, float] = Field(description="Its figures, by the names in artifacts/meanings.py.")
 
 
 def trial_row(

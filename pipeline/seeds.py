@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import ArtifactError, Manifest, Store
-from pipeline.studies.trials import paired
+from pipeline.studies.intervals import paired
 
 COLUMNS = (
     ("bits/byte", "held_out_bits_per_byte", "{:.4f}"),

@@ -7,19 +7,15 @@ from pydantic import Field
 from torch import Tensor
 
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.plots import Panel, training_curve
-from pipeline.measuring.measures import (
-    MeasureConfig,
-    effective,
-    held_out_batches,
-    measure_against,
-    measure_routing,
-    measure_size,
-    measure_tables,
-    validation_loss,
-)
+from pipeline.figures.training import Panel, training_curve
+from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.loss import measure_against, validation_loss
+from pipeline.measuring.routing import effective, measure_routing
+from pipeline.measuring.sizes import measure_size, measure_tables
 from pipeline.models import LanguageModel, MonetModel
-from pipeline.models.peer.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training.distillation import calibration_batches

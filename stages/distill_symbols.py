@@ -10,11 +10,15 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
-from pipeline.corpus.splits import Corpus, random_windows
-from pipeline.figures.plots import length_against_fidelity, symbol_tiers
-from pipeline.measuring.measures import MeasureConfig, held_out_batches, measure, measure_against, measure_size
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import random_windows
+from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
+from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.loss import measure, measure_against
+from pipeline.measuring.sizes import measure_size
 from pipeline.models import Int4Model, LanguageModel
-from pipeline.models.peer.peer import PeerRouter, PeerSpec
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.symbolic.names import names as names_file

@@ -6,14 +6,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.plots import Panel, training_curve
-from pipeline.measuring.measures import (
-    MeasureConfig,
-    measure_against,
-    measure_routing,
-    measure_size,
-    measure_training_tables,
-)
+from pipeline.figures.training import Panel, training_curve
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure_against
+from pipeline.measuring.routing import measure_routing
+from pipeline.measuring.sizes import measure_size, measure_training_tables
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training.distillation import Part, calibration_batches, fit_part, from_next_tokens, from_teacher

@@ -5,8 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.plots import intervals
-from pipeline.measuring.measures import MeasureConfig, measure_against, measure_routing, measure_size, measure_tables
+from pipeline.figures.studies import intervals
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure_against
+from pipeline.measuring.routing import measure_routing
+from pipeline.measuring.sizes import measure_size, measure_tables
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage

@@ -10,11 +10,11 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from artifacts import ArtifactId, Store
 from pipeline.measuring.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.dense import DenseSpec
 from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Stage, StageConfig
 from pipeline.studies.variants import ArmConfig

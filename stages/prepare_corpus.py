@@ -12,7 +12,7 @@ from pipeline.corpus.documents import Document, DocumentSplits, sample_of
 from pipeline.corpus.sources import Reading, read_sources, sources_sha256
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
-from pipeline.figures.plots import corpus_mix
+from pipeline.figures.corpus import corpus_mix
 from pipeline.measuring.compressors import CompressorsConfig, measure_compressors
 from pipeline.stage import Output, StageConfig, stage
 

@@ -4,9 +4,13 @@ from collections.abc import Callable
 
 import torch
 
-from pipeline.corpus.splits import Corpus, held_out_windows
-from pipeline.figures.plots import Panel, training_curve
-from pipeline.measuring.measures import MeasureConfig, measure, measure_routing, measure_size, validation_loss
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import held_out_windows
+from pipeline.figures.training import Panel, training_curve
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure, validation_loss
+from pipeline.measuring.routing import measure_routing
+from pipeline.measuring.sizes import measure_size
 from pipeline.models.language_model import ExpertSpec, LanguageModel, ModelSpec
 from pipeline.models.transformer import Trace, TransformerShape, TransformerSpec
 from pipeline.run import current_run

@@ -5,9 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.plots import quantization_error
+from pipeline.figures.tables import quantization_error
 from pipeline.measuring.drift import drift_csv, drift_metrics, measure_firings
-from pipeline.measuring.measures import MeasureConfig, measure_against, measure_routing, measure_tables
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure_against
+from pipeline.measuring.routing import measure_routing
+from pipeline.measuring.sizes import measure_tables
 from pipeline.models import LanguageModel, PeerModel
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training.distillation import ShortDistillation, distilled

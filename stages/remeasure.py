@@ -17,7 +17,8 @@ from rich.console import Console
 from artifacts import Manifest, Store
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig, measure, measure_against, validation_loss
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure, measure_against, validation_loss
 from pipeline.models import LanguageModel
 from pipeline.stage import StageConfig, chosen_device, device_name
 from stages.command import exit_code

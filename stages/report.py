@@ -9,7 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from pipeline.figures.plots import chain_costs
+from pipeline.figures.chain import chain_costs
 from pipeline.report import Report, ReportSpec, Row
 from pipeline.stage import Measured, Output, StageConfig, stage
 

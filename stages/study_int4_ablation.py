@@ -6,11 +6,13 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.plots import intervals
+from pipeline.figures.studies import intervals
 from pipeline.report import Report, ReportSpec, trial_row
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.studies.trials import Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.intervals import Interval, interval, paired
+from pipeline.studies.rates import choose_rates, page_of_choices
+from pipeline.studies.trials import Trial, run_trials
 from pipeline.studies.variants import Arm, ArmConfig, Rates, train_arm
 
 ADAMW = Arm(name="fp32_adamw", says="float32 tables, AdamW", format="float")

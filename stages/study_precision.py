@@ -8,12 +8,15 @@ from pydantic import Field
 
 from pipeline.capacity.storage import INFERENCE, TRAINING, Storage, neuron_bytes
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.plots import Measurement, lines_by_size
-from pipeline.models.peer.peer import CellIndex, PeerSpec
+from pipeline.figures.studies import Measurement, lines_by_size
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.report import Report, ReportSpec, trial_row
 from pipeline.run import current_run
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.studies.trials import Choice, Interval, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.intervals import Interval, interval, paired
+from pipeline.studies.rates import Choice, choose_rates, page_of_choices
+from pipeline.studies.trials import Trial, run_trials
 from pipeline.studies.variants import Arm, ArmConfig, Rates, train_arm
 
 FORMATS = (

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
 from pipeline.models.equal_size import dense_as_large_as

@@ -6,13 +6,16 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig, measure_tables, measure_training_tables
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.sizes import measure_tables, measure_training_tables
 from pipeline.models import LanguageModel
-from pipeline.models.peer.peer import PeerExperts, PeerSpec
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training.loop import Rate, TrainingConfig
-from pipeline.training.table_updates import Int4Tables, draw_tables
+from pipeline.training.table_start import draw_tables
+from pipeline.training.table_updates import Int4Tables
 from stages.pretraining import pretrain
 
 

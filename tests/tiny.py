@@ -9,7 +9,7 @@ from pipeline.corpus.tokenizer import ByteTokenizer
 from pipeline.models import LanguageModel, ModelSpec
 from pipeline.models.dense import DenseSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 
 SHAPE = TransformerShape(d_model=12, num_layers=3, num_heads=3, num_kv_heads=1)

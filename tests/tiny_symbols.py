@@ -9,7 +9,7 @@ from artifacts import Circumstance, Recipe, Store
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import ByteTokenizer
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolSpec
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.formulas.functions import CATALOGUE, SPLINE_CODE

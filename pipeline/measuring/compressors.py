@@ -12,7 +12,8 @@ import pyppmd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipeline.corpus.splits import Corpus, Split, held_out_windows
+from pipeline.corpus.splits import Corpus, Split
+from pipeline.corpus.windows import held_out_windows
 
 MOST_PRIMING_TOKENS = 10_000_000
 """For that many they take a minute or two."""

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from kernels.expert_sum.reference import tokens_of_pairs
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import MeasureConfig, held_out_batches
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerExperts
+from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.routing import PeerRouting
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
 
 MOST_TOKENS = 16_384
 """Behind what is said of single experts, as behind `measure_routing`."""

@@ -13,10 +13,13 @@ from pipeline.codec import artifact_kinds
 from pipeline.models.allocation import WithinFile
 from pipeline.models.dense import DenseMLP, DenseSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
-from pipeline.models.peer.peer import CellIndex, PeerExperts, PeerRouter, PeerSpec
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.soundness import REMEDY, check_sound
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.models.transformer import Transformer, TransformerSpec
 
 ExpertSpec = Annotated[DenseSpec | MonetSpec | PeerSpec | SymbolSpec, Field(discriminator="layer")]

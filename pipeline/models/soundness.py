@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
-from pipeline.models.peer.peer import CellIndex, PeerRouter
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
-from pipeline.models.tables.quantized import INT4_MOST, INT8_MOST, Int4Table, Int8Table
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
+from pipeline.models.tables.rounding import INT4_MOST, INT8_MOST
 from pipeline.models.transformer import Transformer
 
 REMEDY = "copy its file again, or make the artifact again"

@@ -22,9 +22,12 @@ from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.tables import SymbolTables
 from kernels.symbol_table.tables import shapes as table_shapes
 from pipeline.models.derived import Kept
-from pipeline.models.peer.peer import AxisBias, CellIndex, PeerRouter, PeerSpec
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.experts import AxisBias
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
-from pipeline.models.tables.quantized import Int4Table
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.formulas.functions import BY_CODE
 from pipeline.symbolic.rules.logic import Literals

@@ -15,7 +15,10 @@ from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update import row_gradients
 from kernels.sr_update.row_rule import INT4, INT8, NIBBLES, normalised, step_on, to_bfloat16
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.tables.quantized import FloatTable, Int4Table, Int8Table, Table
+from pipeline.models.tables.experts import Table
+from pipeline.models.tables.floats import FloatTable
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
 from pipeline.run import current_run
 from pipeline.training.table_updates import expert_layers, forget_gradients, gradients_are_finite
 

@@ -1,14 +1,12 @@
-"""Trials of a study: small trainings that differ in one thing, side by side, and what they say together.
+"""Trials of a study: small trainings that differ in one thing, side by side.
 
 Each runs in a process of its own with one thread: models this small gain little from a second one, and what a trial
 gives does not depend on how many cores there are.
 """
 
 import io
-import math
 import os
 import re
-import statistics
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy import stats
 
 from pipeline.run import Progress, Run, current_run, running
 from pipeline.training.sealed_file import load_sealed, save_sealed
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,90 +100,3 @@ def _run(payload: bytes, device: str) -> dict[str, float]:
 def _remember(numbers: dict[str, float], path: Path | None) -> None:
     if path is not None:
         save_sealed({"numbers": numbers}, path)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Interval:
-    """A mean over seeds and the half width of its 95 % confidence interval, by Student's t."""
-
-    mean: float
-    half_width: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.4f} ± {self.half_width:.4f}"
-
-
-def interval(values: Sequence[float]) -> Interval:
-    """Of two values at least, independent and about normal, one a seed."""
-    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1))
-    half_width = quantile * statistics.stdev(values) / math.sqrt(len(values))
-    return Interval(mean=statistics.fmean(values), half_width=half_width)
-
-
-def paired(values: Sequence[float], baseline: Sequence[float]) -> Interval:
-    """The interval of the difference to a baseline of the same seeds."""
-    return interval([value - base for value, base in zip(values, baseline, strict=True)])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """The rate of one arm, of several that were tried by seeds which are not reported."""
-
-    losses: Mapping[float, float]
-    """Of each rate, the mean validation loss over those seeds, nats a token."""
-
-    @property
-    def rate(self) -> float:
-        """That of least loss. One at which training came to nothing is never chosen."""
-        finite = [rate for rate, loss in self.losses.items() if math.isfinite(loss)]
-        if not finite:
-            raise ValueError(f"no rate of {list(self.losses)} has a finite validation loss; try smaller ones")
-        return min(finite, key=lambda rate: self.losses[rate])
-
-    @property
-    def at_an_end(self) -> bool:
-        """Whether a rate beyond those tried might be better still."""
-        return self.rate in (min(self.losses), max(self.losses))
-
-
-def choose_rates(tried: Sequence[tuple[str, float]], numbers: Sequence[Mapping[str, float]]) -> dict[str, Choice]:
-    """The choice of each arm, of trials that each are of an arm and a rate and gave these numbers."""
-    losses: dict[str, dict[float, list[float]]] = {}
-    for (arm, rate), found in zip(tried, numbers, strict=True):
-        losses.setdefault(arm, {}).setdefault(rate, []).append(found["validation_loss_nats"])
-    return {
-        arm: Choice(losses={rate: statistics.fmean(values) for rate, values in by_rate.items()})
-        for arm, by_rate in losses.items()
-    }
-
-
-def page_of_choices(choices: Mapping[str, Choice], seeds: Sequence[int]) -> str:
-    """What was tried, what was chosen, on what and by which seeds, and which choices a wider range might change."""
-    rates = sorted({rate for choice in choices.values() for rate in choice.losses})
-    lines = ["| validation loss, nats | " + " | ".join(f"{rate:g}" for rate in rates) + " |"]
-    lines.append("| --- |" + " ---: |" * len(rates))
-    for arm, choice in choices.items():
-        cells = [_cell(choice, rate) for rate in rates]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    by = f"seeds {seeds[0]} to {seeds[-1]}, which are" if len(seeds) > 1 else f"seed {seeds[0]}, which is"
-    return (
-        "\n".join(lines) + f"\n\nEach takes its rate of least validation loss (bold), mean over {by} not "
-        f"reported. {_ends(choices)}\n"
-    )
-
-
-def _cell(choice: Choice, rate: float) -> str:
-    if rate not in choice.losses:
-        return ""
-    mark = "**" if rate == choice.rate else ""
-    return f"{mark}{choice.losses[rate]:.4f}{mark}"
-
-
-def _ends(choices: Mapping[str, Choice]) -> str:
-    at_an_end = [f"{arm} ({choice.rate:g})" for arm, choice in choices.items() if choice.at_an_end]
-    if not at_an_end:
-        return "No rate chosen is the least or the largest of those tried."
-    return (
-        "The least or the largest rate tried was chosen by "
-        f"{', '.join(at_an_end)}: beyond it there may be a better one, so theirs is not known to be the best."
-    )

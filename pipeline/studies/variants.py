@@ -7,15 +7,18 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig, measure, validation_loss
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure, validation_loss
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerExperts, PeerSpec
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import current_run
 from pipeline.studies.row_rule_tables import ArmTables, Rounding
 from pipeline.training.distillation import from_next_tokens
 from pipeline.training.loop import Rate, Tables, TrainingConfig, fit
-from pipeline.training.table_updates import Int4Tables, draw_tables
+from pipeline.training.table_start import draw_tables
+from pipeline.training.table_updates import Int4Tables
 from pipeline.transforms.precision import requantized
 
 Format = Literal["float", "float32", "bfloat16", "int8", "int4"]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
-from pipeline.corpus.splits import Corpus, held_out_windows
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import held_out_windows
 from pipeline.models import LanguageModel
 from pipeline.symbolic.exporting.export import export as write_export
 from pipeline.symbolic.exporting.kan_folder import write_kan

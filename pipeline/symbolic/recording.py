@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.cells import starts
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import starts
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.run import steps
 
 

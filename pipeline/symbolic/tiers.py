@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.symbol_table.tables import Tier
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 
 READABLE = (Tier.T1, Tier.T2, Tier.T3)
 TIER_WORDS = {

@@ -7,7 +7,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from pipeline.corpus.splits import Corpus, random_windows
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import random_windows
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import current_run
 from pipeline.training.loop import Batch, Fitted, Losses, Tables, TrainingConfig, fit

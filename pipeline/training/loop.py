@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from artifacts import ArtifactError
 from kernels.packing import LAYOUT
-from pipeline.corpus.splits import Split, random_windows
+from pipeline.corpus.splits import Split
+from pipeline.corpus.windows import random_windows
 from pipeline.run import Progress, current_run
 from pipeline.training.sealed_file import load_sealed, save_sealed
 from pipeline.training.training_curve import Curve, Record

@@ -11,10 +11,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cells import CellStarts
+from kernels.cells import CellStarts, starts
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
-from pipeline.models.peer.peer import PeerExperts, PeerRouter, PeerSpec, starts
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,11 @@ from torch import Tensor
 from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update.row_rule import INT4, NIBBLES
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import AxisBias, PeerRouter, PeerSpec
-from pipeline.models.tables.quantized import Int4Table, QuantizedExperts
+from pipeline.models.peer.experts import AxisBias
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
 
 TIE_MARGIN = 1e-5
 """Deviations of a head's scores. A sub-key and its twin differ by some 1e-6 of them, by the order of their sums."""

@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerExperts, PeerSpec
-from pipeline.models.tables.quantized import (
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
+from pipeline.models.tables.rounding import (
     INT4_MOST,
     INT8_MOST,
     SMALLEST_SCALE,
-    Int4Table,
-    Int8Table,
-    QuantizedExperts,
     absmax_scales,
     quantize_int4,
     quantize_int8,

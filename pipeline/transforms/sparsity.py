@@ -16,8 +16,12 @@ from torch import Tensor, nn
 from kernels.activations import activation
 from kernels.expert_sum.reference import tokens_of_pairs
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
-from pipeline.models.tables.quantized import Int4Table, QuantizedExperts, quantize_int4
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.rounding import quantize_int4
 from pipeline.run import steps
 from pipeline.transforms.pursuit import pursue
 

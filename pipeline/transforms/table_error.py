@@ -10,8 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerExperts
-from pipeline.models.tables.quantized import Int4Table, Int8Table, QuantizedExperts, quantize_int4
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
+from pipeline.models.tables.rounding import quantize_int4
 
 SMALLEST_ENERGY = 1e-30
 """Of a signal or a noise: tables that are written exactly have many decibels, and not infinitely many."""

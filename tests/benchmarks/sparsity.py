@@ -16,9 +16,9 @@ import torch
 from rich.console import Console
 
 from artifacts import ArtifactId, Store
-from pipeline.figures.plots import intervals
+from pipeline.figures.studies import intervals
 from pipeline.stage import run_stage
-from pipeline.studies.trials import Interval, paired
+from pipeline.studies.intervals import Interval, paired
 from pipeline.transforms.sparsity import Sparsity
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.plan import preset_of

@@ -21,10 +21,12 @@ from torch import Tensor, nn
 from artifacts import Manifest, Store
 from kernels import backends
 from pipeline import codec
-from pipeline.corpus.splits import Corpus, held_out_windows
-from pipeline.figures.plots import ModelPoint, loss_by_speed
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import held_out_windows
+from pipeline.figures.symbols import ModelPoint, loss_by_speed
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerRouter, PeerSpec
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolRouter, SymbolSpec
 from tests.benchmarks.kernels import take_turns
 

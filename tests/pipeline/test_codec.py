@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from artifacts import ArtifactError, Circumstance, Recipe
+from kernels.cells import starts
 from pipeline import codec
-from pipeline.corpus.splits import held_out_windows
-from pipeline.models.peer.peer import CellIndex, starts
+from pipeline.corpus.windows import held_out_windows
+from pipeline.models.peer.cells import CellIndex
 from stages import STAGES
 from tests.tiny import EVERY_KIND, tiny_model, tiny_tokens
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.run import Run, running

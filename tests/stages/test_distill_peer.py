@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.transforms.sparsity import Sparsity
 from stages.distill_peer import contribution_energies, distill_peer
 from tests.pictures import assert_picture, assert_training_files

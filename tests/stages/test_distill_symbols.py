@@ -11,8 +11,9 @@ import torch
 from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
-from pipeline.corpus.splits import Corpus, random_windows
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import random_windows
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.symbolic import tiers as tiers_of_experts

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from pipeline.corpus.splits import Corpus, held_out_windows
-from pipeline.measuring.measures import MeasureConfig, measure_against
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import held_out_windows
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure_against
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerRouter
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.showing.firing_rules import rule_circuit
 from pipeline.symbolic.tiers import Tier

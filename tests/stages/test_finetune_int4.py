@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from kernels.packing import unpack_int4
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.run import Run, running
 from pipeline.training.losses import logit_kl
 from pipeline.training.table_updates import Int4Tables

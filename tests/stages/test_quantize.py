@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
-from pipeline.measuring.measures import MeasureConfig
-from pipeline.models.peer.peer import PeerExperts
-from pipeline.models.tables.quantized import SMALLEST_SCALE
-from pipeline.models.tables.quantized import quantize_int4 as quantized_rows
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.tables.rounding import SMALLEST_SCALE
+from pipeline.models.tables.rounding import quantize_int4 as quantized_rows
 from pipeline.transforms.precision import requantized, rows_below_smallest_scale, sqnr_db, to_int4, to_int8
 from pipeline.transforms.table_error import table_errors
 from stages.command import exit_code

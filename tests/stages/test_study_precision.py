@@ -8,12 +8,12 @@ import pytest
 
 from artifacts.meanings import meaning
 from pipeline.capacity.storage import INFERENCE, neuron_bytes
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import Run, running
-from pipeline.studies.trials import paired
+from pipeline.studies.intervals import paired
 from pipeline.studies.variants import ArmConfig
 from stages import study_precision as study
 from stages.study_precision import StudyPrecisionConfig, study_precision

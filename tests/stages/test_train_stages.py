@@ -10,12 +10,12 @@ from pydantic import ValidationError
 from artifacts.meanings import MODEL
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import ByteTokenizer
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import Run, running
-from pipeline.training.table_updates import draw_tables
+from pipeline.training.table_start import draw_tables
 from stages.pretraining import loss_without_context
 from stages.train_dense import TrainDenseConfig, train_dense
 from stages.train_monet import TrainMonetConfig, train_monet

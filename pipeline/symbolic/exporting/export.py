@@ -19,11 +19,12 @@ from torch import Tensor, nn
 
 from artifacts import ArtifactError, Store
 from pipeline import codec
-from pipeline.corpus.splits import Corpus, held_out_windows
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import held_out_windows
 from pipeline.generate import CONTEXT
-from pipeline.measuring.measures import token_losses
+from pipeline.measuring.loss import token_losses
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerRouter
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Block
 from pipeline.symbolic.formulas.spline import KNOTS

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from kernels.activations import Activation, activation
 from pipeline.models.symbols import activation_code
-from pipeline.models.tables.quantized import Int4Table, QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
 from pipeline.run import steps
 from pipeline.symbolic.formulas.functions import SPLINE_CODE, apply_codes
 from pipeline.symbolic.formulas.spline import KNOTS, Splines, evaluate_pairs, fit_splines, snap

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.activations import Activation, activation
 from pipeline.models.symbols import activation_code
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.run import current_run, steps
 from pipeline.symbolic.formulas.fitting import (
     Formulas,

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.models.peer.peer import PeerRouter, starts
+from kernels.cells import starts
+from pipeline.models.peer.router import PeerRouter
 from pipeline.symbolic.names.names import Name, Said, TopToken, gate_words, place
 from pipeline.symbolic.recording import Events, LayerRecord
 from pipeline.symbolic.rules.logic import Literals

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.run import steps
 from pipeline.symbolic.formulas.fitting import Formulas
 from pipeline.symbolic.recording import LayerRecord

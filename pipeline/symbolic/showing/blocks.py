@@ -1,7 +1,7 @@
 """The symbolic experts of a block, and the router that they obey."""
 
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerRouter
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from kernels.symbol_table.functions import KNOTS, SPLINE_CODE
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerRouter
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.formulas.functions import BY_CODE
 from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4

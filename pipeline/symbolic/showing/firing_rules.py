@@ -7,7 +7,7 @@ import torch
 from sympy.logic.boolalg import Boolean
 
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.peer import PeerRouter
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.rules.circuits import Circuit, expression, of_tables
 from pipeline.symbolic.showing.blocks import router_scores, symbol_experts

@@ -12,7 +12,8 @@ from torch import Tensor
 from kernels.activations import activation
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import activation_code
-from pipeline.models.tables.quantized import Int4Table, QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
 from pipeline.symbolic.formulas.fitting import Formulas, fit_formulas, own_formulas
 from pipeline.symbolic.formulas.functions import SPLINE_CODE
 from pipeline.symbolic.formulas.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying

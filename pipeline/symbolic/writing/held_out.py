@@ -17,7 +17,7 @@ from kernels.symbol_table import stock
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts, SymbolRouting
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.run import steps
 from pipeline.symbolic.recording import Events, LayerRecord
 from pipeline.symbolic.rules.bit_sets import LiteralWords, count, everything, packed

@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass, fields
 import torch
 
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig, measure_against
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure_against
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import steps
 from pipeline.symbolic.recording import LayerRecord

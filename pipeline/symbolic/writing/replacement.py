@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.measures import MeasureConfig, Nothing, token_losses, validation_batches
+from pipeline.measuring.held_out import MeasureConfig, validation_batches
+from pipeline.measuring.loss import token_losses
+from pipeline.measuring.swapped import Nothing
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerSpec
 from pipeline.models.peer.routing import PeerRouting
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec
-from pipeline.models.tables.quantized import Int4Table, QuantizedExperts
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
 from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock
 
 TIGHTENINGS = 4

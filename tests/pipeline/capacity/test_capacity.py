@@ -33,8 +33,8 @@ from pipeline.capacity.storage import (
     token_bytes,
     touched_rows,
 )
-from pipeline.models.peer.peer import PeerSpec
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import QuantizedExperts
 
 ROOT = Path(__file__).resolve().parents[3]
 INFERS = {storage.name: storage for storage in INFERENCE}

@@ -3,16 +3,9 @@
 import pytest
 import torch
 
-from pipeline.corpus.splits import (
-    Corpus,
-    CorpusSpec,
-    Split,
-    held_out_windows,
-    make_split,
-    random_windows,
-    target_positions,
-)
+from pipeline.corpus.splits import Corpus, CorpusSpec, Split, make_split
 from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer
+from pipeline.corpus.windows import held_out_windows, random_windows, target_positions
 
 DOCUMENTS = [(0, "a first document, of the first domain"), (2, "second"), (1, ""), (0, "the last of them ü")]
 BPE = BpeTokenizer.train([text for _, text in DOCUMENTS], vocab_size=280)

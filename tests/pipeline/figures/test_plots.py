@@ -14,18 +14,11 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from pipeline.figures.plots import (
-    MOST_GROUPS,
-    ModelPoint,
-    Panel,
-    chain_costs,
-    corpus_mix,
-    length_against_fidelity,
-    loss_by_speed,
-    quantization_error,
-    symbol_tiers,
-    training_curve,
-)
+from pipeline.figures.chain import chain_costs
+from pipeline.figures.corpus import MOST_GROUPS, corpus_mix
+from pipeline.figures.symbols import ModelPoint, length_against_fidelity, loss_by_speed, symbol_tiers
+from pipeline.figures.tables import quantization_error
+from pipeline.figures.training import Panel, training_curve
 from pipeline.training.training_curve import Point
 from pipeline.transforms.table_error import TableErrors
 from tests.pictures import assert_picture

@@ -6,7 +6,7 @@ from io import BytesIO
 import pytest
 from matplotlib.image import imread
 
-from pipeline.figures.plots import Measurement, intervals, lines_by_size
+from pipeline.figures.studies import Measurement, intervals, lines_by_size
 from tests.pictures import assert_picture
 
 ARMS = {"fp32": (-0.02, 0.01), "int4_accumulator": (0.013, 0.02), "int4_nearest_small_lr": (0.4, 0.05)}

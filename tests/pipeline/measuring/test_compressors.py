@@ -9,7 +9,7 @@ import pyppmd
 import pytest
 import torch
 
-from pipeline.corpus.splits import held_out_windows, target_positions
+from pipeline.corpus.windows import held_out_windows, target_positions
 from pipeline.measuring import compressors
 from pipeline.measuring.compressors import CompressorsConfig, bits_per_byte, measure_compressors, ppmd_size, xz_size
 from stages.plan import PRESETS

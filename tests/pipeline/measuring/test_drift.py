@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from artifacts.meanings import MODEL
-from pipeline.corpus.splits import held_out_windows
+from pipeline.corpus.windows import held_out_windows
 from pipeline.measuring import drift
 from pipeline.measuring.drift import DRIFTED_ABOVE, Firings, drift_csv, drift_metrics, measure_firings
-from pipeline.measuring.measures import MeasureConfig
+from pipeline.measuring.held_out import MeasureConfig
 from pipeline.transforms.precision import to_int4, to_int8
 from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_model
 

@@ -6,20 +6,14 @@ import pytest
 import torch
 
 from artifacts.meanings import MODEL
-from pipeline.corpus.splits import Corpus, CorpusSpec, held_out_windows, make_split
+from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import BpeTokenizer
-from pipeline.measuring.measures import (
-    MeasureConfig,
-    effective,
-    experts_zeroed,
-    firing_mismatches,
-    measure,
-    measure_against,
-    measure_routing,
-    measure_size,
-    measure_tables,
-    measure_training_tables,
-)
+from pipeline.corpus.windows import held_out_windows
+from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.loss import measure, measure_against
+from pipeline.measuring.routing import effective, firing_mismatches, measure_routing
+from pipeline.measuring.sizes import measure_size, measure_tables, measure_training_tables
+from pipeline.measuring.swapped import experts_zeroed
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.transformer import TransformerSpec

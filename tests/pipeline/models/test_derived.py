@@ -7,8 +7,11 @@ import torch
 from torch import nn
 
 from pipeline.models.derived import Kept
-from pipeline.models.peer.peer import PeerExperts, PeerRouter, PeerSpec, threshold_for
-from pipeline.models.tables.quantized import QuantizedExperts, quantize_int4, quantize_int8
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.rounding import quantize_int4, quantize_int8
 from pipeline.symbolic.tiers import Tier
 from tests.tiny import EVERY_KIND, JUMP, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model

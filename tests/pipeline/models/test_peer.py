@@ -4,16 +4,12 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.models.peer.peer import (
-    THRESHOLD_GAIN,
-    CellIndex,
-    PeerExperts,
-    PeerRouter,
-    PeerSpec,
-    starts,
-    threshold_for,
-)
+from kernels.cells import starts
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import THRESHOLD_GAIN, PeerRouter, threshold_for
 from pipeline.models.peer.routing import PeerRouting
+from pipeline.models.peer.spec import PeerSpec
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads, n sub-keys an axis, Q width of a sub-key, E experts

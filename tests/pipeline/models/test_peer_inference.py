@@ -5,8 +5,10 @@ import copy
 import pytest
 import torch
 
-from pipeline.models.peer.peer import AxisBias, PeerRouter, PeerSpec, threshold_for
+from pipeline.models.peer.experts import AxisBias
+from pipeline.models.peer.router import PeerRouter, threshold_for
 from pipeline.models.peer.routing import PassingKeys
+from pipeline.models.peer.spec import PeerSpec
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads

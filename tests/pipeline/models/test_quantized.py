@@ -5,15 +5,16 @@ import torch
 
 from kernels.expert_sum.bags import bag_sum
 from kernels.packing import unpack_int4
-from pipeline.measuring.measures import experts_zeroed
-from pipeline.models.peer.peer import PeerExperts, PeerRouter
-from pipeline.models.tables.quantized import (
+from pipeline.measuring.swapped import experts_zeroed
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
+from pipeline.models.tables.rounding import (
     INT4_MOST,
     INT8_MOST,
     SMALLEST_SCALE,
-    Int4Table,
-    Int8Table,
-    QuantizedExperts,
     absmax_scales,
     quantize_int4,
     quantize_int8,

@@ -5,7 +5,10 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.models.monet import passing_logits
-from pipeline.models.peer.peer import CellIndex, PeerExperts, PeerRouter, PeerSpec
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, Q width of a sub-key, K pairs a head

@@ -7,7 +7,8 @@ import torch
 
 from kernels.packing import pack_int4, split_latent
 from kernels.sr_update import RowGradients
-from pipeline.models.tables.quantized import Int4Table, Int8Table
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
 from pipeline.run import Run, running
 from pipeline.studies.row_rule_tables import ArmTables
 from pipeline.training.losses import next_token

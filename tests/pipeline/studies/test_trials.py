@@ -12,7 +12,9 @@ import torch
 from scipy import stats
 
 from pipeline.run import Run, current_run, running
-from pipeline.studies.trials import Choice, Trial, choose_rates, interval, page_of_choices, paired, run_trials
+from pipeline.studies.intervals import interval, paired
+from pipeline.studies.rates import Choice, choose_rates, page_of_choices
+from pipeline.studies.trials import Trial, run_trials
 
 
 def circumstances(number, seconds):

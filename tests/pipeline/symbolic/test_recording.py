@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pipeline.models.peer.peer import starts
+from kernels.cells import starts
 from pipeline.symbolic.recording import Events
 
 # N tokens, E events

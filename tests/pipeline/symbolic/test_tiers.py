@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.symbolic.tiers import (
     COEFFICIENT_BITS,
     Options,

@@ -11,7 +11,8 @@ from kernels.sr_update import RowGradients
 from pipeline.run import Run, running
 from pipeline.training import table_updates as table_training
 from pipeline.training.losses import next_token
-from pipeline.training.table_updates import CLIP_DEVIATIONS, Int4Tables, draw_tables, expert_layers
+from pipeline.training.table_start import CLIP_DEVIATIONS, draw_tables
+from pipeline.training.table_updates import Int4Tables, expert_layers
 from pipeline.transforms.precision import requantized
 from tests.tiny import JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.measuring.measures import experts_zeroed
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.measuring.swapped import experts_zeroed
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.transforms.from_monet import keep_experts, neurons_of, peer_from_monet
 from tests.tiny import DENSE, HORIZONTAL, SHAPE, VERTICAL, tiny_model, tiny_tokens
 

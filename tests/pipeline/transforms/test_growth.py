@@ -5,12 +5,14 @@ import itertools
 import pytest
 import torch
 
+from kernels.cells import starts
 from kernels.packing import unpack_int4
 from pipeline.models import LanguageModel
-from pipeline.models.peer.peer import PeerRouter, starts
+from pipeline.models.peer.router import PeerRouter
 from pipeline.run import Run, running
 from pipeline.training.losses import next_token
-from pipeline.training.table_updates import Int4Tables, draw_tables, expert_layers
+from pipeline.training.table_start import draw_tables
+from pipeline.training.table_updates import Int4Tables, expert_layers
 from pipeline.transforms.growth import TIE_MARGIN, doubled
 from pipeline.transforms.precision import requantized, to_int4
 from tests.tiny import DENSE, INT4, INT8, JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens

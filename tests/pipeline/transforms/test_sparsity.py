@@ -6,8 +6,11 @@ from pydantic import ValidationError
 
 from kernels.packing import latent
 from pipeline.models import LanguageModel
-from pipeline.models.peer.peer import PeerExperts, PeerRouter, PeerSpec
-from pipeline.models.tables.quantized import Int4Table, QuantizedExperts
+from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.int4 import Int4Table
 from pipeline.run import Run, running
 from pipeline.training.distillation import calibration_batches, fit_part, from_next_tokens
 from pipeline.training.loop import TrainingConfig

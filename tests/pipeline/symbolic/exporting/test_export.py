@@ -12,7 +12,8 @@ import torch
 from artifacts import ArtifactError, Recipe, Store
 from kernels.packing import pack_int4
 from pipeline.generate import CONTEXT, Sampling, generate
-from pipeline.models.peer.peer import PeerRouter, PeerSpec
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.symbolic.__main__ import main

@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kernels.cells import starts
 from kernels.symbol_table.tables import context_of
-from pipeline.models.peer.peer import PeerRouter, PeerSpec, starts
+from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.symbolic.names.names import Name, Names, TopToken, gate_words
 from pipeline.symbolic.names.naming import (
     TAIL,

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from kernels.cells import starts
 from kernels.symbol_table.tables import context_of
-from pipeline.models.peer.peer import starts
 from pipeline.symbolic.recording import Events
 from pipeline.symbolic.rules import permuted_rules
 from pipeline.symbolic.rules.logic import Literals, build_literals

@@ -6,7 +6,7 @@ import torch
 
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.peer import PeerSpec
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.symbolic.showing.blocks import router_block, symbol_experts
 from pipeline.symbolic.showing.fired import firings, output_energies
 from pipeline.symbolic.showing.firing_rules import firing_statement, literal_name

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels.activations import activation
-from pipeline.corpus.splits import random_windows
-from pipeline.models.peer.peer import PeerRouter
+from pipeline.corpus.windows import random_windows
+from pipeline.models.peer.router import PeerRouter
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.writing.controls import (
     BiasesAlone,

@@ -1,0 +1,121 @@
+"""PEER experts whose tables are no parameters: floats, int8 and int4, read as they are, with no float copy of them.
+
+int8 is symmetric with one scale a row; int4 is the nibble plane w with the scale of one step, and while it trains a
+second plane, the accumulator, that the forward pass never reads (kernels/sr_update).
+"""
+
+# N tokens, D model width, E experts, R rows of a table, P pairs (a token and an expert)
+
+import torch
+from torch import Tensor, nn
+
+from kernels.backends import CpuLibrary, cpu_library_for
+from kernels.cells import starts
+from kernels.expert_sum import bags, expert_sum, expert_sum_backward, expert_sum_forward
+from kernels.expert_sum.grouped import grouped_expert_sum
+from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.fired_sum import ExpertLayer
+from kernels.sr_update import RowGradients, pairs_by_row
+from pipeline.models.derived import Kept
+from pipeline.models.peer.cells import CellIndex
+from pipeline.models.peer.experts import AxisBias, expert_layer
+from pipeline.models.peer.routing import PeerRouting
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.floats import FloatTable
+from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.int8 import Int8Table
+
+Table = FloatTable | Int8Table | Int4Table
+
+
+class QuantizedExperts(nn.Module):
+    """PEER experts over tables that no autograd leaf holds, of any precision; biases stay float.
+
+    While `trains`, a backward pass leaves the tables' gradients in `gradients` as weighted pairs.
+    """
+
+    u: Table
+    v: Table
+
+    def __init__(self, spec: PeerSpec, d_model: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.index = CellIndex(spec)
+        self.u, self.v = table_of(spec, d_model), table_of(spec, d_model)
+        self.bias = nn.Parameter(torch.zeros(spec.num_experts))
+        self.axis_bias = AxisBias(spec, d_model) if spec.axis_bias else None
+        self.gradients: tuple[RowGradients, RowGradients] | None = None
+        """Of u and v, from the last backward pass; whoever updates the tables takes them."""
+        self.trains = spec.accumulator
+        self.ready: Kept[ExpertLayer] = Kept()
+
+    def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
+        library = cpu_library_for(x_ND)
+        if routing.packed is not None and library is not None and self.spec.scale_groups == 1:
+            layer = self.ready.of(self, library, lambda: self._layer(library))
+            return layer(x_ND.contiguous(), routing.packed)
+        expert_P, start_N1, gate_P = self.index(routing)
+        if self.trains and torch.is_grad_enabled():
+            y_ND = _TapedExpertSum.apply(x_ND, self.bias, gate_P, expert_P, start_N1, self)
+        elif isinstance(self.u, Int4Table) and isinstance(self.v, Int4Table) and self.u.groups > 1:
+            u, v = (self.u.stored, self.u.scale_EG), (self.v.stored, self.v.scale_EG)
+            y_ND = grouped_expert_sum(x_ND, *u, self.bias, *v, expert_P, start_N1, gate_P, self.spec.activation)
+        else:
+            u, v, scales = self.u.stored, self.v.stored, (self.u.scale_E, self.v.scale_E)
+            y_ND = expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
+        return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
+
+    def _layer(self, library: CpuLibrary) -> tuple[ExpertLayer, tuple[Tensor, ...]]:
+        u, v = (self.u.stored, self.u.scale_E), (self.v.stored, self.v.scale_E)
+        return expert_layer(library, self.spec, self.index, u, self.bias, v, self.axis_bias)
+
+    def pre_activations(self, x_ND: Tensor, expert_P: Tensor, token_P: Tensor) -> Tensor:
+        """(P): u . x + b of these pairs of an expert and a token, which are in order of experts."""
+        row_R, count_R = torch.unique_consecutive(expert_P, return_counts=True)
+        local_P = torch.repeat_interleave(torch.arange(len(row_R), device=row_R.device), count_R)
+        return bags.row_dots(self.u.rows(row_R), x_ND, token_P, starts(count_R), local_P) + self.bias[expert_P]
+
+
+def table_of(spec: PeerSpec, width: int) -> Table:
+    match spec.precision:
+        case "float32" | "bfloat16":
+            dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
+            return FloatTable(spec.num_experts, width, dtype)
+        case "int8":
+            return Int8Table(spec.num_experts, width)
+        case "int4":
+            return Int4Table(spec.num_experts, width, accumulator=spec.accumulator, groups=spec.scale_groups)
+        case "float":
+            raise AssertionError("tables of precision float are parameters of PeerExperts")
+
+
+class _TapedExpertSum(torch.autograd.Function):
+    """expert_sum whose tables are no autograd leaves: their gradients stay weighted pairs, left with the layer."""
+
+    @staticmethod
+    def forward(ctx, x_ND, bias_E, gate_P, expert_P, start_N1, layer):  # noqa: ANN001, ANN205 - torch's own protocol
+        u, v = layer.u, layer.v
+        y_ND, pre_P = expert_sum_forward(
+            x_ND, u.stored, u.scale_E, bias_E, v.stored, v.scale_E, expert_P, start_N1, gate_P, layer.spec.activation
+        )
+        ctx.save_for_backward(x_ND, expert_P, start_N1, gate_P, pre_P)
+        ctx.layer = layer
+        return y_ND
+
+    @staticmethod
+    def backward(ctx, dy_ND):  # type: ignore[override]  # noqa: ANN001, ANN205
+        x_ND, expert_P, start_N1, gate_P, pre_P = ctx.saved_tensors
+        u, v, spec = ctx.layer.u, ctx.layer.v, ctx.layer.spec
+        dx_ND, dgate_P, du_P, dv_P = expert_sum_backward(
+            dy_ND, u.stored, u.scale_E, v.stored, v.scale_E, expert_P, start_N1, gate_P, pre_P, spec.activation
+        )
+        if ctx.layer.gradients is not None:
+            raise AssertionError("the tables have not taken the gradients of the backward pass before this one")
+        order_P, row_R, start_R1 = pairs_by_row(expert_P)
+        token_P = tokens_of_pairs(start_N1)[order_P]
+        ctx.layer.gradients = (
+            RowGradients(x_ND.detach(), row_R, start_R1, token_P, du_P[order_P]),
+            RowGradients(dy_ND, row_R, start_R1, token_P, dv_P[order_P]),
+        )
+        dbias_E = du_P.new_zeros(spec.num_experts).index_add(0, expert_P, du_P)
+        return dx_ND, dbias_E, dgate_P, None, None, None
