@@ -118,8 +118,7 @@ def distill_symbols(
     """PEER int4 -> symbols: formulas and logic in tables, replacing every expert of the model."""
     if config.coordinates[-1] > int4.shape.d_model:
         raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
-    assert isinstance(int4.spec.experts, PeerSpec)
-    if (groups := int4.spec.experts.scale_groups) > 1:
+    if (groups := int4.spec.experts_as(PeerSpec).scale_groups) > 1:
         raise ValueError(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
     began = time.monotonic()
     fit = record(int4, _sample(corpus, config, "fit", config.sample_tokens), places=config.places, what="record")
@@ -229,11 +228,12 @@ def _names(
     generator = current_run().generator("permuted names")
     found: list[Name] = []
     said: list[Said] = []
-    for layer, (block, symbols) in enumerate(zip(int4.blocks(), blocks, strict=True)):
+    routers = int4.routers_of(PeerRouter)
+    for layer, symbols in enumerate(blocks):
         records = fit[layer], held[layer]
-        if isinstance(block.router, PeerRouter):
-            found += name_scores(block.router, layer, *records, words, generator)
-            found += name_features(block.router, layer, *records, words, generator)
+        if layer in routers:
+            found += name_scores(routers[layer], layer, *records, words, generator)
+            found += name_features(routers[layer], layer, *records, words, generator)
         found += name_coordinates(layer, *records, words, generator)
         said += say_experts(layer, symbols.statements, symbols.energy_E, fit[layer], words)
     return Names(names=tuple(found), experts=tuple(said))

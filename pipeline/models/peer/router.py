@@ -13,7 +13,7 @@ from kernels.jump_router.native import Router
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule, SparseRows, compact
 from kernels.product_key_topk import product_key_threshold, product_key_topk
-from pipeline.models.derived import Kept
+from pipeline.models.derived import Derived
 from pipeline.models.monet import axis_deviations, passing_logits
 from pipeline.models.peer.routing import PassingKeys, PeerRouting
 from pipeline.models.peer.spec import PeerSpec
@@ -39,7 +39,7 @@ class PeerRouter(nn.Module):
         if spec.score_features:
             self.features = nn.Linear(d_model, spec.score_features, bias=False)
             nn.init.normal_(self.features.weight, std=d_model**-0.5)
-            self._compact: Kept[SparseRows] = Kept()
+            self._compact: Derived[SparseRows] = Derived()
         read = spec.score_features or d_model
         self.query = nn.Linear(read, sum(self.widths), bias=spec.score_features > 0)
         nn.init.normal_(self.query.weight, std=read**-0.5)
@@ -53,7 +53,7 @@ class PeerRouter(nn.Module):
             self.norm1 = nn.BatchNorm1d(spec.num_heads, affine=False)
             self.norm2 = nn.BatchNorm1d(spec.num_heads, affine=False)
             self.rule = Rule(spec.num_keys, self.deviations, spec.tie_margin, self.norm1.eps)
-            self.ready: Kept[Router] = Kept()
+            self.ready: Derived[Router] = Derived()
             # Minus infinity: every pair that passes both axes fires, as in Monet; the first training batch sets it.
             self.register_buffer("threshold_H", torch.full((spec.num_heads,), -torch.inf))
 

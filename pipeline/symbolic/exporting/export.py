@@ -97,9 +97,9 @@ def _loss(model: LanguageModel, inputs_WT: Tensor, targets_WT: Tensor) -> float:
 
 def tables_file(model: LanguageModel, *, window: int) -> bytes:
     """The bytes of tables.bin. ValueError for a model that is no symbols model."""
-    spec = model.spec.experts
-    if not isinstance(spec, SymbolSpec):
+    if model.kind != "symbols":
         raise ValueError(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
+    spec = model.spec.experts_as(SymbolSpec)
     body = b"".join(_record(name, table) for name, table in _tables(model, spec))
     sizes = struct.pack("<24I6d", *_sizes(model, spec, window), *_numbers(model, spec))
     header_bytes = len(MAGIC) + struct.calcsize("<2I2Q") + len(sizes)
@@ -120,7 +120,7 @@ def _sizes(model: LanguageModel, spec: SymbolSpec, window: int) -> tuple[int, ..
 
 
 def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
-    router = _router(model.blocks()[0])
+    router = model.routers_of(SymbolRouter)[0].scores
     query_eps = router.query_norm.eps if isinstance(router.query_norm, nn.BatchNorm1d) else 0.0
     axis_eps, deviations = (router.norm1.eps, router.deviations) if spec.peer.gate == "jumprelu" else (0.0, 0.0)
     return model.shape.rope_theta, model.shape.norm_eps, query_eps, axis_eps, deviations, spec.peer.tie_margin
@@ -128,13 +128,8 @@ def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
 
 def _terms(model: LanguageModel) -> int:
     """Most terms of a score; 0 where all features are read, or none are."""
-    routers = [_router(block) for block in model.blocks() if block.router is not None]
+    routers = [router.scores for router in model.routers_of(SymbolRouter).values()]
     return max(router.compact_rows().index_SK.shape[1] if router.spec.score_terms else 0 for router in routers)
-
-
-def _router(block: Block) -> PeerRouter:
-    assert isinstance(block.router, SymbolRouter)
-    return block.router.scores
 
 
 def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tensor]]:
@@ -143,23 +138,25 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
     yield "blocks", torch.tensor([*zip(*sizes, strict=True)]).int()
     yield "embedding", model.model.embed_tokens.weight
     terms = _terms(model)
-    for layer, block in enumerate(model.blocks()):
-        for name, table in _block_tables(block, terms):
+    routers = model.routers_of(SymbolRouter)
+    for layer, (block, experts) in enumerate(zip(model.blocks(), model.expert_layers_of(SymbolExperts), strict=True)):
+        for name, table in _block_tables(block, routers.get(layer), experts, terms):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
     yield "head", model.lm_head.weight.T
 
 
-def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
-    attention, experts = block.self_attn, block.moe
-    assert isinstance(experts, SymbolExperts)
+def _block_tables(
+    block: Block, router: SymbolRouter | None, experts: SymbolExperts, terms: int
+) -> Iterator[tuple[str, Tensor]]:
+    attention = block.self_attn
     yield "attention_norm", block.input_layernorm.weight
     yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
     yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
     yield "expert_norm", block.post_attention_layernorm.weight
-    if block.router is not None:
-        yield from _router_tables(_router(block), terms)
-    tables = experts.tables._asdict()
+    if router is not None:
+        yield from _router_tables(router.scores, terms)
+    tables = experts.symbol_tables._asdict()
     yield "cell_start", tables.pop("cell_start_C1")
     if experts.axis_bias is not None:
         yield from (("row_bias", experts.axis_bias.row), ("column_bias", experts.axis_bias.column))
