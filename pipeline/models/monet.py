@@ -237,7 +237,7 @@ class MoVDE(MonetExperts):
     def pairs(self, x_ND: Tensor, routing: MonetRouting) -> Pairs:
         """An expert's neurons are those of its axis 1 and then those of its axis 2."""
         pre1_NIF, pre2_NJF = (u(x_ND).unflatten(-1, (self.num_sub_experts, -1)) for u in (self.u1, self.u2))
-        v11_IFO, v12_JFO, v21_IFO, v22_JFO = (
+        v11_IFO, v12_IFO, v21_JFO, v22_JFO = (
             _columns(v.weight, self.num_sub_experts) for v in (self.v11, self.v12, self.v21, self.v22)
         )
 
@@ -245,12 +245,10 @@ class MoVDE(MonetExperts):
             return torch.cat([pre1_NIF[token_P, i_P], pre2_NJF[token_P, j_P]], dim=-1)
 
         def added(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
-            first_PF, second_PF = self.act(pre_PM).chunk(2, dim=-1)
-            top_PO, bottom_PO = (
-                torch.einsum("pf,pfo->po", first_PF, first_IFO[i_P])
-                + torch.einsum("pf,pfo->po", second_PF, second_JFO[j_P])
-                for first_IFO, second_JFO in ((v11_IFO, v12_JFO), (v21_IFO, v22_JFO))
-            )
+            hidden_PM = self.act(pre_PM)
+            top_PMO = torch.cat([v11_IFO[i_P], v12_IFO[i_P]], dim=1)
+            bottom_PMO = torch.cat([v21_JFO[j_P], v22_JFO[j_P]], dim=1)
+            top_PO, bottom_PO = (torch.einsum("pm,pmo->po", hidden_PM, v_PMO) for v_PMO in (top_PMO, bottom_PMO))
             return torch.cat([top_PO + self.b1[i_P], bottom_PO + self.b2[j_P]], dim=-1)
 
         return _pairs(routing, pre, added)

@@ -58,7 +58,7 @@ class LayerKind(Generic[S]):
     experts: Callable[[S, int, int], ExpertLayer]
     fits: Callable[[S, TransformerSpec], None] = lambda spec, transformer: None
     """ValueError for a transformer that it cannot be part of."""
-    sparse: Callable[[Block], Sequence[nn.Parameter]] = lambda block: ()
+    sparse: Callable[[Block], Sequence[Tensor]] = lambda block: ()
     """Those of a block's parameters whose zeros stay while the others learn."""
     use: Callable[[Visit], Use] = use_of_pairs
     """What `measure_routing` counts."""

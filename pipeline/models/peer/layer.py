@@ -3,7 +3,7 @@
 # P pairs of a token and a cell, H heads, I sub-keys of the rows, J of the columns
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
@@ -25,8 +25,8 @@ def _experts(spec: PeerSpec, d_model: int, layer: int) -> PeerLayer:
     return (PeerExperts if spec.precision == "float" else TableExperts)(spec, d_model)
 
 
-def _sparse(block: Block) -> list[nn.Parameter]:
-    experts, found = wanted(block.experts, PeerLayer, "an expert layer"), list[nn.Parameter]()
+def _sparse(block: Block) -> list[Tensor]:
+    experts, found = wanted(block.experts, PeerLayer, "an expert layer"), list[Tensor]()
     if block.router is not None and experts.spec.score_features:
         found.append(wanted(block.router, PeerRouter, "a router").query.weight)
     if experts.spec.u_terms:

@@ -6,6 +6,7 @@ import weakref
 import pytest
 import torch
 
+from kernels import backends
 from kernels.symbol_table import reference
 from kernels.symbol_table.functions import SPLINE_CODE
 from pipeline.models.contract import ExpertLayer
@@ -17,6 +18,7 @@ from pipeline.models.registry import LAYER_KINDS, LayerKind
 from pipeline.models.tables.experts import TableExperts
 from tests.tiny import EVERY_KIND, HORIZONTAL, JUMP, SHAPE, TRAINABLE, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
+from tests.tolerances import assert_close
 
 # N tokens, D model width
 
@@ -57,13 +59,12 @@ def horizontal(layer, expert, pre_M):
 
 def vertical(layer, expert, pre_M):
     i, j = divmod(expert, layer.num_sub_experts)
-    half = len(pre_M) // 2
-    halves = []
-    for v_of_i, v_of_j, bias_O in ((layer.v11, layer.v12, layer.b1[i]), (layer.v21, layer.v22, layer.b2[j])):
+    half, halves = len(pre_M) // 2, []
+    for at, v_of_1, v_of_2, bias_O in ((i, layer.v11, layer.v12, layer.b1[i]), (j, layer.v21, layer.v22, layer.b2[j])):
         added_O = bias_O.double()
         for m in range(half):
-            added_O = added_O + ACTIVATIONS["relu2"](pre_M[m]) * v_of_i.weight[:, i * half + m].double()
-            added_O = added_O + ACTIVATIONS["relu2"](pre_M[half + m]) * v_of_j.weight[:, j * half + m].double()
+            added_O = added_O + ACTIVATIONS["relu2"](pre_M[m]) * v_of_1.weight[:, at * half + m].double()
+            added_O = added_O + ACTIVATIONS["relu2"](pre_M[half + m]) * v_of_2.weight[:, at * half + m].double()
         halves.append(added_O)
     return torch.cat(halves)
 
@@ -107,8 +108,11 @@ def of_nobody(name, layer, routing, num_tokens):
     return rest_ND
 
 
+@pytest.mark.parametrize("path", ["stock", "native"])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_layers_output_is_the_sum_of_its_pairs_each_as_long_as_it_says(cpu_path, name):
+@torch.no_grad()
+def test_a_layers_output_is_the_sum_of_its_pairs_each_as_long_as_it_says(name, path, best_library, monkeypatch):
+    monkeypatch.setattr(backends, "cpu_library", lambda: best_library if path == "native" else None)
     fired = 0
     for visit in visits(made(name)):
         layer, pairs = visit.experts, visit.pairs()
@@ -123,8 +127,8 @@ def test_a_layers_output_is_the_sum_of_its_pairs_each_as_long_as_it_says(cpu_pat
             added_D = gate * ORACLES.get(name, peer)(layer, expert, pre_M)
             assert norm == pytest.approx(float(added_D.square().sum().sqrt()), rel=1e-4, abs=1e-6)
             rebuilt_ND[token] += added_D
-        scale = float(visit.y_ND.double().square().mean().sqrt())
-        assert (rebuilt_ND - visit.y_ND).abs().max() < 2e-5 * max(1.0, scale)
+        # AVX-512 rounds a token to 15 bits of its largest element for int8 and int4 tables; relu2 doubles that.
+        assert_close(visit.y_ND.double(), rebuilt_ND, 2e-4 if path == "native" and "int" in name else 2e-6)
         fired += len(pairs.token_P)
     assert fired > 40
 
