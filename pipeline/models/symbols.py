@@ -19,9 +19,11 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
+from kernels.symbol_table.functions import FUNCTIONS
 from kernels.symbol_table.tables import SymbolTables
 from kernels.symbol_table.tables import shapes as table_shapes
 from pipeline.models.derived import Kept
+from pipeline.models.literals import Literals
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import AxisBias
 from pipeline.models.peer.router import PeerRouter
@@ -29,8 +31,6 @@ from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic.formulas.functions import BY_CODE
-from pipeline.symbolic.rules.logic import Literals
 
 Counts = tuple[Annotated[int, Field(ge=0, le=2**30)], ...]
 """One a block."""
@@ -174,4 +174,4 @@ class SymbolExperts(nn.Module):
 def activation_code(name: str) -> int:
     """The catalogue code of a model's activation."""
     activation(name)
-    return next(function.code for function in BY_CODE.values() if function.name == name)
+    return [known for known, _ in FUNCTIONS].index(name)
