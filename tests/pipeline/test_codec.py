@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from artifacts import ArtifactError, Circumstance, Recipe
-from kernels.cells import starts
+from kernels.pairs import starts
 from pipeline import codec
 from pipeline.corpus.windows import held_out_windows
 from pipeline.models.peer.cells import CellIndex

@@ -10,9 +10,9 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
-from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.fired_sum import ExpertLayer, ExpertTable
 from kernels.jump_router import axis_bias
+from kernels.pairs import tokens_of_pairs
 from pipeline.models.derived import Kept
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.routing import PassingKeys, PeerRouting

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from kernels.backends import CpuLibrary, cpu_library_for
-from kernels.cells import starts
 from kernels.jump_router import jump_router
 from kernels.jump_router.native import Router
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule, SparseRows, compact
+from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold, product_key_topk
 from pipeline.models.derived import Kept
 from pipeline.models.monet import axis_deviations, passing_logits

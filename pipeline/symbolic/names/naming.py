@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter
 from pipeline.symbolic.names.names import Name, Said, TopToken, gate_words, place

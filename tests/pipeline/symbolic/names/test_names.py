@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from kernels.symbol_table.tables import context_of
 from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from kernels.symbol_table.tables import context_of
 from pipeline.models.literals import Literals
 from pipeline.symbolic.recording import Events
