@@ -15,6 +15,8 @@ from pipeline.stage import Device, Made, StageConfig, chosen_device
 from stages.plan import CHAIN, PRESETS, Plan, Step, did_you_mean, inputs_of, plain, preset_of, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
+# Not all below ROOT: installed, our packages lie among those of others.
+_OUR_CODE = tuple(ROOT / name for name in ("artifacts", "kernels", "pipeline", "stages", "flows.py"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -353,6 +355,6 @@ def is_told(error: Exception) -> bool:
     if type(error) not in (ValueError, RuntimeError):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
-    file = Path(last.filename)
-    ours = file.is_relative_to(ROOT) and ".venv" not in file.parts
+    file = Path(last.filename).resolve()
+    ours = any(file.is_relative_to(place) for place in _OUR_CODE)
     return ours and (last.line or "").startswith("raise ")
