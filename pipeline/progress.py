@@ -14,6 +14,7 @@ from artifacts import Store
 from kernels.backends import cpu_library
 from pipeline.run import Progress
 from pipeline.stage import Device, Made
+from pipeline.threads import waiting_said
 
 # Title of the column, metric, form.
 COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
@@ -26,9 +27,13 @@ COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def say_kernels(device: Device) -> None:
-    """On stderr, once a command: where CPU tensors go through stock torch ops, that faster kernels can be built."""
+    """On stderr, once a command: where CPU tensors go through stock torch ops, that faster kernels can be built;
+    and where threads wait as on a busy machine, that they do.
+    """
     if device == "cpu" and cpu_library() is None:
         sentence = "stock torch ops run: the C++ kernels have not been built; `make native` builds them in 20 seconds"
+        Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
+    if device == "cpu" and (sentence := waiting_said()):
         Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
 
 

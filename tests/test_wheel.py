@@ -23,8 +23,9 @@ from stages.command import exit_code
 site, text = sys.argv[1:]
 mistake = exit_code(lambda: main(["prepare-corpus", "--config.sources", "nowhere.txt"]))
 code = exit_code(lambda: main(["prepare-corpus", "--config.sources", text, "--config.tokenizer", "bytes"]))
-ours = [m for name, m in sys.modules.items() if name.partition(".")[0] in ("artifacts", "kernels", "pipeline", "stages")]
-strays = [m.__name__ for m in ours if m.__file__ and not Path(m.__file__).is_relative_to(site)]
+packages = ("artifacts", "kernels", "pipeline", "stages")
+ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in packages]
+strays = [module.__name__ for module in ours if module.__file__ and not Path(module.__file__).is_relative_to(site)]
 print(json.dumps({"mistake": mistake, "code": code, "library": backends._library_name(), "strays": strays}))
 """
 
