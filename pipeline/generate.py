@@ -13,10 +13,9 @@ from artifacts import Artifact, ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus import Corpus
 from pipeline.models import LanguageModel
+from pipeline.trained_length import trained_length
 
 NO_MODELS = ("corpus", "report")
-CONTEXT = 512
-"""Tokens that the next one is sampled from; older ones are forgotten."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +35,13 @@ class Sampling:
 
 
 @torch.no_grad()
-def generate(model: nn.Module, prompt: Sequence[int], sampling: Sampling) -> Iterator[int]:
-    """Token ids after the prompt, one by one."""
+def generate(model: nn.Module, prompt: Sequence[int], sampling: Sampling, *, context: int) -> Iterator[int]:
+    """Token ids after the prompt, one by one, each sampled from the last `context` before it; a model has learnt
+    nothing of more than it was trained on (`trained_length`)."""
     generator = torch.Generator().manual_seed(sampling.seed)
     ids = list(prompt)
     for _ in range(sampling.tokens):
-        logits_V = model(torch.tensor([ids[-CONTEXT:]]))[0, -1]
+        logits_V = model(torch.tensor([ids[-context:]]))[0, -1]
         ids.append(_sampled(logits_V, sampling, generator))
         yield ids[-1]
 
@@ -54,12 +54,25 @@ def _sampled(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -
     return int(ids[torch.multinomial(chances, 1, generator=generator)])
 
 
-def open_model(id: str, store: Store) -> tuple[LanguageModel, Corpus]:
-    """The model of this id, or the latest one, and the corpus that it was trained on."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """A model, and what its lineage says of it."""
+
+    id: str
+    model: LanguageModel
+    corpus: Corpus
+    """What it was trained on."""
+    context: int
+    """Tokens that it was trained to read at once."""
+
+
+def open_model(id: str, store: Store) -> Opened:
+    """The model of this id, or the latest one."""
     artifact = store.open(id, kind=tuple(kind for kind in codec.known_kinds() if kind not in NO_MODELS))
     model = codec.load(artifact)
     assert isinstance(model, LanguageModel)
-    return model.eval(), _corpus_of(artifact, store)
+    context = trained_length(store, artifact.id)
+    return Opened(id=artifact.id, model=model.eval(), corpus=_corpus_of(artifact, store), context=context)
 
 
 def _corpus_of(artifact: Artifact, store: Store) -> Corpus:
@@ -85,12 +98,19 @@ def main(arguments: Sequence[str]) -> int:
         sampling = Sampling(tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
         if not args.prompt:
             raise ValueError("--prompt: got no text, wanted at least one character")
-        model, corpus = open_model(args.id, Store(args.store))
+        opened = open_model(args.id, Store(args.store))
     except (ValueError, ArtifactError) as error:
         print(error, file=sys.stderr)
         return 2
-    ids = corpus.tokenizer.encode(args.prompt)
-    print(corpus.tokenizer.decode([*ids, *generate(model, ids, sampling)]))
+    tokenizer, context = opened.corpus.tokenizer, opened.context
+    ids = tokenizer.encode(args.prompt)
+    if len(ids) + sampling.tokens - 1 > context:  # the last token is read by none
+        print(
+            f"{opened.id} was trained on {context} tokens of context, and the prompt's {len(ids)} with the "
+            f"{sampling.tokens} to add are more: each token sees the {context} before it and no older ones",
+            file=sys.stderr,
+        )
+    print(tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)]))
     return 0
 
 
