@@ -44,6 +44,9 @@ class Measured:
     id: str
     kind: str
     stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, ArtifactId]
+    """What it was made from, by role."""
     spec: Mapping[str, Any]
     metrics: Mapping[str, float]
     seconds: float
@@ -194,6 +197,8 @@ def _value(artifact: Artifact, role: Role, device: torch.device) -> Any:
             id=artifact.id,
             kind=artifact.kind,
             stage=artifact.lineage.stage,
+            config=artifact.lineage.config,
+            inputs={role: ref.id for role, ref in artifact.lineage.inputs.items()},
             spec=artifact.spec,
             metrics=artifact.metrics,
             seconds=artifact.lineage.seconds,
