@@ -1,6 +1,7 @@
 """Text from a trained model: python -m pipeline.generate ID --prompt TEXT."""
 
 import argparse
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from artifacts import Artifact, ArtifactError, Store
+from artifacts import Artifact, ArtifactError, Store, show_every_text
 from pipeline import codec
 from pipeline.corpus import Corpus
 from pipeline.models import LanguageModel
+from pipeline.run import check_seed
 from pipeline.trained_length import trained_length
 
 NO_MODELS = ("corpus", "report")
@@ -28,10 +30,13 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.tokens < 1:
             raise ValueError(f"--tokens: got {self.tokens}, wanted at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more, and finite"
+            )
         if self.top_k < 1:
             raise ValueError(f"--top-k: got {self.top_k}, wanted at least 1")
+        check_seed(self.seed)
 
 
 @torch.no_grad()
@@ -50,7 +55,8 @@ def _sampled(logits_V: Tensor, sampling: Sampling, generator: torch.Generator) -
     best, ids = logits_V.float().topk(min(sampling.top_k, len(logits_V)))
     if sampling.temperature == 0:
         return int(ids[0])
-    chances = torch.softmax(best / sampling.temperature, dim=0)
+    # In doubles and from the best down: nothing overflows at any temperature.
+    chances = torch.softmax((best - best[0]).double() / sampling.temperature, dim=0)
     return int(ids[torch.multinomial(chances, 1, generator=generator)])
 
 
@@ -84,7 +90,18 @@ def _corpus_of(artifact: Artifact, store: Store) -> Corpus:
     raise ArtifactError(f"{artifact.id} was made from no corpus, so its tokens cannot be read; name another model")
 
 
+def _check_unicode(prompt: str) -> None:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:  # a byte of the command line that is no text is half a surrogate pair in it
+        raise ValueError(
+            f"--prompt: got {prompt[error.start]!r} as character {error.start + 1}, a lone surrogate or a byte that is "
+            "no UTF-8; wanted Unicode text"
+        ) from None
+
+
 def main(arguments: Sequence[str]) -> int:
+    show_every_text()
     parser = argparse.ArgumentParser(prog="python -m pipeline.generate", description=__doc__)
     parser.add_argument("id", metavar="ID", help="the model: an id, its beginning, or 'latest'")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to go on from")
@@ -98,6 +115,7 @@ def main(arguments: Sequence[str]) -> int:
         sampling = Sampling(tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
         if not args.prompt:
             raise ValueError("--prompt: got no text, wanted at least one character")
+        _check_unicode(args.prompt)
         opened = open_model(args.id, Store(args.store))
     except (ValueError, ArtifactError) as error:
         print(error, file=sys.stderr)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Manifest, Store, canonical_json, sha256_of_bytes
+from artifacts import ArtifactError, Manifest, Store, canonical_json, sha256_of_bytes, show_every_text
 from pipeline.alike import context_of, unlike
 from pipeline.trials import paired
 
@@ -153,6 +153,7 @@ def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the table of models, or with --stage all metrics of one stage."""
+    show_every_text()
     parser = argparse.ArgumentParser(prog="python -m pipeline.seeds", description=__doc__)
     parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
     parser.add_argument("--stage", help="print every metric of this stage instead")

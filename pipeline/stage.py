@@ -14,7 +14,7 @@ from torch import nn
 from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store, code_of_process
 from kernels.backends import cpu_library
 from pipeline import codec
-from pipeline.run import Progress, Run, running
+from pipeline.run import Progress, Run, check_seed, running
 
 Device = Literal["cpu", "cuda"]
 
@@ -116,6 +116,7 @@ def recipe_of(stage: Stage, config: StageConfig, inputs: Mapping[str, ArtifactId
             f"stage {stage.name!r} takes the inputs {', '.join(stage.inputs) or '(none)'}; "
             f"it got {', '.join(inputs) or '(none)'}"
         )
+    check_seed(seed)
     return Recipe(
         stage=stage.name,
         stage_version=stage.version,

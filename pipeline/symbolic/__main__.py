@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from artifacts import Artifact, ArtifactError, Store
+from artifacts import Artifact, ArtifactError, Store, show_every_text
 from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
@@ -57,6 +57,7 @@ class _Opened:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 2 is an error told in one sentence."""
+    show_every_text()
     args = _parser().parse_args(arguments)
     if args.command == "export":
         return _export(args)
@@ -146,6 +147,10 @@ def _export(args: argparse.Namespace) -> int:
     except (ArtifactError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _is_of(args.to, error):
+            raise
+        return _unwritable(args.to, error)
     if args.length is not None and made.length < args.length:
         print(
             f"--length: got {args.length}, and the model was trained on {made.length} tokens of context: the windows "
@@ -165,10 +170,28 @@ def _kan(args: argparse.Namespace) -> int:
     except (ArtifactError, ValueError) as error:
         print(error, file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _is_of(args.to, error):
+            raise
+        return _unwritable(args.to, error)
     print(
         f"{args.to}: {reading.tier.name}, {reading.num_coordinates} coordinates, {states:,} states; see its README.md"
     )
     return 0
+
+
+def _is_of(folder: Path, error: OSError) -> bool:
+    """Whether it befell the folder that is written, what lies in it, or one above it; a full disk names no file."""
+    if error.filename is None:
+        return True
+    path = Path(error.filename)
+    inside = any(part == folder.name or part.startswith(f".{folder.name}.") for part in path.parts)
+    return inside or path in folder.parents
+
+
+def _unwritable(folder: Path, error: OSError) -> int:
+    print(f"--to: {folder} cannot be written ({error.strerror or error}); name another folder", file=sys.stderr)
+    return 2
 
 
 def _open(store: Store, id: str) -> _Opened:

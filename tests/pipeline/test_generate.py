@@ -1,5 +1,7 @@
 """Text from a model: sampling, and finding the tokenizer through the lineage."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -66,6 +68,31 @@ def test_a_long_prompt_is_gone_on_from_as_its_last_tokens_alone_are():
             wanted.append(int(model(torch.tensor([wanted[-CONTEXT:]]))[0, -1].argmax()))
     made = list(generate(model, prompt, sampling, context=CONTEXT))
     assert made == wanted[-9:] == list(generate(model, prompt[-CONTEXT:], sampling, context=CONTEXT))
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 5e-324, 1e-9])
+def test_the_least_temperatures_take_the_likeliest_token_too(temperature):
+    sampling = _sampling(temperature=temperature)
+    assert list(generate(NextUp(), [3], sampling, context=CONTEXT)) == [4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("temperature", [math.nan, math.inf, -math.inf, -0.1])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(
+        ValueError, match=r"--temperature: got .*, wanted 0 \(always the likeliest\) or more, and finite"
+    ):
+        _sampling(temperature=temperature)
+
+
+def test_sampling_draws_each_token_as_often_as_its_chance():
+    """Of two tokens whose logits differ by log 3, at temperature 1: a quarter of the draws, to 4 deviations."""
+
+    class Two(nn.Module):
+        def forward(self, tokens_BT: Tensor) -> Tensor:
+            return torch.tensor([math.log(3.0), 0.0]).expand(*tokens_BT.shape, 2)
+
+    drawn = list(generate(Two(), [0], _sampling(tokens=2000, temperature=1.0), context=CONTEXT))
+    assert abs(sum(drawn) / 2000 - 0.25) < 4 * (0.25 * 0.75 / 2000) ** 0.5
 
 
 TRAINED = 7
