@@ -18,22 +18,24 @@ from artifacts.explanation import Link, explain
 from artifacts.manifest import Manifest
 from artifacts.model_card import model_card
 from artifacts.store import Store
+from artifacts.terminal import show_every_text
 from artifacts.tree import family, text_tree
 from artifacts.verification import Damage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 1 is damage found by `verify`, 2 is an error told in one sentence."""
+    show_every_text()
     args = _parser().parse_args(arguments)
-    store = Store(args.store)
     try:
+        store = Store(args.store)
         code = args.command(store, args)
         sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        print(f"cannot use the store at {store.root}: {error}", file=sys.stderr)
+        print(f"cannot use the store at {args.store}: {error}", file=sys.stderr)
         return 2
     except ArtifactError as error:
         print(error, file=sys.stderr)

@@ -174,6 +174,7 @@ CORPUS: Mapping[str, str] = {
 """Of a corpus; `text_bytes_X` are those of the domain X."""
 
 REPORT: Mapping[str, str] = {
+    "context_tokens": "tokens of a window in which the model was trained, or else measured",
     "dense_bits_per_byte": "held-out bits a byte of the dense baseline",
     "symbols_bits_per_byte": "held-out bits a byte of the symbolic model",
     "bits_per_byte_increase_over_dense": "held-out bits a byte of the symbolic model minus those of the dense baseline",

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Store
+from artifacts import ArtifactError, Store, show_every_text
 from pipeline import codec
 from pipeline.report import Report
 from pipeline.trials import paired
@@ -45,6 +45,7 @@ def _list(arms: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    show_every_text()
     parser = argparse.ArgumentParser(prog="python -m pipeline.compare_arms", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", metavar="STUDY", help="id of a study's report, or its beginning")
     parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")

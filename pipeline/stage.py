@@ -14,7 +14,7 @@ from torch import nn
 from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store, code_of_process
 from kernels.backends import cpu_library
 from pipeline import codec
-from pipeline.run import Progress, Run, running
+from pipeline.run import Progress, Run, check_seed, running
 
 Device = Literal["cpu", "cuda"]
 
@@ -44,6 +44,9 @@ class Measured:
     id: str
     kind: str
     stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, ArtifactId]
+    """What it was made from, by role."""
     spec: Mapping[str, Any]
     metrics: Mapping[str, float]
     seconds: float
@@ -113,6 +116,7 @@ def recipe_of(stage: Stage, config: StageConfig, inputs: Mapping[str, ArtifactId
             f"stage {stage.name!r} takes the inputs {', '.join(stage.inputs) or '(none)'}; "
             f"it got {', '.join(inputs) or '(none)'}"
         )
+    check_seed(seed)
     return Recipe(
         stage=stage.name,
         stage_version=stage.version,
@@ -194,6 +198,8 @@ def _value(artifact: Artifact, role: Role, device: torch.device) -> Any:
             id=artifact.id,
             kind=artifact.kind,
             stage=artifact.lineage.stage,
+            config=artifact.lineage.config,
+            inputs={role: ref.id for role, ref in artifact.lineage.inputs.items()},
             spec=artifact.spec,
             metrics=artifact.metrics,
             seconds=artifact.lineage.seconds,

@@ -10,7 +10,8 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from artifacts import ArtifactError, ArtifactId, Store
+from artifacts import ArtifactError, ArtifactId, Store, show_every_text
+from pipeline.run import check_seed
 from pipeline.stage import Device, Made, StageConfig, chosen_device
 from stages.plan import CHAIN, PRESETS, Plan, Step, did_you_mean, inputs_of, plain, preset_of, step_of
 
@@ -235,6 +236,7 @@ def _add_common(parser: _Parser) -> None:
 
 def _common(values: Mapping[str, Any]) -> dict[str, Any]:
     chosen_device(values["device"])
+    check_seed(values["seed"])
     return {"store": values["store"].absolute(), "seed": values["seed"], "device": values["device"]}
 
 
@@ -336,6 +338,7 @@ def make_one(command: StageCommand, make: Make) -> Iterator[Made]:
 
 def exit_code(action: Callable[[], int]) -> int:
     """What `action` returns; 2 after one sentence for a user's mistake, 130 after Ctrl-C. Bugs keep their traceback."""
+    show_every_text()
     try:
         return action()
     except KeyboardInterrupt:

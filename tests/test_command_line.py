@@ -160,6 +160,35 @@ def test_inputs_not_named_are_those_that_the_named_ones_come_from(tmp_path):
         inputs_of(step_of("train-dense"), {"corpus": "foo"}, store, never)
 
 
+def test_a_baseline_is_the_latest_of_the_corpus_that_the_other_inputs_come_from(tmp_path):
+    store = Store(tmp_path)
+    corpora = [_published(store, "prepare-corpus", "corpus", {}, seed) for seed in (1, 2)]
+    made = {"corpus": corpora[0]}
+    for role, stage, kind, inputs in (
+        ("monet", "train-monet", "monet", ("corpus",)),
+        ("peer", "distill-peer", "peer", ("corpus", "monet")),
+        ("int8", "quantize-int8", "peer-int8", ("corpus", "peer")),
+        ("int4", "quantize-int4", "peer-int4", ("corpus", "peer")),
+        ("tuned", "finetune-int4", "peer-int4", ("corpus", "int4", "peer")),
+    ):
+        made[role] = _published(store, stage, kind, {name: made[name] for name in inputs})
+    symbols = {"corpus": made["corpus"], "int4": made["tuned"]}
+    made["symbols"] = _published(store, "distill-symbols", "symbols", symbols)
+    dense = [
+        _published(store, "train-dense", "dense", {"corpus": corpora[corpus]}, seed)
+        for corpus, seed in ((0, 1), (0, 2), (1, 3))
+    ]
+
+    def never(step, inputs):
+        raise AssertionError(f"{step.name} need not be made")
+
+    report = step_of("report")
+    assert inputs_of(report, {}, store, never) == {**made, "dense": dense[1]}
+    for id in dense[:2]:
+        store.remove(id)
+    assert inputs_of(report, {}, store, never)["dense"] == dense[2]  # which the report then refuses by name
+
+
 def test_with_a_preset_inputs_are_those_made_by_its_settings_from_the_corpus_on(tmp_path):
     """Stages whose settings two presets share are told apart by what they were made from."""
     store, small, tiny = Store(tmp_path), PRESETS["small"](), PRESETS["tiny"]()

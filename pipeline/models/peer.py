@@ -28,6 +28,7 @@ from kernels.packing import LAYOUT
 from kernels.product_key_topk import product_key_threshold, product_key_topk
 from pipeline.models.kept import Kept
 from pipeline.models.monet import axis_deviations, passing_logits
+from pipeline.models.number_types import FullStatistics, at_least_float32, outside_autocast
 from pipeline.models.peer_routing import PassingKeys, PeerRouting
 
 THRESHOLD_GAIN = 0.03
@@ -113,7 +114,7 @@ class PeerSpec(BaseModel):
             raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
         if self.gate == "softmax" and self.pairs_per_head > self.num_keys:
             raise ValueError(f"pairs_per_head={self.pairs_per_head} is more than num_keys={self.num_keys}")
-        if self.active_keys >= self.num_keys:
+        if self.gate == "jumprelu" and self.active_keys >= self.num_keys:
             raise ValueError(f"active_keys={self.active_keys} must be below num_keys={self.num_keys}")
         if self.accumulator and self.precision != "int4":
             raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
@@ -160,7 +161,7 @@ class PeerSpec(BaseModel):
         return "peer" if self.precision == "float" else f"peer-{self.precision}"
 
 
-class PeerRouter(nn.Module):
+class PeerRouter(FullStatistics):
     """Query, sub-keys and gate. With the jumprelu gate, head h reaches cell (r, c) iff A_r + B_c > threshold_h.
 
     A and B are the log gates of Monet's router (logits that pass an axis threshold, minus their log-sum-exp), so the
@@ -232,6 +233,7 @@ class PeerRouter(nn.Module):
             torch.log_softmax(passing_logits(column_NHJ, self.norm2, self.deviations, self.spec.tie_margin), dim=-1),
         )
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> PeerRouting:
         if self.spec.gate == "softmax":
             return self._softmax(x_ND)
@@ -293,7 +295,11 @@ class PeerRouter(nn.Module):
     def compact_rows(self) -> SparseRows:
         """The non-zeros of the query's rows, found again whenever its weight or bias holds other numbers."""
         weight, bias = self.query.weight.detach(), self.query.bias.detach()
-        return self._compact.of(self.query, None, lambda: (compact(weight, bias.clone()), (weight, bias)))
+
+        def make() -> tuple[SparseRows, tuple[Tensor, Tensor]]:
+            return compact(at_least_float32(weight), at_least_float32(bias).clone()), (weight, bias)
+
+        return self._compact.of(self.query, None, make)
 
     def _score_SN(self, x_ND: Tensor) -> Tensor:
         return torch.cat([score_NHX.flatten(1) for score_NHX in self.scores(x_ND)], dim=1).T.contiguous()
@@ -302,10 +308,6 @@ class PeerRouter(nn.Module):
         row, column = self.norm1, self.norm2
         numbers = (row.running_mean, row.running_var, column.running_mean, column.running_var)
         return AxisStatistics(*numbers, self.threshold_H)  # type: ignore[arg-type]
-
-
-def at_least_float32(score_X: Tensor) -> Tensor:
-    return score_X if score_X.dtype == torch.float64 else score_X.float()
 
 
 def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) -> Tensor:
@@ -381,7 +383,9 @@ class AxisBias(nn.Module):
             raise AssertionError("axis biases need the log gates of a jumprelu router")
         if isinstance(axes, PassingKeys):
             if not torch.is_grad_enabled():
-                return axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], self.row, self.column)
+                wide = at_least_float32(self.row), at_least_float32(self.column)
+                made_ND = axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], *wide)
+                return made_ND.type_as(self.row)
             axes = axes.log_gates()
         gate1_NI, gate2_NJ = (log_gate_NHX.exp().sum(1) for log_gate_NHX in axes)
         return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
@@ -416,6 +420,7 @@ class PeerExperts(nn.Module):
         self.axis_bias = AxisBias(spec, d_model) if spec.axis_bias else None
         self.ready: Kept[ExpertLayer] = Kept()
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         if routing.packed is not None and (library := cpu_library_for(x_ND)) is not None:
             u, v = (self.u, None), (self.v, None)

@@ -18,6 +18,7 @@ from kernels.fired_sum import ExpertLayer
 from kernels.packing import latent, pack_int4, unpack_int4
 from kernels.sr_update import NibbleTable, RowGradients, pairs_by_row
 from pipeline.models.kept import Kept
+from pipeline.models.number_types import FixedFormat, outside_autocast
 from pipeline.models.peer import AxisBias, CellIndex, PeerSpec, expert_layer, starts
 from pipeline.models.peer_routing import PeerRouting
 
@@ -80,7 +81,7 @@ def quantize_int4(rows_ED: Tensor, clips: int, groups: int = 1) -> tuple[Tensor,
     return best_value_SF.view_as(rows_ED), best_scale_S if groups == 1 else best_scale_S.view(-1, groups)
 
 
-class Int8Table(nn.Module):
+class Int8Table(FixedFormat):
     value_ED: Tensor
     scale_E: Tensor
 
@@ -102,7 +103,7 @@ class Int8Table(nn.Module):
         return _bytes(self)
 
 
-class Int4Table(nn.Module):
+class Int4Table(FixedFormat):
     """Rows of nibbles with one scale a row, or (for inference alone) a scale for each of its groups of values.
 
     A row of G groups lies as G rows of width D / G would, each packed by itself.
@@ -170,7 +171,7 @@ def _bytes(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
-class FloatTable(nn.Module):
+class FloatTable(FixedFormat):
     value_ED: Tensor
     scale_E = None
     """Floats have none."""
@@ -216,6 +217,7 @@ class QuantizedExperts(nn.Module):
         self.trains = spec.accumulator
         self.ready: Kept[ExpertLayer] = Kept()
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         library = cpu_library_for(x_ND)
         if routing.packed is not None and library is not None and self.spec.scale_groups == 1:
