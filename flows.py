@@ -158,6 +158,8 @@ class _Ring:
         self.told = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        if not progress.total:  # a sentence, which the run's log has
+            return
         self.first = first_of_loop(self.first, progress)
         now = time.monotonic()
         if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
