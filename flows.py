@@ -84,6 +84,7 @@ from stages.command import (
     exit_code,
     make_one,
     read,
+    require_named,
 )
 from stages.plan import Plan, Step, inputs_of, made_from, plain, step_of, tiny
 
@@ -350,6 +351,7 @@ def _settings_for(url: str) -> Any:
 
 
 def main_run(command: RunCommand) -> int:
+    require_named(command)
     start = time.monotonic()
     say_kernels(command.device)
     with connected():
@@ -362,6 +364,7 @@ def main_run(command: RunCommand) -> int:
 
 
 def main_stage(command: StageCommand) -> int:
+    require_named(command)
     start = time.monotonic()
     say_kernels(command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}
