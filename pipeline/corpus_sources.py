@@ -139,8 +139,13 @@ def _described(source: Source, hf_split: str) -> dict[str, Any]:
 
 
 def _file_sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    try:
+        with file.open("rb") as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read ({error.strerror}); make it readable or leave it out"
+        ) from error
 
 
 def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentSplits:
@@ -370,6 +375,8 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         raise ValueError(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
+    except ValueError as error:  # Python reads no integer of thousands of digits
+        raise ValueError(f"{where} has a number of too many digits to be read; write it as a string") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
     return row
@@ -387,7 +394,7 @@ def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
         used = [field for field in (reading.text_field, reading.domain_field) if field in names]
         remarks.unused_fields.update(field for field in names if field not in used)
         number = 0
-        for batch in table.iter_batches(columns=used):
+        for batch in _batches(table, used, file):
             for row in range(batch.num_rows):
                 cells = {field: batch.column(field)[row] for field in used}
                 where = f"{file} row {number}, counted from 0"
@@ -395,6 +402,13 @@ def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
                     f"{name}:{number}", _of_cells(cells, where), where, reading, remarks
                 )
                 number += 1
+
+
+def _batches(table: pyarrow.parquet.ParquetFile, fields: list[str], file: Path) -> Iterator[pyarrow.RecordBatch]:
+    try:
+        yield from table.iter_batches(columns=fields)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
 
 
 def _of_cells(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -414,7 +428,8 @@ def _row(name: str, fields: Mapping[str, Any], where: str, reading: Reading, rem
 
 
 def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:
-    return ValueError(f"{where} has no field {text_field!r} (it has: {some(fields) or 'none'}); set text_field")
+    names = some(repr_of(field)[1:-1] for field in fields)
+    return ValueError(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
 
 
 def _string(value: Any, field: str, where: str, setting: str) -> str:

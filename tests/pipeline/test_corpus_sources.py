@@ -1,6 +1,7 @@
 """One's own files, folders and tables become documents; what cannot be read says so in one sentence."""
 
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
@@ -159,6 +160,8 @@ def bad(name, content, message):
         bad("one.txt", b"a" * 500 + b"\xff" + b"b" * 500, r"'.*one.txt' line 1 is not UTF-8 text: .* byte 0xff"),
         bad("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', r"'.*latin.jsonl' line 2 is not UTF-8 text: .* 0xe9"),
         bad("deep.jsonl", b'{"text": "a"}\n' + b"[" * 200_000, r"deep.jsonl line 2 is nested too deeply to be read"),
+        bad("digits.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", r"line 1 has a number of too many digits"),
+        bad("long.jsonl", b'{"' + b"x" * 100_000 + b'": 1}', r"^.{,400}has no field 'text' \(it has: x{117}...\); set"),
         bad("null.jsonl", b'{"text": null}', r"null.jsonl line 1: field 'text' is null; .* by unreadable=skip"),
         bad("domain.jsonl", b'{"text": "a", "domain": 3}', r"field 'domain' is int, not a string; set domain_field"),
         bad("photo.png", b"text", r"'.*photo.png' has the unknown suffix '.png'; wanted .txt, .jsonl"),
@@ -205,6 +208,23 @@ def test_parquet_that_is_not_utf8_is_told_with_its_row(tmp_path):
     pyarrow.parquet.write_table(pyarrow.table({"text": latin}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet row 1, counted from 0 is not UTF-8 text"):
         read(tmp_path / "a.parquet")
+
+
+def test_a_damaged_parquet_file_is_told(tmp_path):
+    rows = pyarrow.table({"text": [f"text {i * i} of many" for i in range(5000)]})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[4:60] = b"\xff" * 56
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"'.*a.parquet' is a damaged parquet file; check it or leave it out"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one two")
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ValueError, match=r"'.*a.txt' cannot be read \(Permission denied\); make it readable"):
+        digest(tmp_path / "a.txt")
 
 
 def test_what_is_unreadable_is_left_out_and_counted_where_that_is_asked_for(tmp_path):
