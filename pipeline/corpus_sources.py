@@ -103,7 +103,16 @@ def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
             "from rows by an empty domain_field"
         )
     _require_every_split(splits, sources)
+    _tell_what_repeats(parts, splits)
     return splits
+
+
+def _tell_what_repeats(parts: Sequence[DocumentSplits], splits: DocumentSplits) -> None:
+    """Says which domains have lost all that they gave to a split, since other text repeats it."""
+    for name, documents in splits.by_name.items():
+        given = dict.fromkeys(document.domain for part in parts for document in part.by_name[name])
+        for domain in sorted(given.keys() - {document.domain for document in documents}):
+            say(f"the split {name!r} has no text of the domain {domain!r}: all of it repeats other text")
 
 
 def require_sources(sources: Sequence[str]) -> None:

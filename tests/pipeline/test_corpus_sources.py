@@ -344,6 +344,16 @@ def test_the_end_of_a_text_that_only_repeats_its_beginning_is_refused(tmp_path):
         read(tmp_path / "a.txt")
 
 
+def test_a_domain_that_repeats_has_no_held_out_text_left_and_that_is_told(tmp_path):
+    (tmp_path / "play.txt").write_text("to be or not to be, that is the question\n" * 300)
+    write_jsonl(tmp_path / "other.jsonl", [{"text": f"row {i}"} for i in range(20)])
+    said = told(tmp_path / "play.txt", tmp_path / "other.jsonl")
+    assert said == [
+        f"the split {split!r} has no text of the domain 'play': all of it repeats other text"
+        for split in ("validation", "held_out")
+    ]
+
+
 def test_repeats_of_documents_below_five_lines_are_found():
     long = " ".join(f"word{i}" for i in range(100))
     train = [document(long), document("a\nb\nc")]
