@@ -84,6 +84,7 @@ from stages.command import (
     exit_code,
     make_one,
     read,
+    require_named,
 )
 from stages.plan import Plan, Step, inputs_of, made_from, plain, step_of, tiny
 
@@ -158,6 +159,8 @@ class _Ring:
         self.told = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        if not progress.total:  # a sentence, which the run's log has
+            return
         self.first = first_of_loop(self.first, progress)
         now = time.monotonic()
         if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
@@ -348,6 +351,7 @@ def _settings_for(url: str) -> Any:
 
 
 def main_run(command: RunCommand) -> int:
+    require_named(command)
     start = time.monotonic()
     say_kernels(command.device)
     with connected():
@@ -360,6 +364,7 @@ def main_run(command: RunCommand) -> int:
 
 
 def main_stage(command: StageCommand) -> int:
+    require_named(command)
     start = time.monotonic()
     say_kernels(command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}

@@ -161,6 +161,8 @@ CORPUS: Mapping[str, str] = {
     "held_out_tokens": "tokens of the held-out split",
     "bytes_per_token_held_out": "bytes of held-out text over its tokens",
     "documents_dropped": "documents left out: repeated ones, and held-out ones that mostly repeat train",
+    "documents_unreadable": "rows and files left out as unreadable, where the config says to skip them",
+    "replacement_characters": "U+FFFD in the text: half a surrogate pair in JSON, or there already when it was read",
     "ppmd_held_out_bits_per_byte": "what PPMd-6 needs for the windows that models are measured on, bits a byte",
     "ppmd_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
     "ppmd16_held_out_bits_per_byte": "what PPMd-16 needs for them, bits a byte",

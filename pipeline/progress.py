@@ -42,7 +42,7 @@ def shown(stage: str) -> Iterator[Callable[[Progress], None]]:
     """Within it, what the yielded function is told of the stage's progress appears on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(stage, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        yield Lines(stage, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         return
     columns = (
         TextColumn("{task.description}"),
@@ -63,6 +63,9 @@ class _Bars:
         self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, progress: Progress) -> None:
+        if not progress.total:
+            self.bars.console.print(f"{self.stage} · {progress.what}", highlight=False, markup=False, soft_wrap=True)
+            return
         if progress.what not in self.tasks:
             description = f"{self.stage} · {progress.what}"
             self.tasks[progress.what] = self.bars.add_task(description, total=progress.total, numbers="")
@@ -98,6 +101,8 @@ def first_of_loop(first: Progress | None, now: Progress) -> Progress:
 
 def line(first: Progress, now: Progress) -> str:
     """How far a loop has come since its first report: step, losses, speed, time left."""
+    if not now.total:
+        return now.what
     parts = [f"{now.what} {now.step}/{now.total}", _numbers(now), _time_left(first, now)]
     return "  ".join(part for part in parts if part)
 

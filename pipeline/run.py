@@ -30,6 +30,7 @@ class Progress:
     what: str
     step: int
     total: int
+    """0 where `what` is a sentence that the stage says, and no loop."""
     seconds: float
     numbers: dict[str, float] = field(default_factory=dict)
 
@@ -82,3 +83,8 @@ def steps(what: str, total: int, *, first: int = 0) -> Iterator[int]:
         if now - told > 0.5 or step + 1 == total:
             run.report(Progress(what=what, step=step + 1, total=total, seconds=now - start))
             told = now
+
+
+def say(sentence: str) -> None:
+    """Tells whoever hears of the run's progress what a person should know of its input."""
+    current_run().report(Progress(what=sentence, step=0, total=0, seconds=0.0))

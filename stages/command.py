@@ -11,9 +11,11 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Store, show_every_text
+from pipeline.corpus_sources import require_sources
 from pipeline.run import check_seed
 from pipeline.stage import Device, Made, StageConfig, chosen_device
 from stages.plan import CHAIN, PRESETS, Plan, Step, did_you_mean, inputs_of, plain, preset_of, step_of
+from stages.prepare_corpus import PrepareCorpusConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 # Not all below ROOT: installed, our packages lie among those of others.
@@ -316,6 +318,26 @@ def _one_invalid(problem: Mapping[str, Any], name: Callable[[tuple[str, ...]], s
     if problem["type"] == "value_error":
         return f"{where}: {message}" if problem["loc"] else message
     return f"{where}: got {problem['input']!r}, wanted: {message}"
+
+
+def require_named(command: RunCommand | StageCommand) -> None:
+    """ValueError or ArtifactError where text or artifacts that were named are not there, before a run is recorded."""
+    config = command.plan.prepare_corpus if isinstance(command, RunCommand) else command.config
+    if isinstance(config, PrepareCorpusConfig):
+        require_sources(config.sources)
+    if isinstance(command, StageCommand):
+        store = Store(command.store)
+        for role, id in command.given.items():
+            _require_kind(store, id, command.step.stage.inputs[role].kinds)
+
+
+def _require_kind(store: Store, id: str, kinds: tuple[str, ...]) -> None:
+    manifest = store.manifest(store.resolve(id, kind=kinds))
+    if manifest.kind not in kinds:
+        raise ArtifactError(
+            f"{manifest.id} is a {manifest.kind!r}, made by {manifest.lineage.stage!r}; "
+            f"a {' or '.join(map(repr, kinds))} was needed here"
+        )
 
 
 Make = Callable[[Step, StageConfig, Mapping[str, ArtifactId], bool], Made]

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
-from stages.command import RunCommand, StageCommand, UiCommand, exit_code, read, read_stage
+from stages.command import RunCommand, StageCommand, UiCommand, exit_code, read, read_stage, require_named
 from stages.plan import PRESETS, Plan, inputs_of, plain, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -247,3 +247,13 @@ def test_help_shows_every_field_of_the_stage_without_prefect():
         if not isinstance(getattr(Plan().distill_peer, name), BaseModel):
             assert f"--config.{name.replace('_', '-')}" in words
             assert info.description in words
+
+
+def test_text_and_artifacts_that_are_not_there_are_told_before_anything_runs(tmp_path):
+    store = ["--store", str(tmp_path / "store")]
+    missing = str(tmp_path / "missing.txt")
+    for arguments in (["run", "--corpus", missing], ["stage", "prepare-corpus", "--config.sources", missing]):
+        with pytest.raises(ValueError, match=r"there is no file or folder '.*missing.txt'"):
+            require_named(read([*arguments, *store]))
+    with pytest.raises(ArtifactError, match=r"no artifact 'prepare-corpus-0123456789ab'"):
+        require_named(read(["stage", "train-dense", "--corpus", "prepare-corpus-0123456789ab", *store]))

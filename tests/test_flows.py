@@ -219,6 +219,13 @@ def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsy
     assert "prepare-corpus" in overview.data  # what was reached stands there all the same
 
 
+def test_text_that_is_not_there_is_told_before_a_run_is_recorded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(flows, "connected", lambda: pytest.fail("a run is recorded"))
+    command = _command(Store(tmp_path / "store"), tmp_path / "missing.txt")
+    assert exit_code(lambda: flows.main(command)) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("flow", [flows.chain, *flows.FLOWS.values()], ids=lambda flow: flow.name)
 def test_every_flow_can_be_deployed(flow, monkeypatch):
     monkeypatch.chdir(flows.ROOT)
