@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from artifacts import Artifact, ArtifactError, Store
+from artifacts import Artifact, ArtifactError, Store, told
 from pipeline import codec
 from pipeline.corpus import Corpus
 from pipeline.models import LanguageModel
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
             raise ValueError("--prompt: got no text, wanted at least one character")
         model, corpus = open_model(args.id, Store(args.store))
     except (ValueError, ArtifactError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     ids = corpus.tokenizer.encode(args.prompt)
     print(corpus.tokenizer.decode([*ids, *generate(model, ids, sampling)]))

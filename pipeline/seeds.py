@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Manifest, Store
+from artifacts import ArtifactError, Manifest, Store, told
 from pipeline.trials import paired
 
 COLUMNS = (
@@ -129,5 +129,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except ArtifactError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(told(error), file=sys.stderr)  # noqa: T201
         sys.exit(2)
