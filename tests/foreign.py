@@ -14,7 +14,7 @@ def reseal(folder: Path, change: Callable[[dict[str, Any]], object] = lambda rec
     path = folder / "manifest.json"
     record = json.loads(path.read_bytes())
     for file in folder.iterdir():
-        if file.name in record["files"]:
+        if file.name in record["files"] and file.is_file() and not file.is_symlink():
             raw = file.read_bytes()
             record["files"][file.name] = {"sha256": hashlib.sha256(raw).hexdigest(), "bytes": len(raw)}
     change(record)
@@ -32,6 +32,6 @@ def with_digests(record: dict[str, Any]) -> dict[str, Any]:
 def _digest(value: object) -> str:
     try:
         text = canonical_json(value)
-    except (TypeError, ValueError):  # what has no canonical form has no digest either
+    except (TypeError, ValueError, RecursionError):  # what has no canonical form has no digest either
         text = json.dumps(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
