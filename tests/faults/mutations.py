@@ -240,7 +240,7 @@ def _noise(tensors: dict[str, Tensor], name: str, generator: random.Random) -> N
 
 
 def _reverse(tensors: dict[str, Tensor], name: str, generator: random.Random) -> None:
-    tensors[name] = tensors[name].view(-1).flip(0).reshape(tensors[name].shape)
+    tensors[name] = torch.from_numpy(tensors[name].numpy().reshape(-1)[::-1].copy()).reshape(tensors[name].shape)
 
 
 def _swap_two(tensors: dict[str, Tensor], name: str, generator: random.Random) -> None:
