@@ -70,6 +70,8 @@ def load(artifact: Artifact) -> Persistent:
         )
     try:
         return _CLASSES[artifact.kind].restore(artifact.kind, artifact.spec, artifact.tensors(), artifact.files())
+    except ArtifactError as error:
+        raise ArtifactError(f"{artifact.id}: {error}") from None
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {'' if e['type'] == 'missing' else repr(e['input']) + ', '}{e['msg']}"

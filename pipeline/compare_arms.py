@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Store, show_every_text
+from artifacts import ArtifactError, Store, show_every_text, told
 from pipeline import codec
 from pipeline.report import Report
 from pipeline.trials import paired
@@ -65,5 +65,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(told(error), file=sys.stderr)  # noqa: T201
         sys.exit(2)

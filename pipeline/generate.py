@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from artifacts import Artifact, ArtifactError, Store, show_every_text
+from artifacts import Artifact, ArtifactError, Store, show_every_text, told
 from pipeline import codec
 from pipeline.corpus import Corpus
 from pipeline.models import LanguageModel
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
         _check_unicode(args.prompt)
         opened = open_model(args.id, Store(args.store))
     except (ValueError, ArtifactError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     tokenizer, context = opened.corpus.tokenizer, opened.context
     ids = tokenizer.encode(args.prompt)

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from artifacts import Store
+from artifacts import Store, writing_to_stdout
 from kernels.backends import cpu_library
 from pipeline.run import Progress
 from pipeline.stage import Device, Made
@@ -141,8 +141,11 @@ def print_results(made: Sequence[Made], store: Store, seconds: float) -> None:
     console = Console()
     if not console.is_terminal:  # a file has no width: nothing is cut off
         console.width = 200
-    console.print(table)
-    console.print(closing_line(made, store, seconds), highlight=False, soft_wrap=True)
+    with console.capture() as said:  # rich by itself exits where a pipe has no reader
+        console.print(table)
+        console.print(closing_line(made, store, seconds), highlight=False, soft_wrap=True)
+    with writing_to_stdout():
+        print(said.get(), end="")  # noqa: T201
 
 
 def closing_line(made: Sequence[Made], store: Store, seconds: float) -> str:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Manifest, Store, canonical_json, sha256_of_bytes, show_every_text
+from artifacts import ArtifactError, Manifest, Store, canonical_json, sha256_of_bytes, show_every_text, told
 from pipeline.alike import context_of, unlike
 from pipeline.trials import paired
 
@@ -184,5 +184,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except ArtifactError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(told(error), file=sys.stderr)  # noqa: T201
         sys.exit(2)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from artifacts import ArtifactError, ArtifactId, Store, show_every_text
+from artifacts import ArtifactError, ArtifactId, StdoutError, Store, show_every_text, told
 from pipeline.corpus_sources import require_sources
 from pipeline.run import check_seed
 from pipeline.stage import Device, Made, StageConfig, chosen_device
@@ -366,10 +366,16 @@ def exit_code(action: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
+    except StdoutError as error:
+        if error.reader_left:
+            return 0
+        print(told(error), file=sys.stderr)  # noqa: T201
+        return 2
     except (ValueError, RuntimeError, ArtifactError) as error:
         if not is_told(error):
             raise
-        print(invalid(error) if isinstance(error, ValidationError) else error, file=sys.stderr)  # noqa: T201
+        said = ValueError(invalid(error)) if isinstance(error, ValidationError) else error
+        print(told(said), file=sys.stderr)  # noqa: T201
         return 2
 
 

@@ -1,5 +1,6 @@
 """What the command line understands, and what it says when it does not."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
+from pipeline.progress import print_results
 from stages.command import RunCommand, StageCommand, UiCommand, exit_code, read, read_stage, require_named
 from stages.plan import PRESETS, Plan, inputs_of, plain, step_of
 
@@ -257,3 +259,34 @@ def test_text_and_artifacts_that_are_not_there_are_told_before_anything_runs(tmp
             require_named(read([*arguments, *store]))
     with pytest.raises(ArtifactError, match=r"no artifact 'prepare-corpus-0123456789ab'"):
         require_named(read(["stage", "train-dense", "--corpus", "prepare-corpus-0123456789ab", *store]))
+
+
+@pytest.mark.parametrize(
+    ("fill", "code", "said"),
+    [
+        ("/dev/full", 2, "cannot write to stdout: No space left on device; only what was to be printed is lost, see"),
+        (None, 0, ""),
+    ],
+    ids=["a full disk", "a reader that left"],
+)
+def test_a_stdout_that_takes_nothing_is_told_as_that_and_blames_no_store(
+    fill, code, said, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch, open(fill, "w") if fill else _pipe_without_a_reader() as stdout:
+        patch.setattr("sys.stdout", stdout)
+        assert exit_code(lambda: print_results([], Store(tmp_path), 1.0) or 0) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def _pipe_without_a_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def test_a_message_of_100_000_characters_is_short(capsys):
+    assert exit_code(lambda: read(["run", "--preset", "x" * 100_000]) and 0) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 2_100
+    assert said.startswith("unknown preset 'xxx")
+    assert "shakespeare" in said

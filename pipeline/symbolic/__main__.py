@@ -12,7 +12,7 @@ import sympy
 import torch
 from torch import Tensor
 
-from artifacts import Artifact, ArtifactError, Store, show_every_text
+from artifacts import Artifact, ArtifactError, Store, show_every_text, told
 from pipeline import codec
 from pipeline.corpus import Corpus, held_out_windows
 from pipeline.models import LanguageModel
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         opened, layers, reading = _chosen(args)
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     try:
         if args.json and reading is not None:
@@ -145,7 +145,7 @@ def _export(args: argparse.Namespace) -> int:
     try:
         made = write_export(Store(args.store), args.id, args.to, num_tokens=args.tokens, length=args.length)
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     except OSError as error:
         if not _is_of(args.to, error):
@@ -168,7 +168,7 @@ def _kan(args: argparse.Namespace) -> int:
         tokens_WT, _ = _sample(opened, layers)
         states = write_kan(opened.model, reading, tokens_WT, args.to, id=opened.id)
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     except OSError as error:
         if not _is_of(args.to, error):
