@@ -2,7 +2,7 @@
 
 Prefect is not imported here but by the server's process. That process ends by itself when its parent is gone, so that
 a run that was killed leaves no server behind. Nothing but the standard library is imported, so that a server can be
-starting while torch and Prefect are. Who may speak to it: docs/security.md.
+starting while torch and Prefect are.
 """
 
 import atexit
