@@ -28,7 +28,7 @@ DEAD_PROXY = {"HTTP_PROXY": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0
 T = TypeVar("T")
 
 
-def until(what: str, found: Callable[[], T | None], seconds: float = 120) -> T:
+def until(what: str, found: Callable[[], T | None], seconds: float = 240) -> T:
     end = time.monotonic() + seconds
     while (value := found()) is None:
         assert time.monotonic() < end, f"there was no {what} within {seconds:.0f} s"
@@ -84,6 +84,8 @@ def house(tmp_path_factory, text_file) -> Iterator[House]:
         run = start("run", "--corpus", f"mixed={text_file}", "--store", str(allowed / "store"), *SHAPES,
                     "--train-dense.training.steps", "1000000")  # fmt: skip
         port = until("server of the run's own", lambda: server_port(run.pid))
+        until("stage that the run has come to", lambda: list((home / "running").glob("*"))[1:] or None)
+        run.send_signal(signal.SIGSTOP)  # it is there, and leaves the others their time
         start("ui", "--port", str(free_port()))
         links = until("link to the UI", lambda: links_of("ui"))
         start("serve", "--allow", str(allowed))
@@ -95,10 +97,10 @@ def house(tmp_path_factory, text_file) -> Iterator[House]:
         deployments = until("deployment of every stage", lambda: served(servers["ui"], auth))
         yield House(auth, servers, links, deployments, allowed)
     finally:
-        for process in reversed(started):
+        for process in reversed(started):  # `serve` before the server that it speaks to
+            process.send_signal(signal.SIGCONT)
             process.send_signal(signal.SIGINT)
-        for process in started:
-            process.wait(timeout=60)
+            process.wait(timeout=120)
 
 
 def server_port(parent: int) -> int | None:
@@ -130,7 +132,7 @@ def test_every_attack_on_every_command_is_refused_and_changes_nothing(house, com
 
 
 PAGE = """<!doctype html><title>hostile</title>
-<iframe name=sink></iframe><iframe id=frame src="http://SERVER/v2/deployments"></iframe>
+<iframe name=sink></iframe><iframe name=frame src="http://SERVER/v2/deployments"></iframe>
 <form method=post target=sink action="http://SERVER/api/deployments/DEPLOYMENT/create_flow_run" enctype="text/plain">
 <input name='{"a":"' value='"}'><button id=form>prize</button></form>
 <button id=scripts>prize</button>
@@ -226,7 +228,8 @@ def test_clicks_on_a_hostile_page_do_nothing_to_who_has_the_ui_open(house, conte
     refused = dict.fromkeys(("change", "start", "simple", "read", "proof", "socket", "window"), "refused")
     blind = dict.fromkeys(("blind", "typeless"), "opaque 0 ")  # sent, but the page is not told how it was answered
     assert page.evaluate("done") == {**refused, **blind}
-    framed = next(frame for frame in page.frames if frame.name == "" and frame != page.main_frame)
+    framed = page.frame(name="frame")
+    assert framed is not None
     assert framed.locator("a").count() == 0  # nothing of the UI in it to be clicked
     report = house.deployments["report"]
     assert house.told("POST", "/api/flow_runs/count", {"flow_runs": {"deployment_id": {"any_": [report]}}}) == 0
@@ -243,11 +246,10 @@ def test_a_name_that_was_bound_to_this_machine_shows_nothing(house, context):
 
 def test_served_runs_read_and_write_below_the_allowed_folder_alone(house, tmp_path, text_file):
     """Whoever has the auth string hands them in here, as the form does: by the same request."""
+    rule = f"served runs take what is below {house.allowed} alone"
     outside = house.finished("report", {"store": str(tmp_path / "store")})
     assert outside["type"] == "FAILED"
-    assert (
-        f"store: got {tmp_path / 'store'}; served runs take what is below {house.allowed} alone" in outside["message"]
-    )
+    assert f"store: got {tmp_path / 'store'}; {rule}" in outside["message"]
     config = {"sources": [str(text_file)]}
     read = house.finished("prepare-corpus", {"store": str(house.allowed / "new"), "config": config})
     assert read["type"] == "FAILED"
