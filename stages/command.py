@@ -55,6 +55,8 @@ class UiCommand:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeCommand:
     port: int | None
+    allow: tuple[Path, ...]
+    """Folders below which served runs may read text and keep their stores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,7 +182,12 @@ def read_serve(arguments: Sequence[str]) -> ServeCommand:
         description="Run what is started from the UI: a deployment a stage, and the chain.",
     )
     _add_port(parser)
-    return ServeCommand(port=parser.read(arguments).port)
+    parser.add_argument(
+        "--allow", action="append", type=_folder, metavar="DIR", help="take `store` and `sources` of served runs only "
+        "below this folder; may be given more than once (default: the project's own folder)"
+    )  # fmt: skip
+    values = parser.read(arguments)
+    return ServeCommand(port=values.port, allow=tuple(values.allow or [ROOT]))
 
 
 def read_republish(arguments: Sequence[str]) -> RepublishCommand:
@@ -212,6 +219,12 @@ def _port(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 65_535:
         raise argparse.ArgumentTypeError(f"got {text!r}, wanted: a port, 1 to 65535")
     return int(text)
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}; make it, or name another one")
+    return Path(text).resolve()
 
 
 def _add_preset(parser: _Parser, arguments: Sequence[str]) -> Plan:

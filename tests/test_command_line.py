@@ -10,7 +10,7 @@ from pydantic import BaseModel, Field, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
 from pipeline.progress import print_results
-from stages.command import RunCommand, StageCommand, UiCommand, exit_code, read, read_stage, require_named
+from stages.command import RunCommand, ServeCommand, StageCommand, UiCommand, exit_code, read, read_stage, require_named
 from stages.plan import PRESETS, Plan, inputs_of, plain, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -67,6 +67,15 @@ def test_ui_takes_a_port():
     assert read(["ui", "--port", "4321"]) == UiCommand(port=4321)
 
 
+def test_serve_takes_the_folders_to_which_runs_are_held(tmp_path, monkeypatch):
+    assert read(["serve"]) == ServeCommand(port=None, allow=(ROOT,))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    asked = ["serve", "--allow", "a", "--allow", str(tmp_path), "--allow", "link"]
+    assert read(asked) == ServeCommand(port=None, allow=(tmp_path / "a", tmp_path, tmp_path / "a"))
+
+
 MISTAKES = {
     "run --preset smal": ["unknown preset 'smal'", "did you mean small", "shakespeare"],
     "run --from quantise-int8": ["unknown stage", "quantize-int8"],
@@ -81,6 +90,7 @@ MISTAKES = {
     "run --preset shakespeare": ["--corpus PATH"],
     "run --seed x": ["--seed", "'x'"],
     "run tiny": ["unknown argument 'tiny'"],
+    "serve --allow no/where": ["--allow", "there is no folder 'no/where'; make it"],
     "stage": ["NAME", "--help"],
     "stage quantise-int8": ["unknown stage 'quantise-int8'", "did you mean quantize-int8"],
     "stage train-monet --monet latest": ["unknown argument '--monet'"],
