@@ -18,8 +18,11 @@ from artifacts import ArtifactError
 from kernels.packing import LAYOUT
 from pipeline.corpus.splits import Split
 from pipeline.corpus.windows import random_windows
+from pipeline.models.soundness import check_sound
+from pipeline.models.transformer import Transformer
 from pipeline.run import Progress, current_run
-from pipeline.training.sealed_file import load_sealed, save_sealed
+from pipeline.training.checkpoint_form import problem_of
+from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 from pipeline.training.training_curve import Curve, Record
 
 Batch = tuple[Tensor, Tensor]
@@ -233,12 +236,24 @@ class _Checkpoint:
         if self.path is None or not self.path.exists():
             return 0, 0.0
         saved = load_sealed(self.path)
-        if (layout := saved.get("nibble_layout")) != LAYOUT:
+        if problem := problem_of(saved, optimizer, record.steps):
+            raise unusable(self.path, f"is of another form: {problem}")
+        if (layout := saved["nibble_layout"]) != LAYOUT:
             raise ArtifactError(
                 f"the checkpoint {self.path} has int4 tables of layout {layout}; this version reads layout {LAYOUT}: "
                 "use --force to begin anew, or go on with the version that saved it"
             )
-        model.load_state_dict(saved["model"])
+        if not record.takes(saved["record"], saved["step"]):
+            raise unusable(self.path, f"is of another form: its record is none of {saved['step']} steps")
+        try:
+            model.load_state_dict(saved["model"])
+        except RuntimeError as error:
+            raise unusable(self.path, f"is of another model: {' '.join(str(error).split())}") from None
+        if isinstance(model, Transformer):
+            try:
+                check_sound(model)
+            except ArtifactError as error:
+                raise unusable(self.path, f"is of another model: {error}") from None
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
