@@ -21,7 +21,7 @@ os.environ.pop("PREFECT_API_URL", None)
 os.environ["LEGIBLE_KERNELS"] = str(Path(_HOME.name) / "kernels")
 
 # Before the pipeline is imported: whether the machine is busy changes no test.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ["GOMP_SPINCOUNT"] = "1000"
 
 from kernels import backends  # noqa: E402
 from kernels.backends import INSTRUCTION_SETS, CpuLibrary, build_cpu_library, load_cpu_library  # noqa: E402

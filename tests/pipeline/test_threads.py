@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from pipeline.progress import say_kernels
 from pipeline.threads import SPINS_ALONE, SPINS_BESIDE_OTHERS, choose_waiting, is_busy, waiting_said
 from tests.test_house import ROOT
 
@@ -41,6 +42,16 @@ def test_on_a_busy_machine_threads_sleep_sooner_and_their_number_stays(load, spi
 )
 def test_a_machine_is_busy_where_a_thread_would_share_its_core(load, cores, ours, busy):
     assert is_busy(load, cores=cores, ours=ours) == busy
+
+
+@pytest.mark.parametrize(("device", "spins", "said"), [("cpu", "100", 1), ("cpu", "1000", 0), ("cuda", "100", 0)])
+def test_a_command_on_the_cpu_says_so_once_where_threads_wait_as_on_a_busy_machine(
+    device, spins, said, monkeypatch, capsys
+):
+    monkeypatch.setattr("pipeline.progress.cpu_library", lambda: "built")
+    monkeypatch.setenv("GOMP_SPINCOUNT", spins)
+    say_kernels(device)
+    assert capsys.readouterr().err.count("no result depends on it") == said
 
 
 def _libgomp_says(**chosen: str) -> dict[str, str]:
