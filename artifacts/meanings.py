@@ -154,7 +154,7 @@ MODEL: Mapping[str, str] = {
 """Of a model."""
 
 CORPUS: Mapping[str, str] = {
-    "text_bytes": "bytes of text in both splits",
+    "text_bytes": "bytes of text in all splits",
     "held_out_text_bytes": "bytes of held-out text",
     "train_tokens": "tokens of the train split",
     "validation_tokens": "tokens of the validation split, on which settings are chosen",

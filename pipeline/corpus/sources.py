@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -97,11 +97,7 @@ def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
         (document for part in parts for document in part.held_out),
     )
     splits = replace(splits, num_unreadable=sum(part.num_unreadable for part in parts))
-    if len(splits.domains) > 256:
-        raise ValueError(
-            f"{len(splits.domains)} domains were named and 256 is the most; let sources share a domain, or read none "
-            "from rows by an empty domain_field"
-        )
+    _require_few(splits.domains)
     _require_every_split(splits, sources)
     _tell_what_repeats(parts, splits)
     return splits
@@ -120,6 +116,14 @@ def require_sources(sources: Sequence[str]) -> None:
     for source in map(Source.parse, sources):
         if not source.is_hf:
             _existing(source.location)
+
+
+def _require_few(domains: Collection[str]) -> None:
+    if len(domains) > 256:
+        raise ValueError(
+            f"{len(domains):,} domains were named and 256 is the most; let sources share a domain, or read none from "
+            "rows by an empty domain_field"
+        )
 
 
 def _require_every_split(splits: DocumentSplits, sources: Sequence[str]) -> None:
@@ -168,9 +172,13 @@ def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentS
     if not documents:
         why = f" that can be read ({remarks.first_unreadable})" if remarks.num_unreadable else ""
         raise ValueError(f"{source.location!r} holds no text{why}; name a source that does")
+    by_domain: dict[str, list[Document]] = {}
+    for document in documents:
+        by_domain.setdefault(document.domain, []).append(document)
+    _require_few(by_domain)
     parts = [
-        _split([document for document in documents if document.domain == domain], reading, source.location)
-        for domain in dict.fromkeys(document.domain for document in documents)
+        _split(own, reading, source.location if len(by_domain) == 1 else f"{source.location}, domain {domain}")
+        for domain, own in by_domain.items()
     ]
     return DocumentSplits(
         train=tuple(document for part in parts for document in part.train),

@@ -274,6 +274,15 @@ def test_rows_name_their_domains_and_each_is_split_by_itself(tmp_path):
     assert read(tmp_path / "b.jsonl", domain_field="kind").domains == ("x",)
 
 
+def test_too_many_domains_are_refused_at_once_and_a_domain_too_small_by_name(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "domain": f"host{i}"} for i in range(2000)])
+    with pytest.raises(ValueError, match=r"2,000 domains were named and 256 is the most; .* an empty domain_field"):
+        read(tmp_path / "a.jsonl")
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"text {i}"} for i in range(9)] + [{"text": "x", "domain": "law"}])
+    with pytest.raises(ValueError, match=r"'.*b.jsonl, domain law' has 1 bytes of text, too few to hold some out"):
+        read(tmp_path / "b.jsonl")
+
+
 def told(*sources, **changes):
     said: list[str] = []
     with running(Run(report=lambda progress: said.append(progress.what))):
