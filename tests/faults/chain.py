@@ -41,7 +41,7 @@ _SHAPES: dict[str, object] = {
     **{f"{name}.training.checkpoint-seconds": 1e-9 for name in TRAINED},
     **{f"{name}.measure.tokens": 256 for name in _MEASURED},
     "train-peer.peer.num-keys": 5,
-    "train-peer.peer.num-experts": 20,
+    "train-peer.peer.num-experts": 30,
     "train-peer.peer.num-heads": 2,
     "train-peer.peer.d-key": 4,
     "train-peer.peer.pairs-per-head": 2,
