@@ -207,9 +207,9 @@ def _fill(tensors: dict[str, Tensor], name: str, generator: random.Random) -> No
 def _number(dtype: torch.dtype, generator: random.Random) -> float:
     """One that this dtype holds, of those that are special to somebody."""
     if dtype.is_floating_point:
-        return max(-torch.finfo(dtype).max, min(torch.finfo(dtype).max, generator.choice(_NUMBERS))) if (
-            generator.random() < 0.5
-        ) else generator.choice(_NUMBERS)  # fmt: skip
+        most, is_finite = torch.finfo(dtype).max, generator.random() < 0.5
+        number = generator.choice(_NUMBERS)
+        return max(-most, min(most, number)) if is_finite else number
     if dtype == torch.bool:
         return generator.random() < 0.5
     held = torch.iinfo(dtype)

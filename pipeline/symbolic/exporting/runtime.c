@@ -632,7 +632,8 @@ static void route(const Model *model, const Router *router, State *state) {
 /* A cubic B-spline on evenly spaced knots by its four local weights; constant outside its range. */
 static float spline(const Layer *layer, uint32_t row, float z) {
     const float low = layer->spline_low[row], high = layer->spline_high[row];
-    const float place = fminf(fmaxf((z - low) / (high - low), 0), 1) * (KNOTS - 1);
+    const float share = (z - low) / (high - low);
+    const float place = (share < 0 ? 0 : share > 1 ? 1 : share) * (KNOTS - 1); /* nan stays */
     const int cell = place < KNOTS - 2 ? (int)place : KNOTS - 2;
     const float t = place - (float)cell, r = 1 - t;
     const float *c = layer->spline_coefficient + (uint64_t)row * (KNOTS + 2) + cell;
