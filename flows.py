@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -117,6 +118,7 @@ DEFAULT_STORE = str(ROOT / "store")
 RUNNING = HOME / "running"
 REUSED = "Reused"
 SECONDS_BETWEEN_PROGRESS = 2.0
+SECONDS_TO_ANSWER = 20.0
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -373,12 +375,12 @@ def _settings_for(url: str) -> Any:
 
 def _check_answer(api: str) -> None:
     """ValueError if no server of Prefect's answers there, or if it does not take our word."""
-    with get_client(sync_client=True) as client:
+    with get_client(sync_client=True, httpx_settings={"timeout": SECONDS_TO_ANSWER}) as client:
         refused = client.api_healthcheck()
         if refused is None:
             try:
                 client.api_version()
-            except PrefectHTTPStatusError as error:
+            except (PrefectHTTPStatusError, JSONDecodeError) as error:
                 refused = error
     if refused is not None:
         said = " ".join(str(refused).split())[:200] or type(refused).__name__

@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID
 
@@ -241,6 +243,29 @@ def test_an_api_url_where_nobody_answers_is_one_sentence(store, capsys):
     assert said.startswith(f"PREFECT_API_URL is {url}, which does not answer as a Prefect server (")
     assert said.count("\n") == 1
     assert "Connection refused" in said
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers everything with a page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<!doctype html>")
+
+    def log_message(self, *args: object) -> None: ...
+
+
+def test_a_site_that_is_no_server_of_prefects_is_one_sentence(store, capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_address[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            assert exit_code(lambda: flows.main(read(["republish", "--store", str(store.root)]))) == 2
+        site.shutdown()
+    said = capsys.readouterr().err
+    assert said.startswith(f"PREFECT_API_URL is {url}, which does not answer as a Prefect server (")
+    assert said.count("\n") == 1
 
 
 def test_a_server_that_wants_another_auth_string_is_one_sentence(store, capsys, monkeypatch):

@@ -21,7 +21,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -86,7 +86,7 @@ class Starting:
 
     url: str
     home: Path
-    auth: str
+    auth: str = field(repr=False)
     process: "subprocess.Popen[bytes]"
 
     def wait(self, timeout: float = 120) -> str:
