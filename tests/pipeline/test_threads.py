@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from pipeline.progress import say_kernels
+from pipeline.running.progress import say_kernels
 from pipeline.threads import SPINS_ALONE, SPINS_BESIDE_OTHERS, choose_waiting, is_busy, waiting_said
 from tests.test_house import ROOT
 
