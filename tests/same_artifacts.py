@@ -32,7 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.same_artifacts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("stores", nargs=2, type=Path, metavar="STORE")
     compared, lines = differences(*map(Store, parser.parse_args(arguments).stores))
-    print(*lines, f"{compared} artifacts compared, {len(lines)} differ", sep="\n")
+    print(*lines, f"{compared} artifacts compared, {len(lines)} differ", sep="\n")  # noqa: T201 - what it is for
     return 1 if lines or not compared else 0
 
 

@@ -16,6 +16,7 @@ from kernels.fired_sum import ExpertLayer
 from kernels.pairs import pairs_by_row, starts, tokens_of_pairs
 from kernels.sr_update import RowGradients
 from pipeline.models.derived import Kept
+from pipeline.models.number_types import outside_autocast
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import AxisBias, expert_layer
 from pipeline.models.peer.routing import PeerRouting
@@ -48,6 +49,7 @@ class QuantizedExperts(nn.Module):
         self.trains = spec.accumulator
         self.ready: Kept[ExpertLayer] = Kept()
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         library = cpu_library_for(x_ND)
         if routing.packed is not None and library is not None and self.spec.scale_groups == 1:
