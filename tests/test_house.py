@@ -194,11 +194,12 @@ def test_production_reads_no_oracle():
 OPEN_ALL = """
 import sys
 sys.modules["sympy"] = sys.modules["kan"] = None
+from pathlib import Path
 import torch
 import pipeline.generate
 from artifacts import Store
 from pipeline import codec
-store = Store(sys.argv[1])
+store = Store(Path(sys.argv[1]))
 kinds = set()
 for artifact in map(store.open, store.ids()):
     value = codec.load(artifact)
