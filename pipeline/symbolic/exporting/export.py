@@ -24,7 +24,9 @@ from pipeline.corpus.windows import held_out_windows
 from pipeline.generate import CONTEXT
 from pipeline.measuring.loss import token_losses
 from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.transformer import Block
 from pipeline.symbolic.formulas.spline import KNOTS
@@ -34,7 +36,6 @@ NAME_BYTES = 40
 _TYPES = (torch.float32, torch.uint8, torch.int16, torch.int32, torch.float16)
 """As runtime.c numbers them."""
 _SUB_KEYS = ("identity", "shared", "per-head")
-_GATES = ("softmax", "jumprelu")
 _SOURCE, _README = (Path(__file__).with_name(name) for name in ("runtime.c", "runtime.md"))
 _BATCH = 16
 
@@ -113,16 +114,24 @@ def _sizes(model: LanguageModel, spec: SymbolSpec, window: int) -> tuple[int, ..
     return (
         shape.d_model, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.vocab_size,
         peer.num_heads, peer.num_keys, peer.num_columns, peer.d_key, column_width, _SUB_KEYS.index(peer.sub_keys),
-        int(peer.query_norm), _GATES.index(peer.gate), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
+        int(peer.query_norm), _gate_code(peer), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
         peer.num_experts, spec.coordinates, spec.places, KNOTS, window, CONTEXT, peer.score_features,
         _terms(model),
     )  # fmt: skip
 
 
+def _gate_code(peer: PeerSpec) -> int:
+    code = GATES[peer.gate].runtime_code
+    if code is None:
+        raise ValueError(f"model.c has no {peer.gate!r} gate; export a model whose gate it has")
+    return code
+
+
 def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
     router = _router(model.blocks()[0])
     query_eps = router.query_norm.eps if isinstance(router.query_norm, nn.BatchNorm1d) else 0.0
-    axis_eps, deviations = (router.norm1.eps, router.deviations) if spec.peer.gate == "jumprelu" else (0.0, 0.0)
+    cuts = router.gate.cuts(router)
+    axis_eps, deviations = (0.0, 0.0) if cuts is None else (cuts.rows.eps, cuts.deviations)
     return model.shape.rope_theta, model.shape.norm_eps, query_eps, axis_eps, deviations, spec.peer.tie_margin
 
 
@@ -180,10 +189,10 @@ def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor
         yield from _statistics("query", router.query_norm)
     if router.spec.sub_keys != "identity":
         yield from (("row_keys", router.row_keys.mT), ("column_keys", router.column_keys.mT))
-    if router.spec.gate == "jumprelu":
-        yield from _statistics("row", router.norm1)
-        yield from _statistics("column", router.norm2)
-        yield "threshold", router.threshold_H
+    if (cuts := router.gate.cuts(router)) is not None:
+        yield from (*_statistics("row", cuts.rows), *_statistics("column", cuts.columns))
+    if (limit_H := router.gate.limits(router)) is not None:
+        yield "threshold", limit_H
 
 
 def _statistics(name: str, norm: nn.BatchNorm1d) -> Iterator[tuple[str, Tensor]]:
