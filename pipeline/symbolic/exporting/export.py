@@ -23,6 +23,7 @@ from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
 from pipeline.generate import CONTEXT
 from pipeline.measuring.loss import token_losses
+from pipeline.models.attention import AttentionLayer, SoftmaxAttention
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
@@ -160,11 +161,10 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
 
 
 def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
-    attention, experts = block.self_attn, block.moe
+    experts = block.moe
     assert isinstance(experts, SymbolExperts)
     yield "attention_norm", block.input_layernorm.weight
-    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
-    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
+    yield from _attention_tables(block.self_attn)
     yield "expert_norm", block.post_attention_layernorm.weight
     if block.router is not None:
         yield from _router_tables(_router(block), terms)
@@ -173,6 +173,16 @@ def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
     if experts.axis_bias is not None:
         yield from (("row_bias", experts.axis_bias.row), ("column_bias", experts.axis_bias.column))
     yield from ((name.rpartition("_")[0], table) for name, table in tables.items())
+
+
+def _attention_tables(attention: AttentionLayer) -> Iterator[tuple[str, Tensor]]:
+    if not isinstance(attention, SoftmaxAttention):
+        raise ValueError(
+            f"model.c has no {type(attention).__name__}; it computes the attention of kind 'softmax' alone, export a "
+            "model that has it"
+        )
+    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
+    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
 
 
 def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor]]:

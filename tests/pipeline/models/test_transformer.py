@@ -7,14 +7,8 @@ import torch
 from pydantic import ValidationError
 
 from pipeline.models import LanguageModel, ModelSpec
-from pipeline.models.transformer import (
-    Attention,
-    RMSNorm,
-    TransformerShape,
-    TransformerSpec,
-    rotary,
-    rotate,
-)
+from pipeline.models.attention import rotary, rotate
+from pipeline.models.transformer import RMSNorm, TransformerShape, TransformerSpec
 from tests.tiny import DENSE, EVERY_KIND, SHAPE, tiny_model, tiny_tokens
 from tests.tolerances import assert_close
 
@@ -74,7 +68,8 @@ def test_a_rotation_turns_each_pair_by_its_own_angle():
 def attention(spec):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return Attention(spec).double()
+        widths = {"d_model": spec.d_model, "num_heads": spec.num_heads, "num_kv_heads": spec.num_kv_heads}
+        return spec.attention.layer(**widths).double()
 
 
 def test_attention_is_the_softmax_over_earlier_positions_written_out():
