@@ -23,7 +23,7 @@ from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
 from pipeline.generate import CONTEXT
 from pipeline.measuring.loss import token_losses
-from pipeline.models.attention import AttentionLayer, SoftmaxAttention
+from pipeline.models.attention import SoftmaxAttention
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
@@ -154,17 +154,17 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
     yield "embedding", model.model.embed_tokens.weight
     terms = _terms(model)
     for layer, block in enumerate(model.blocks()):
-        for name, table in _block_tables(block, terms):
+        for name, table in _block_tables(block, _attention(model, block), terms):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
     yield "head", model.lm_head.weight.T
 
 
-def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
+def _block_tables(block: Block, attention: SoftmaxAttention, terms: int) -> Iterator[tuple[str, Tensor]]:
     experts = block.moe
     assert isinstance(experts, SymbolExperts)
     yield "attention_norm", block.input_layernorm.weight
-    yield from _attention_tables(block.self_attn)
+    yield from _attention_tables(attention)
     yield "expert_norm", block.post_attention_layernorm.weight
     if block.router is not None:
         yield from _router_tables(_router(block), terms)
@@ -175,12 +175,14 @@ def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
     yield from ((name.rpartition("_")[0], table) for name, table in tables.items())
 
 
-def _attention_tables(attention: AttentionLayer) -> Iterator[tuple[str, Tensor]]:
-    if not isinstance(attention, SoftmaxAttention):
-        raise ValueError(
-            f"model.c has no {type(attention).__name__}; it computes the attention of kind 'softmax' alone, export a "
-            "model that has it"
-        )
+def _attention(model: LanguageModel, block: Block) -> SoftmaxAttention:
+    if not isinstance(block.self_attn, SoftmaxAttention):
+        kind = model.shape.attention.kind
+        raise ValueError(f"model.c has no {kind!r} attention; export a model whose attention is 'softmax'")
+    return block.self_attn
+
+
+def _attention_tables(attention: SoftmaxAttention) -> Iterator[tuple[str, Tensor]]:
     yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
     yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
 
