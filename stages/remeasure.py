@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     store, device, console = Store(options.store), chosen_device(options.device), Console(soft_wrap=True)
     manifests = [store.manifest(id) for id in options.ids] or store.manifests()
     found = []

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import MeasureConfig, held_out_batches
 from pipeline.models.language_model import LanguageModel

@@ -5,6 +5,8 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.number_types import at_least_float32
+
 
 def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margin: float = 0.0) -> Tensor:
     """(N, H, I) logits, those below the axis threshold at minus infinity; the best one of a head always passes.
@@ -17,10 +19,6 @@ def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margi
     normal_NHI = norm(logits_NHI)
     limit_NH1 = (normal_NHI.amax(-1, keepdim=True) - margin).clamp(max=deviations)
     return logits_NHI.masked_fill(normal_NHI < limit_NH1, -torch.inf)
-
-
-def at_least_float32(score_X: Tensor) -> Tensor:
-    return score_X if score_X.dtype == torch.float64 else score_X.float()
 
 
 def axis_deviations(active: int, num_keys: int) -> float:

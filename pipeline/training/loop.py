@@ -3,6 +3,7 @@
 A run that is killed goes on from its last checkpoint, with the same bits as one that was not.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -11,16 +12,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
 from kernels.packing import LAYOUT
 from pipeline.corpus.splits import Split
 from pipeline.corpus.windows import random_windows
+from pipeline.models.soundness import check_sound
+from pipeline.models.transformer import Transformer
 from pipeline.run import Progress, current_run
-from pipeline.training.sealed_file import load_sealed, save_sealed
+from pipeline.training.checkpoint_form import problem_of
+from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 from pipeline.training.training_curve import Curve, Record
+
+_log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 Losses = tuple[Tensor, Mapping[str, float]]
@@ -46,13 +52,24 @@ class TrainingConfig(BaseModel):
     final_rate_share: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
     )
-    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: int = Field(
+        default=100,
+        ge=0,
+        validate_default=True,
+        description="Steps of linear warm-up; more than `steps` become `steps`.",
+    )
     weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW's decay, of matrices only.")
     beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's decay of the second moment.")
     gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, description="Seconds between checkpoints; does not affect the result.", exclude=True
     )
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _ends_in_time(cls, warmup_steps: int, info: ValidationInfo) -> int:
+        """In the config itself, so that a recipe names the warm-up that its artifact had."""
+        return min(warmup_steps, info.data.get("steps", warmup_steps))
 
     @property
     def train_tokens(self) -> int:
@@ -122,6 +139,11 @@ def fit(
     finite moves nothing and is counted. RuntimeError after MOST_SKIPPED of them in a row.
     """
     run = current_run()
+    if config.warmup_steps >= config.steps > 1:
+        _log.warning(
+            "%s: warm-up takes all %d steps, so that the learning rate reaches its peak with the last and never falls; "
+            "lower warmup_steps", what, config.steps,
+        )  # fmt: skip
     optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
     peaks = [group["lr"] for group in optimizer.param_groups]
     generator = run.generator(f"{what} batches")
@@ -233,12 +255,24 @@ class _Checkpoint:
         if self.path is None or not self.path.exists():
             return 0, 0.0
         saved = load_sealed(self.path)
-        if (layout := saved.get("nibble_layout")) != LAYOUT:
+        if problem := problem_of(saved, optimizer, record.steps):
+            raise unusable(self.path, f"is of another form: {problem}")
+        if (layout := saved["nibble_layout"]) != LAYOUT:
             raise ArtifactError(
                 f"the checkpoint {self.path} has int4 tables of layout {layout}; this version reads layout {LAYOUT}: "
                 "use --force to begin anew, or go on with the version that saved it"
             )
-        model.load_state_dict(saved["model"])
+        if not record.takes(saved["record"], saved["step"]):
+            raise unusable(self.path, f"is of another form: its record is none of {saved['step']} steps")
+        try:
+            model.load_state_dict(saved["model"])
+        except RuntimeError as error:
+            raise unusable(self.path, f"is of another model: {' '.join(str(error).split())}") from None
+        if isinstance(model, Transformer):
+            try:
+                check_sound(model)
+            except ArtifactError as error:
+                raise unusable(self.path, f"is of another model: {error}") from None
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])

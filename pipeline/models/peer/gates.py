@@ -17,14 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from kernels.backends import CpuLibrary, cpu_library_for
-from kernels.cells import starts
 from kernels.jump_router import jump_router
 from kernels.jump_router.native import Router
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule
+from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold, product_key_topk
-from pipeline.models.axis_threshold import at_least_float32, axis_deviations, passing_logits
+from pipeline.models.axis_threshold import axis_deviations, passing_logits
 from pipeline.models.derived import Kept
+from pipeline.models.number_types import at_least_float32
 from pipeline.models.peer.routing import PassingKeys, PeerRouting
 
 if TYPE_CHECKING:  # a spec is checked by its gate, and a router selects by it
@@ -201,7 +202,8 @@ class JumpRelu(Gate):
     runtime_code = 1
 
     def check(self, spec: "PeerSpec") -> None:
-        """As many pairs may fire on average as there are."""
+        if spec.active_keys >= spec.num_keys:
+            raise ValueError(f"active_keys={spec.active_keys} must be below num_keys={spec.num_keys}")
 
     def check_doubling(self, spec: "PeerSpec") -> None:
         """Nor is there a limit to them then."""

@@ -9,12 +9,13 @@ from torch import Tensor, nn
 from kernels.jump_router.native import Router
 from kernels.jump_router.tables import Rule, SparseRows, compact
 from pipeline.models.derived import Kept
+from pipeline.models.number_types import FullStatistics, at_least_float32, outside_autocast
 from pipeline.models.peer.gates import GATES, Axes
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 
 
-class PeerRouter(nn.Module):
+class PeerRouter(FullStatistics):
     """Query and sub-keys, and what the gate keeps."""
 
     norm1: nn.BatchNorm1d
@@ -44,6 +45,7 @@ class PeerRouter(nn.Module):
             self.column_keys = nn.Parameter(torch.randn(heads, spec.num_columns, spec.d_key) * spec.d_key**-0.5)
         self.gate.prepare(self)
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> PeerRouting:
         return self.gate.select(self, x_ND)
 
@@ -94,7 +96,11 @@ class PeerRouter(nn.Module):
     def compact_rows(self) -> SparseRows:
         """The non-zeros of the query's rows, found again whenever its weight or bias holds other numbers."""
         weight, bias = self.query.weight.detach(), self.query.bias.detach()
-        return self._compact.of(self.query, None, lambda: (compact(weight, bias.clone()), (weight, bias)))
+
+        def make() -> tuple[SparseRows, tuple[Tensor, Tensor]]:
+            return compact(at_least_float32(weight), at_least_float32(bias).clone()), (weight, bias)
+
+        return self._compact.of(self.query, None, make)
 
     def score_SN(self, x_ND: Tensor) -> Tensor:
         """(S, N) all scores, rows of all heads before columns."""

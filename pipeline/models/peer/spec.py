@@ -90,8 +90,6 @@ class PeerSpec(BaseModel):
         if self.sub_keys == "identity" and self.d_key != self.num_keys:
             raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
         GATES[self.gate].check(self)
-        if self.active_keys >= self.num_keys:
-            raise ValueError(f"active_keys={self.active_keys} must be below num_keys={self.num_keys}")
         if self.accumulator and self.precision != "int4":
             raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
         if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
