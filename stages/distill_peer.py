@@ -14,7 +14,7 @@ from pipeline.measuring.routing import effective, measure_routing
 from pipeline.measuring.sizes import measure_size, measure_tables
 from pipeline.models import LanguageModel, MonetModel
 from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
@@ -84,8 +84,7 @@ def distill_peer(
     for block in peer.blocks():
         if isinstance(block.router, PeerRouter):
             # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
-            block.router.norm1.eval()
-            block.router.norm2.eval()
+            block.router.gate.hold_statistics(block.router)
     fitted = fit(
         peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
         rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
@@ -151,9 +150,7 @@ def _set_thresholds(peer: LanguageModel, batches: list[Tensor]) -> None:
     traces = [peer.trace(tokens_BT).routings for tokens_BT in batches]
     for layer, block in enumerate(peer.blocks()):
         if isinstance(block.router, PeerRouter):
-            row_NHI = torch.cat([routings[layer].log_gate1_NHI for routings in traces])
-            column_NHJ = torch.cat([routings[layer].log_gate2_NHJ for routings in traces])
-            block.router.threshold_H.copy_(threshold_for(row_NHI, column_NHJ, block.router.spec.pairs_per_head))
+            block.router.gate.aim(block.router, [routings[layer] for routings in traces])
 
 
 @torch.no_grad()

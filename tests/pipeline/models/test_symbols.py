@@ -7,7 +7,8 @@ from kernels.activations import activation
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.gates import threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
 from pipeline.models.tables.experts import QuantizedExperts
