@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.training import Panel, training_curve
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure_against, validation_loss
 from pipeline.measuring.routing import effective, measure_routing
 from pipeline.measuring.sizes import measure_size, measure_tables
@@ -66,7 +66,8 @@ def distill_peer(
     num_all = _spec(peer).num_experts
     if config.num_experts > num_all:
         raise ValueError(f"num_experts={config.num_experts} is more than the {num_all} neurons a block of this Monet")
-    error = _conversion_error(monet, peer, corpus, config)
+    held_out = HeldOut(corpus, config.measure, config.training.context_length)
+    error = _conversion_error(monet, peer, held_out)
     batches = calibration_batches(corpus, config.training, config.calibration_tokens)
     _set_thresholds(peer, batches)
     energies = contribution_energies(peer, batches)
@@ -74,8 +75,7 @@ def distill_peer(
     peer = keep_experts(peer, kept)
     if not config.sparsity.dense:
         peer = sparsified(peer, batches, config.sparsity)
-    few = config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
-    undistilled = measure_against(peer, monet, corpus, few, config.training.context_length)
+    undistilled = measure_against(peer, monet, held_out.few)
 
     for name, parameter in peer.named_parameters():
         parameter.requires_grad_(".moe." in name or ".router." in name)
@@ -92,9 +92,9 @@ def distill_peer(
     )  # fmt: skip
     peer.requires_grad_(True)
     metrics = {
-        **measure_against(peer, monet, corpus, config.measure, config.training.context_length),
-        "validation_loss_nats": validation_loss(peer, corpus, config.measure, config.training.context_length),
-        **measure_routing(peer, corpus, config.measure, config.training.context_length),
+        **measure_against(peer, monet, held_out),
+        "validation_loss_nats": validation_loss(peer, held_out),
+        **measure_routing(peer, held_out),
         **measure_tables(peer),
         **measure_size(peer),
         **fitted.losses,
@@ -135,13 +135,12 @@ def _router_parameters(peer: LanguageModel) -> list[torch.nn.Parameter]:
 
 
 @torch.no_grad()
-def _conversion_error(monet: LanguageModel, peer: LanguageModel, corpus: Corpus, config: DistillPeerConfig) -> float:
+def _conversion_error(monet: LanguageModel, peer: LanguageModel, held_out: HeldOut) -> float:
     """Largest difference of a logit between the Monet and the PEER that nothing was dropped from."""
-    few = config.measure.model_copy(update={"tokens": 4 * config.training.context_length})
     device = current_run().device
     return max(
         (monet(inputs.to(device)) - peer(inputs.to(device))).abs().max().item()
-        for inputs, _ in held_out_batches(corpus, few, config.training.context_length, "check the conversion")
+        for inputs, _ in held_out.of_tokens(4 * held_out.context_length).batches("check the conversion")
     )
 
 

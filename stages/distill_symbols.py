@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import random_windows
 from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against
 from pipeline.measuring.sizes import measure_size
 from pipeline.models import Int4Model, LanguageModel
@@ -36,7 +36,7 @@ from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock, fit_bl
 from pipeline.symbolic.writing.controls import control_metrics
 from pipeline.symbolic.writing.held_out import blocks_on, executed_firing, statements_on
 from pipeline.symbolic.writing.length_curve import Point, length_curve
-from pipeline.symbolic.writing.replacement import shortest, symbol_model
+from pipeline.symbolic.writing.replacement import BLOCK_CHECK_TOKENS, shortest, symbol_model
 from pipeline.symbolic.writing.tier_metrics import firing_metrics, tier_metrics
 
 _TIER_WORDS = {
@@ -131,17 +131,18 @@ def distill_symbols(
     fitted: list[FittedBlock] = []
     blocks: list[BlockSymbols] = []
     generator = current_run().generator("gate networks")
+    block_check = HeldOut(corpus, MeasureConfig(tokens=BLOCK_CHECK_TOKENS), config.context_length)
     for layer in range(len(int4.blocks())):
         block = fit_block(
             int4, layer, fit[layer], check[layer], literals, names,
             ladder=config.coordinates, samples=config.samples, generator=generator,
         )  # fmt: skip
-        symbols = _shortest(block, corpus, config, 1 - config.least_r2)
+        symbols = _shortest(block, block_check, config, 1 - config.least_r2)
         if config.kan_experts:
             most = config.coordinates[-1]
             block = with_kans(block, symbols, fit[layer], check[layer], number=config.kan_experts, most=most)
             # Experts that KANs help may choose again, at the same budget.
-            again = _shortest(block, corpus, config, symbols.lost) if block.kans.won else symbols
+            again = _shortest(block, block_check, config, symbols.lost) if block.kans.won else symbols
             symbols = replace(again, kans=replace(block.kans, chosen=again.kans.chosen))
         fitted.append(block)
         blocks.append(symbols)
@@ -150,7 +151,8 @@ def distill_symbols(
     num_experts = sum(len(block.tier_E) for block in blocks)
     began = time.monotonic()
     words = Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
-    held_batches = _held_out(corpus, config)
+    held_out = HeldOut(corpus, config.measure, config.context_length)
+    held_batches = _reported(corpus, config)
     held = record(int4, held_batches, places=config.places, what="record held-out")
     reported = [
         replace(block, statements=statements_on(block.statements, of.events))
@@ -159,13 +161,12 @@ def distill_symbols(
     quantities = _names(int4, reported, fit, held, words)
     naming_seconds = time.monotonic() - began
     points = length_curve(
-        int4, fitted, held, corpus, lost=config.budgets, places=config.places,
-        measure=_smaller(config), context_length=config.context_length,
+        int4, fitted, held, held_out.few, lost=config.budgets, places=config.places
     )  # fmt: skip
-    measured = measure_against(model, int4, corpus, config.measure, config.context_length)
+    measured = measure_against(model, int4, held_out)
     metrics = {
         **measured,
-        **_controls(int4, check, measured, corpus, config),
+        **_controls(int4, check, measured, held_out),
         **tier_metrics(reported, model),
         **firing_metrics(reported, executed_firing(model, held, held_batches, "executed firing")),
         **rule_metrics([block.statements for block in blocks], [block.statements for block in reported]),
@@ -195,11 +196,8 @@ def distill_symbols(
     return Output(value=model, metrics=metrics, files=files)
 
 
-def _shortest(block: FittedBlock, corpus: Corpus, config: DistillSymbolsConfig, lost: float) -> BlockSymbols:
-    return shortest(
-        block, corpus, lost=lost, least_recovered=config.least_recovered, places=config.places,
-        context_length=config.context_length,
-    )  # fmt: skip
+def _shortest(block: FittedBlock, held_out: HeldOut, config: DistillSymbolsConfig, lost: float) -> BlockSymbols:
+    return shortest(block, held_out, lost=lost, least_recovered=config.least_recovered, places=config.places)
 
 
 def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: int) -> list[Tensor]:
@@ -212,10 +210,10 @@ def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: 
     ]
 
 
-def _held_out(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
+def _reported(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
     """(B, T) held-out windows of about `report_tokens` tokens."""
-    measured = MeasureConfig(tokens=config.report_tokens)
-    return [inputs_BT for inputs_BT, _ in held_out_batches(corpus, measured, config.context_length, "read held-out")]
+    held_out = HeldOut(corpus, MeasureConfig(tokens=config.report_tokens), config.context_length)
+    return [inputs_BT for inputs_BT, _ in held_out.batches("read held-out")]
 
 
 def _names(
@@ -248,22 +246,16 @@ def _name_metrics(names: Names) -> dict[str, float]:
     }
 
 
-def _smaller(config: DistillSymbolsConfig) -> MeasureConfig:
-    """For what stands beside the result."""
-    return config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
-
-
 def _controls(
     int4: LanguageModel,
     check: list[LayerRecord],
     measured: Mapping[str, float],
-    corpus: Corpus,
-    config: DistillSymbolsConfig,
+    held_out: HeldOut,
 ) -> dict[str, float]:
     """On the tokens that the symbols, as `measured`, were measured on."""
 
     def loss_of(model: LanguageModel) -> float:
-        return measure(model, corpus, config.measure, config.context_length)["held_out_loss_nats"]
+        return measure(model, held_out)["held_out_loss_nats"]
 
     return control_metrics(int4, check, measured, loss_of, current_run().generator("permuted firing"))
 

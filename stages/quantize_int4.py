@@ -7,7 +7,7 @@ from pydantic import Field
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.tables import quantization_error
 from pipeline.measuring.drift import drift_csv, drift_metrics, measure_firings
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure_against
 from pipeline.measuring.routing import measure_routing
 from pipeline.measuring.sizes import measure_tables
@@ -48,10 +48,11 @@ def quantize_int4(
     """PEER -> PEER int4: rows of u and v at half a byte a weight, measured against the float PEER."""
     rounded = to_int4(peer, clips=config.clips, groups=config.scale_groups)
     model = distilled(rounded, peer, config.distillation, corpus=corpus, context_length=config.context_length)
-    firings = measure_firings(model, peer, corpus, config.measure, config.context_length)
+    held_out = HeldOut(corpus, config.measure, config.context_length)
+    firings = measure_firings(model, peer, held_out)
     metrics = {
-        **measure_against(model, peer, corpus, config.measure, config.context_length),
-        **measure_routing(model, corpus, config.measure, config.context_length),
+        **measure_against(model, peer, held_out),
+        **measure_routing(model, held_out),
         **measure_tables(model),
         **drift_metrics(firings),
         "sqnr_db": sqnr_db(model, peer),

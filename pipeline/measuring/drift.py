@@ -13,15 +13,11 @@ import torch
 from torch import Tensor
 
 from kernels.expert_sum.reference import tokens_of_pairs
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.tables.experts import QuantizedExperts
-
-MOST_TOKENS = 16_384
-"""Behind what is said of single experts, as behind `measure_routing`."""
 
 DRIFTED_ABOVE = 0.1
 """Drift of an expert that is said to have drifted: one firing in ten is not the teacher's."""
@@ -62,15 +58,12 @@ class Firings:
 
 
 @torch.no_grad()
-def measure_firings(
-    student: LanguageModel, teacher: LanguageModel, corpus: Corpus, config: MeasureConfig, context_length: int
-) -> list[Firings]:
-    """Of every block, over at most MOST_TOKENS held-out tokens. ValueError for models of two pools of experts."""
+def measure_firings(student: LanguageModel, teacher: LanguageModel, held_out: HeldOut) -> list[Firings]:
+    """Of every block, over FEW_TOKENS held-out tokens at most. ValueError for models of two pools of experts."""
     _check_one_pool(student, teacher)
     device = student.lm_head.weight.device
-    smaller = config.model_copy(update={"tokens": min(config.tokens, MOST_TOKENS)})
     total: list[Firings] = []
-    for inputs_BT, _ in held_out_batches(corpus, smaller, context_length, "measure drift"):
+    for inputs_BT, _ in held_out.few.batches("measure drift"):
         inputs = inputs_BT.to(device)
         ours, theirs = _pairs(student, inputs), _pairs(teacher, inputs)
         batch = [

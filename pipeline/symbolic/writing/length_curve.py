@@ -9,8 +9,7 @@ from dataclasses import asdict, dataclass, fields
 
 import torch
 
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import measure_against
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import steps
@@ -44,20 +43,18 @@ def length_curve(
     model: LanguageModel,
     fitted: Sequence[FittedBlock],
     held: Sequence[LayerRecord],
-    corpus: Corpus,
+    held_out: HeldOut,
     *,
     lost: Sequence[float],
     places: int,
-    measure: MeasureConfig,
-    context_length: int,
 ) -> list[Point]:
     """A point for each budget, measured against `model` on held-out tokens, of which `held` is a record."""
     points = []
     for at in steps("length against fidelity", len(lost)):
         chosen = [block.symbols(lost[at]) for block in fitted]
-        made = symbol_model(model, chosen, vocab_size=corpus.spec.vocab_size, places=places)
+        made = symbol_model(model, chosen, vocab_size=held_out.corpus.spec.vocab_size, places=places)
         blocks = blocks_on(chosen, made, model, held)
-        measured = measure_against(made, model, corpus, measure, context_length)
+        measured = measure_against(made, model, held_out)
         points.append(
             Point(
                 lost=lost[at],
