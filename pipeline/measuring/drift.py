@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from artifacts.csv_file import csv_file
 from kernels.expert_sum.reference import tokens_of_pairs
 from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
@@ -95,17 +96,15 @@ def drift_metrics(firings: Sequence[Firings]) -> dict[str, float]:
 
 def drift_csv(firings: Sequence[Firings]) -> bytes:
     """A line an expert that fires in either model, in order of blocks and experts."""
-    lines = ["block,expert,fired_teacher,fired_student,fired_both,drift,gate_teacher,gate_student\n"]
+    rows: list[Sequence[object]] = []
     for block, f in enumerate(firings):
         expert_X = torch.nonzero(f.either_E)[:, 0]
-        columns = (f.teacher_E, f.student_E, f.both_E, f.drift_E, f.teacher_gate_E, f.student_gate_E)
-        lines += [
-            f"{block},{expert},{teacher},{student},{both},{drift:.6g},{teacher_gate:.6g},{student_gate:.6g}\n"
-            for expert, teacher, student, both, drift, teacher_gate, student_gate in zip(
-                expert_X.tolist(), *(column_E[expert_X].tolist() for column_E in columns), strict=True
-            )
-        ]
-    return "".join(lines).encode()
+        counts, numbers = (f.teacher_E, f.student_E, f.both_E), (f.drift_E, f.teacher_gate_E, f.student_gate_E)
+        columns = [expert_X.tolist(), *(count_E[expert_X].tolist() for count_E in counts)]
+        columns += [[f"{number:.6g}" for number in number_E[expert_X].tolist()] for number_E in numbers]
+        rows += [(block, *cells) for cells in zip(*columns, strict=True)]
+    head = "block expert fired_teacher fired_student fired_both drift gate_teacher gate_student"
+    return csv_file(head.split(), rows)
 
 
 def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:

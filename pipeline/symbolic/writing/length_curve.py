@@ -2,13 +2,12 @@
 
 # E experts
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 
+from artifacts.csv_file import csv_file
 from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import measure_against
 from pipeline.models.language_model import LanguageModel
@@ -95,8 +94,5 @@ def formula_coordinates_median(blocks: Sequence[BlockSymbols]) -> float:
 
 def to_csv(points: Sequence[Point]) -> bytes:
     """A line a point, its columns named as the fields."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in asdict(point).items()} for point in points)
-    return file.getvalue().encode()
+    names = [field.name for field in fields(Point)]
+    return csv_file(names, ([f"{getattr(point, name):.6g}" for name in names] for point in points))
