@@ -18,8 +18,9 @@ from pipeline.models.peer.router import PeerRouter, threshold_for
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import calibration_batches
-from pipeline.training.loop import Batch, Losses, Rate, TrainingConfig, fit
+from pipeline.training.loop import Batch, Losses, Rate, fit
 from pipeline.training.losses import layer_match, logit_kl
 from pipeline.training.training_curve import to_csv
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet

@@ -13,8 +13,8 @@ from pipeline.measuring.routing import measure_routing
 from pipeline.measuring.sizes import measure_size, measure_training_tables
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import Part, calibration_batches, fit_part, from_next_tokens, from_teacher
-from pipeline.training.loop import TrainingConfig
 from pipeline.training.table_updates import Int4Tables
 from pipeline.training.training_curve import Curve, to_csv
 from pipeline.transforms.precision import requantized

@@ -14,7 +14,8 @@ from pipeline.models.language_model import ExpertSpec, LanguageModel, ModelSpec
 from pipeline.models.transformer import Trace, TransformerShape, TransformerSpec
 from pipeline.run import current_run
 from pipeline.stage import Output
-from pipeline.training.loop import Batch, Losses, Rate, Tables, TrainingConfig, fit
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Batch, Losses, Rate, Tables, fit
 from pipeline.training.losses import next_token
 from pipeline.training.training_curve import to_csv
 

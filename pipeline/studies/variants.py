@@ -15,8 +15,9 @@ from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import current_run
 from pipeline.studies.row_rule_tables import ArmTables, Rounding
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import from_next_tokens
-from pipeline.training.loop import Rate, Tables, TrainingConfig, fit
+from pipeline.training.loop import Rate, Tables, fit
 from pipeline.training.table_start import draw_tables
 from pipeline.training.table_updates import Int4Tables
 from pipeline.transforms.precision import requantized
