@@ -1,5 +1,6 @@
 """Monet -> PEER: start from the exact mapping, drop pairs and neurons, distil what was lost back in."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -20,9 +21,9 @@ from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import calibration_batches
-from pipeline.training.loop import Batch, Losses, Rate, fit
+from pipeline.training.loop import Batch, Fitted, Losses, Rate, fit
 from pipeline.training.losses import layer_match, logit_kl
-from pipeline.training.training_curve import to_csv
+from pipeline.training.training_curve import Curve, to_csv
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.sparsity import Sparsity, hold_zeros, sparsified
 
@@ -77,21 +78,7 @@ def distill_peer(
     if not config.sparsity.dense:
         peer = sparsified(peer, batches, config.sparsity)
     undistilled = measure_against(peer, monet, held_out.few)
-
-    for name, parameter in peer.named_parameters():
-        parameter.requires_grad_(".moe." in name or ".router." in name)
-    hold_zeros(peer)
-    peer.train()
-    for block in peer.blocks():
-        if isinstance(block.router, PeerRouter):
-            # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
-            block.router.norm1.eval()
-            block.router.norm2.eval()
-    fitted = fit(
-        peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
-        rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
-    )  # fmt: skip
-    peer.requires_grad_(True)
+    fitted = _distil(peer, monet, corpus, config)
     metrics = {
         **measure_against(peer, monet, held_out),
         "validation_loss_nats": validation_loss(peer, held_out),
@@ -108,6 +95,32 @@ def distill_peer(
         "train_tokens": float(config.training.train_tokens + sum(b.numel() for b in batches)),
         "tokens_per_second": fitted.tokens_per_second,
     }
+    title = f"PEER, {config.num_experts:,} of {num_all:,} experts a block: distilled from Monet"
+    files = {"plot.png": _picture(title, fitted.curve, metrics), "training.csv": to_csv(fitted.curve)}
+    return Output(value=peer, metrics=metrics, files=files)
+
+
+def _distil(peer: LanguageModel, monet: LanguageModel, corpus: Corpus, config: DistillPeerConfig) -> Fitted:
+    """Trains the experts and routers of `peer`, in place, against its teacher."""
+    for name, parameter in peer.named_parameters():
+        parameter.requires_grad_(".moe." in name or ".router." in name)
+    hold_zeros(peer)
+    peer.train()
+    for block in peer.blocks():
+        if isinstance(block.router, PeerRouter):
+            # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
+            block.router.norm1.eval()
+            block.router.norm2.eval()
+    fitted = fit(
+        peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
+        rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
+    )  # fmt: skip
+    peer.requires_grad_(True)
+    return fitted
+
+
+def _picture(title: str, curve: Curve, metrics: Mapping[str, float]) -> bytes:
+    """Layers first, then logits, as they are matched."""
     panels = [
         Panel(number="layer_error_share", label="error of the layers' outputs,\nshare of the teacher's square"),
         Panel(
@@ -117,9 +130,7 @@ def distill_peer(
             baseline=("held out, before distilling", metrics["undistilled_kl_to_teacher_nats"]),
         ),
     ]
-    title = f"PEER, {config.num_experts:,} of {num_all:,} experts a block: distilled from Monet"
-    files = {"plot.png": training_curve(title, fitted.curve, panels), "training.csv": to_csv(fitted.curve)}
-    return Output(value=peer, metrics=metrics, files=files)
+    return training_curve(title, curve, panels)
 
 
 def _spec(peer: LanguageModel) -> PeerSpec:

@@ -40,21 +40,10 @@ def pretrain(
         transformer=TransformerSpec(**shape.model_dump(), vocab_size=corpus.spec.vocab_size), experts=experts
     )
     model = LanguageModel(spec).to(current_run().device)
-
-    def loss(batch: Batch, step: int) -> Losses:
-        inputs_BT, targets_BT = batch
-        trace = model.trace(inputs_BT)
-        language = next_token(trace.logits_BTV, targets_BT)
-        numbers = {"train_loss_nats": language.item()}
-        if auxiliary is None:
-            return language, numbers
-        more, more_numbers = auxiliary(trace)
-        return language + more, {**numbers, **more_numbers}
-
     model.train()
     fitted = fit(
-        model, split=corpus.train, config=training, loss=loss, rates=rates(model), tables=tables(model),
-        what=f"train {model.kind}",
+        model, split=corpus.train, config=training, loss=_loss(model, auxiliary), rates=rates(model),
+        tables=tables(model), what=f"train {model.kind}",
     )  # fmt: skip
     held_out = HeldOut(corpus, measured, training.context_length)
     metrics = {
@@ -78,6 +67,20 @@ def pretrain(
     title = f"{model.kind}, {metrics['num_parameters']:,.0f} parameters: loss on the next token"
     files = {"plot.png": training_curve(title, fitted.curve, [panel]), "training.csv": to_csv(fitted.curve)}
     return Output(value=model, metrics=metrics, files=files)
+
+
+def _loss(model: LanguageModel, auxiliary: Callable[[Trace], Losses] | None) -> Callable[[Batch, int], Losses]:
+    def loss(batch: Batch, step: int) -> Losses:
+        inputs_BT, targets_BT = batch
+        trace = model.trace(inputs_BT)
+        language = next_token(trace.logits_BTV, targets_BT)
+        numbers = {"train_loss_nats": language.item()}
+        if auxiliary is None:
+            return language, numbers
+        more, more_numbers = auxiliary(trace)
+        return language + more, {**numbers, **more_numbers}
+
+    return loss
 
 
 def loss_without_context(held_out: HeldOut) -> float:
