@@ -17,6 +17,7 @@ from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against
 from pipeline.measuring.sizes import measure_size
 from pipeline.models import Int4Model, LanguageModel
+from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import current_run
@@ -26,7 +27,7 @@ from pipeline.symbolic.names.names import Name, Names, Said
 from pipeline.symbolic.names.naming import Words, name_coordinates, name_features, name_scores, say_experts
 from pipeline.symbolic.recording import LayerRecord, record
 from pipeline.symbolic.rules.choice import rule_metrics, winners
-from pipeline.symbolic.rules.logic import Literals, build_literals
+from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.rules.permuted_rules import Samples, permuted_rule_f1
 from pipeline.symbolic.showing import page as symbols_page
 from pipeline.symbolic.showing.showcase import showcases

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from artifacts.csv_file import csv_file
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.experts import PeerExperts

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
 from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel

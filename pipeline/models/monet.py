@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from kernels.monet_mix import monet_mix
+from pipeline.models.number_types import FullStatistics
 
 
 class MonetSpec(BaseModel):
@@ -91,7 +92,7 @@ class MonetRouting:
     gate2_NHJ: Tensor
 
 
-class MonetRouter(nn.Module):
+class MonetRouter(FullStatistics):
     """Two linear maps to H * n logits; a sub-expert passes if its logit is above a quantile of its head's logits.
 
     The quantile comes from batch normalisation, one mean and variance a head over tokens and sub-experts; at least
@@ -130,8 +131,8 @@ class MoHDE(nn.Module):
         _lecun(self)
 
     def forward(self, x_ND: Tensor, routing: MonetRouting) -> Tensor:
-        g1, g2 = routing.gate1_NHI.type_as(x_ND), routing.gate2_NHJ.type_as(x_ND)
         hidden_NIM = self.act(self.u(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
+        g1, g2 = routing.gate1_NHI.type_as(hidden_NIM), routing.gate2_NHJ.type_as(hidden_NIM)
         return self.v(monet_mix(hidden_NIM, g1, g2).flatten(1)) + g2.sum(1) @ self.b
 
 
@@ -151,9 +152,9 @@ class MoVDE(nn.Module):
         _lecun(self)
 
     def forward(self, x_ND: Tensor, routing: MonetRouting) -> Tensor:
-        g1, g2 = routing.gate1_NHI.type_as(x_ND), routing.gate2_NHJ.type_as(x_ND)
         hidden1_NIM = self.act(self.u1(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
         hidden2_NJM = self.act(self.u2(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
+        g1, g2 = routing.gate1_NHI.type_as(hidden1_NIM), routing.gate2_NHJ.type_as(hidden1_NIM)
         # A head's gates sum to 1 over the other axis, so the straight terms need only the marginals.
         marginal1_NI1, marginal2_NJ1 = g1.sum(1)[..., None], g2.sum(1)[..., None]
         top = (

@@ -19,9 +19,12 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
+from kernels.symbol_table.functions import FUNCTIONS
 from kernels.symbol_table.tables import SymbolTables
 from kernels.symbol_table.tables import shapes as table_shapes
 from pipeline.models.derived import Kept
+from pipeline.models.literals import Literals
+from pipeline.models.number_types import FixedFormat, at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import AxisBias
 from pipeline.models.peer.router import PeerRouter
@@ -29,8 +32,6 @@ from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic.formulas.functions import BY_CODE
-from pipeline.symbolic.rules.logic import Literals
 
 Counts = tuple[Annotated[int, Field(ge=0, le=2**30)], ...]
 """One a block."""
@@ -84,7 +85,7 @@ class SymbolRouter(nn.Module):
         return SymbolRouting(self.scores(x_ND, tokens_BT), tokens_BT)
 
 
-class SymbolExperts(nn.Module):
+class SymbolExperts(FixedFormat):
     """y = sum over experts whose rule is true of gate * (scale * f(z) + offset) * v; z is sparse in x, or dense (T0).
 
     Exact tiers (T0, T1) fire where A_r + B_c > threshold, with the router's gate; logic tiers (T2, T3) where their
@@ -141,13 +142,15 @@ class SymbolExperts(nn.Module):
         """ValueError that names the first table entry that is out of range or not finite."""
         check_tables(self.tables, places=self.spec.places)
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: SymbolRouting) -> Tensor:
         cells = routing.cells
         if cells.packed is not None and (library := cpu_library_for(x_ND)) is not None:
             return self._layer(library)(x_ND.contiguous(), cells.packed, routing.tokens_BT)
+        wide_ND, gate_P = at_least_float32(x_ND), at_least_float32(cells.gate_P)
         y_ND = symbol_table(
-            x_ND, cells.cell_P, cells.start_N1, cells.gate_P, routing.tokens_BT, self.tables, self.spec.places
-        )
+            wide_ND, cells.cell_P, cells.start_N1, gate_P, routing.tokens_BT, self.tables, self.spec.places
+        ).type_as(x_ND)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(cells)
 
     def _layer(self, library: CpuLibrary) -> SymbolLayer:
@@ -174,4 +177,4 @@ class SymbolExperts(nn.Module):
 def activation_code(name: str) -> int:
     """The catalogue code of a model's activation."""
     activation(name)
-    return next(function.code for function in BY_CODE.values() if function.name == name)
+    return [known for known, _ in FUNCTIONS].index(name)

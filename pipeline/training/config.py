@@ -2,7 +2,7 @@
 
 import math
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 
 class TrainingConfig(BaseModel):
@@ -22,13 +22,24 @@ class TrainingConfig(BaseModel):
     final_rate_share: float = Field(
         default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
     )
-    warmup_steps: int = Field(default=100, ge=0, description="Steps of linear warm-up.")
+    warmup_steps: int = Field(
+        default=100,
+        ge=0,
+        validate_default=True,
+        description="Steps of linear warm-up; more than `steps` become `steps`.",
+    )
     weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW's decay, of matrices only.")
     beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's decay of the second moment.")
     gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
     checkpoint_seconds: float = Field(
         default=60.0, gt=0, description="Seconds between checkpoints; does not affect the result.", exclude=True
     )
+
+    @field_validator("warmup_steps")
+    @classmethod
+    def _ends_in_time(cls, warmup_steps: int, info: ValidationInfo) -> int:
+        """In the config itself, so that a recipe names the warm-up that its artifact had."""
+        return min(warmup_steps, info.data.get("steps", warmup_steps))
 
     @property
     def tokens_a_step(self) -> int:

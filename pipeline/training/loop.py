@@ -3,6 +3,7 @@
 A run that is killed goes on from its last checkpoint, with the same bits as one that was not.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,10 +17,15 @@ from artifacts import ArtifactError
 from kernels.packing import LAYOUT
 from pipeline.corpus.splits import Split
 from pipeline.corpus.windows import random_windows
+from pipeline.models.soundness import check_sound
+from pipeline.models.transformer import Transformer
 from pipeline.run import Progress, current_run
+from pipeline.training.checkpoint_form import problem_of
 from pipeline.training.config import TrainingConfig
-from pipeline.training.sealed_file import load_sealed, save_sealed
+from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 from pipeline.training.training_curve import Curve, Record
+
+_log = logging.getLogger(__name__)
 
 Batch = tuple[Tensor, Tensor]
 Losses = tuple[Tensor, Mapping[str, float]]
@@ -84,6 +90,11 @@ def fit(
     finite moves nothing and is counted. RuntimeError after MOST_SKIPPED of them in a row.
     """
     run = current_run()
+    if config.warmup_steps >= config.steps > 1:
+        _log.warning(
+            "%s: warm-up takes all %d steps, so that the learning rate reaches its peak with the last and never falls; "
+            "lower warmup_steps", what, config.steps,
+        )  # fmt: skip
     optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
     mover = _Mover(optimizer, config, tables, what)
     generator = run.generator(f"{what} batches")
@@ -213,12 +224,24 @@ class _Checkpoint:
         if self.path is None or not self.path.exists():
             return 0, 0.0
         saved = load_sealed(self.path)
-        if (layout := saved.get("nibble_layout")) != LAYOUT:
+        if problem := problem_of(saved, optimizer, record.steps):
+            raise unusable(self.path, f"is of another form: {problem}")
+        if (layout := saved["nibble_layout"]) != LAYOUT:
             raise ArtifactError(
                 f"the checkpoint {self.path} has int4 tables of layout {layout}; this version reads layout {LAYOUT}: "
                 "use --force to begin anew, or go on with the version that saved it"
             )
-        model.load_state_dict(saved["model"])
+        if not record.takes(saved["record"], saved["step"]):
+            raise unusable(self.path, f"is of another form: its record is none of {saved['step']} steps")
+        try:
+            model.load_state_dict(saved["model"])
+        except RuntimeError as error:
+            raise unusable(self.path, f"is of another model: {' '.join(str(error).split())}") from None
+        if isinstance(model, Transformer):
+            try:
+                check_sound(model)
+            except ArtifactError as error:
+                raise unusable(self.path, f"is of another model: {error}") from None
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cells import CellStarts, starts
+from kernels.cells import CellStarts
+from kernels.pairs import starts
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
 from pipeline.models.peer.experts import PeerExperts

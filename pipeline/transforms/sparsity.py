@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kernels.activations import activation
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import PeerRouter, threshold_for

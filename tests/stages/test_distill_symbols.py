@@ -23,7 +23,7 @@ from pipeline.symbolic.formulas.kan_formulas import fit_kans, worth_trying
 from pipeline.symbolic.names.names import Names
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.rules import search as rules
-from pipeline.symbolic.rules.logic import build_literals
+from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.showing.firing_rules import rule_circuit
 from pipeline.symbolic.tiers import Options, Tier
 from pipeline.symbolic.writing.assembly import fit_block

@@ -228,3 +228,17 @@ def test_every_field_of_a_training_stage_says_what_it_is(config):
 
 def test_metrics_shared_by_the_stages_are_described():
     assert (MEASURED | ROUTED) - set(MODEL) <= {"train_loss_nats"}
+
+
+@pytest.mark.parametrize("gate", ["softmax", "jumprelu"])
+def test_a_peer_whose_cells_are_mostly_empty_is_refused(gate):
+    peer = PeerSpec(num_keys=64, num_experts=5, gate=gate)
+    with pytest.raises(ValueError, match=r"num_experts=5 leaves 4,091 of 4,096 cells empty .* lost"):
+        TrainPeerConfig(peer=peer)
+    assert TrainPeerConfig(peer=PeerSpec(num_keys=2, num_experts=4, pairs_per_head=2)).peer.num_cells == 4
+
+
+def test_softmax_takes_as_few_keys_as_jumprelus_active_keys():
+    assert PeerSpec(num_keys=4, num_experts=16, pairs_per_head=4).active_keys == 4
+    with pytest.raises(ValueError, match="active_keys=4 must be below num_keys=4"):
+        PeerSpec(num_keys=4, num_experts=16, pairs_per_head=4, gate="jumprelu")

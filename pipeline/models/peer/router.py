@@ -7,14 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from kernels.backends import CpuLibrary, cpu_library_for
-from kernels.cells import starts
 from kernels.jump_router import jump_router
 from kernels.jump_router.native import Router
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule, SparseRows, compact
+from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold, product_key_topk
 from pipeline.models.derived import Kept
 from pipeline.models.monet import axis_deviations, passing_logits
+from pipeline.models.number_types import FullStatistics, at_least_float32, outside_autocast
 from pipeline.models.peer.routing import PassingKeys, PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 
@@ -22,7 +23,7 @@ THRESHOLD_GAIN = 0.03
 """How far a head's threshold moves a training step for each pair that fires beside the target (research prototype)."""
 
 
-class PeerRouter(nn.Module):
+class PeerRouter(FullStatistics):
     """Query, sub-keys and gate. With the jumprelu gate, head h reaches cell (r, c) iff A_r + B_c > threshold_h.
 
     A and B are the log gates of Monet's router (logits that pass an axis threshold, minus their log-sum-exp), so the
@@ -94,6 +95,7 @@ class PeerRouter(nn.Module):
             torch.log_softmax(passing_logits(column_NHJ, self.norm2, self.deviations, self.spec.tie_margin), dim=-1),
         )
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, tokens_BT: Tensor) -> PeerRouting:
         if self.spec.gate == "softmax":
             return self._softmax(x_ND)
@@ -155,7 +157,11 @@ class PeerRouter(nn.Module):
     def compact_rows(self) -> SparseRows:
         """The non-zeros of the query's rows, found again whenever its weight or bias holds other numbers."""
         weight, bias = self.query.weight.detach(), self.query.bias.detach()
-        return self._compact.of(self.query, None, lambda: (compact(weight, bias.clone()), (weight, bias)))
+
+        def make() -> tuple[SparseRows, tuple[Tensor, Tensor]]:
+            return compact(at_least_float32(weight), at_least_float32(bias).clone()), (weight, bias)
+
+        return self._compact.of(self.query, None, make)
 
     def _score_SN(self, x_ND: Tensor) -> Tensor:
         return torch.cat([score_NHX.flatten(1) for score_NHX in self.scores(x_ND)], dim=1).T.contiguous()
@@ -164,10 +170,6 @@ class PeerRouter(nn.Module):
         row, column = self.norm1, self.norm2
         numbers = (row.running_mean, row.running_var, column.running_mean, column.running_var)
         return AxisStatistics(*numbers, self.threshold_H)  # type: ignore[arg-type]
-
-
-def at_least_float32(score_X: Tensor) -> Tensor:
-    return score_X if score_X.dtype == torch.float64 else score_X.float()
 
 
 def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) -> Tensor:

@@ -90,7 +90,7 @@ class PeerSpec(BaseModel):
             raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
         if self.gate == "softmax" and self.pairs_per_head > self.num_keys:
             raise ValueError(f"pairs_per_head={self.pairs_per_head} is more than num_keys={self.num_keys}")
-        if self.active_keys >= self.num_keys:
+        if self.gate == "jumprelu" and self.active_keys >= self.num_keys:
             raise ValueError(f"active_keys={self.active_keys} must be below num_keys={self.num_keys}")
         if self.accumulator and self.precision != "int4":
             raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from kernels.backends import CpuLibrary, cpu_library_for
-from kernels.cells import starts
 from kernels.expert_sum import bags, expert_sum, expert_sum_backward, expert_sum_forward
 from kernels.expert_sum.grouped import grouped_expert_sum
-from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.fired_sum import ExpertLayer
-from kernels.sr_update import RowGradients, pairs_by_row
+from kernels.pairs import pairs_by_row, starts, tokens_of_pairs
+from kernels.sr_update import RowGradients
 from pipeline.models.derived import Kept
+from pipeline.models.number_types import outside_autocast
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import AxisBias, expert_layer
 from pipeline.models.peer.routing import PeerRouting
@@ -49,6 +49,7 @@ class QuantizedExperts(nn.Module):
         self.trains = spec.accumulator
         self.ready: Kept[ExpertLayer] = Kept()
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         library = cpu_library_for(x_ND)
         if routing.packed is not None and library is not None and self.spec.scale_groups == 1:

@@ -5,12 +5,14 @@
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.number_types import FixedFormat
+
 
 def bytes_of(module: nn.Module) -> int:
     return sum(t.numel() * t.element_size() for t in module.state_dict().values())
 
 
-class FloatTable(nn.Module):
+class FloatTable(FixedFormat):
     value_ED: Tensor
     scale_E = None
     """Floats have none."""

@@ -4,14 +4,15 @@
 # F values of a group
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.packing import latent, pack_int4, unpack_int4
 from kernels.sr_update import NibbleTable
+from pipeline.models.number_types import FixedFormat
 from pipeline.models.tables.floats import bytes_of
 
 
-class Int4Table(nn.Module):
+class Int4Table(FixedFormat):
     """Rows of nibbles with one scale a row, or (for inference alone) a scale for each of its groups of values.
 
     A row of G groups lies as G rows of width D / G would, each packed by itself.

@@ -3,12 +3,13 @@
 # D model width, E experts, R rows that are asked for
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.models.number_types import FixedFormat
 from pipeline.models.tables.floats import bytes_of
 
 
-class Int8Table(nn.Module):
+class Int8Table(FixedFormat):
     value_ED: Tensor
     scale_E: Tensor
 

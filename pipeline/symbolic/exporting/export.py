@@ -21,11 +21,11 @@ from artifacts import ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
-from pipeline.generate import CONTEXT
 from pipeline.measuring.loss import token_losses
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
+from pipeline.models.trained_length import trained_length
 from pipeline.models.transformer import Block
 from pipeline.symbolic.formulas.spline import KNOTS
 
@@ -45,10 +45,18 @@ class Exported:
     loss_nats: float
     """Python's mean loss a token of the tokens in tokens.bin."""
     num_tokens: int
+    length: int
+    """Tokens of a window of them: no more than the model was trained on."""
 
 
-def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int) -> Exported:
-    """Writes the folder, whole or not at all. ValueError or ArtifactError where it cannot."""
+def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int | None) -> Exported:
+    """Writes the folder, whole or not at all; windows of no length are as long as the model was trained on.
+
+    ValueError or ArtifactError where it cannot.
+    """
+    for flag, value in (("--tokens", num_tokens), ("--length", length)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag}: got {value}, wanted at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
     artifact = store.open(id, kind="symbols")
@@ -59,27 +67,35 @@ def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int)
     corpus = codec.load(store.open(corpus_id, kind="corpus"))
     assert isinstance(model, LanguageModel)
     assert isinstance(corpus, Corpus)
-    return write_folder(model.eval(), corpus, artifact.id, folder, num_tokens=num_tokens, length=length)
+    context = trained_length(store, artifact.id)
+    length = context if length is None else length
+    return write_folder(
+        model.eval(), corpus, artifact.id, folder, num_tokens=num_tokens, length=length, context=context
+    )
 
 
 def write_folder(
-    model: LanguageModel, corpus: Corpus, name: str, folder: Path, *, num_tokens: int, length: int
+    model: LanguageModel, corpus: Corpus, name: str, folder: Path, *, num_tokens: int, length: int, context: int
 ) -> Exported:
+    """`context` is what the model was trained on: windows of more are cropped to it, and so is what the program reads
+    before a token."""
+    length = min(length, context)
     inputs_WT, targets_WT = held_out_windows(corpus.held_out, num_tokens=num_tokens, length=length)
-    made = Exported(folder=folder, loss_nats=_loss(model, inputs_WT, targets_WT), num_tokens=inputs_WT.numel())
+    loss_nats = _loss(model, inputs_WT, targets_WT)
+    made = Exported(folder=folder, loss_nats=loss_nats, num_tokens=inputs_WT.numel(), length=length)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         scratch.chmod(0o755)
         (scratch / "model.c").write_bytes(_SOURCE.read_bytes())
-        (scratch / "tables.bin").write_bytes(tables_file(model, window=length))
+        (scratch / "tables.bin").write_bytes(tables_file(model, window=length, context=context))
         windows = torch.cat([inputs_WT, targets_WT[:, -1:]], dim=1)
         (scratch / "tokens.bin").write_bytes(windows.numpy().astype("<u2").tobytes())
         (scratch / "Makefile").write_text(_MAKEFILE)
         for file_name, content in corpus.to_files().items():
             (scratch / file_name).write_bytes(content)
         tokenizer = "`tokenizer.json` (read by the Python package `tokenizers`)" if corpus.to_files() else "bytes"
-        words = {"name": name, "loss": made.loss_nats, "tokens": made.num_tokens, "length": length, "context": CONTEXT}
+        words = {"name": name, "loss": made.loss_nats, "tokens": made.num_tokens, "length": length, "context": context}
         readme = _README.read_text(encoding="utf-8").format(**words, tokenizer=tokenizer)
         (scratch / "README.md").write_text(readme, encoding="utf-8")
         scratch.replace(folder)
@@ -95,26 +111,26 @@ def _loss(model: LanguageModel, inputs_WT: Tensor, targets_WT: Tensor) -> float:
     return total / targets_WT.numel()
 
 
-def tables_file(model: LanguageModel, *, window: int) -> bytes:
+def tables_file(model: LanguageModel, *, window: int, context: int) -> bytes:
     """The bytes of tables.bin. ValueError for a model that is no symbols model."""
     spec = model.spec.experts
     if not isinstance(spec, SymbolSpec):
         raise ValueError(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
     body = b"".join(_record(name, table) for name, table in _tables(model, spec))
-    sizes = struct.pack("<24I6d", *_sizes(model, spec, window), *_numbers(model, spec))
+    sizes = struct.pack("<24I6d", *_sizes(model, spec, window, context), *_numbers(model, spec))
     header_bytes = len(MAGIC) + struct.calcsize("<2I2Q") + len(sizes)
     promised = struct.pack("<2I2Q", VERSION, header_bytes, header_bytes + len(body), zlib.crc32(sizes + body))
     return MAGIC + promised + sizes + body
 
 
-def _sizes(model: LanguageModel, spec: SymbolSpec, window: int) -> tuple[int, ...]:
+def _sizes(model: LanguageModel, spec: SymbolSpec, window: int, context: int) -> tuple[int, ...]:
     shape, peer = model.shape, spec.peer
     column_width = peer.num_columns if peer.sub_keys == "identity" else peer.d_key
     return (
         shape.d_model, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.vocab_size,
         peer.num_heads, peer.num_keys, peer.num_columns, peer.d_key, column_width, _SUB_KEYS.index(peer.sub_keys),
         int(peer.query_norm), _GATES.index(peer.gate), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
-        peer.num_experts, spec.coordinates, spec.places, KNOTS, window, CONTEXT, peer.score_features,
+        peer.num_experts, spec.coordinates, spec.places, KNOTS, window, context, peer.score_features,
         _terms(model),
     )  # fmt: skip
 

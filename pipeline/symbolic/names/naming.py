@@ -14,11 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.cells import starts
+from kernels.pairs import starts
+from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter
 from pipeline.symbolic.names.names import Name, Said, TopToken, gate_words, place
 from pipeline.symbolic.recording import Events, LayerRecord
-from pipeline.symbolic.rules.logic import Literals
 from pipeline.symbolic.rules.statements import Statements
 from pipeline.symbolic.rules.token_logic import (
     LARGEST_SET,

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from kernels.activations import activation
-from kernels.cells import starts
 from kernels.expert_sum.bags import bag_sum
+from kernels.pairs import starts
 from pipeline.measuring.swapped import swapped
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.routing import PeerRouting

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import THRESHOLD_GAIN, PeerRouter, threshold_for
