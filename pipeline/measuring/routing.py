@@ -7,8 +7,7 @@ from torch import Tensor
 
 from kernels.pairs import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.monet import MonetRouting
 from pipeline.models.peer.experts import PeerExperts
@@ -26,15 +25,12 @@ def effective(gates_X: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_routing(
-    model: LanguageModel, corpus: Corpus, config: MeasureConfig, context_length: int
-) -> dict[str, float]:
+def measure_routing(model: LanguageModel, held_out: HeldOut) -> dict[str, float]:
     """How many experts are active and effective, and whether retrieval obeys the firing rule, if the gate has one."""
     gate_sums: dict[tuple[int, ...], Tensor] = {}
     pairs = tokens = 0
     mismatches: list[int] = []
-    smaller = config.model_copy(update={"tokens": min(config.tokens, 16_384)})
-    for inputs_BT, _ in held_out_batches(corpus, smaller, context_length, "measure routing"):
+    for inputs_BT, _ in held_out.few.batches("measure routing"):
         trace = model.trace(inputs_BT.to(model.lm_head.weight.device))
         tokens += inputs_BT.numel()
         for layer, (block, routing) in enumerate(zip(model.blocks(), trace.routings, strict=True)):
