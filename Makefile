@@ -25,7 +25,7 @@ ui: $(VENV)/ready ## Start the Prefect UI over the same history
 test: $(VENV)/ready ## All tests, the whole chain through Prefect among them
 	$(BIN)/python -m pytest
 
-clicks: $(VENV)/ready ## Clicks through the UI in headless Chromium, which must be on the PATH
+clicks: $(VENV)/ready ## Clicks through the UI, and from a hostile page, in headless Chromium, which must be on the PATH
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
 	$(BIN)/python -m pytest -m browser tests/browser
 

@@ -32,11 +32,24 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from pipeline.running.prefect_server import ROOT, Starting, announced, announced_server, begin, free_port, port_for
+from pipeline.running.auth_string import auth_string
+from pipeline.running.entrance import link
+from pipeline.running.prefect_server import (
+    ROOT,
+    announced,
+    announced_server,
+    begun,
+    begun_early,
+    own_auth,
+    port_for,
+    ready,
+)
+from pipeline.running.proxies import bypass_loopback
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -51,21 +64,10 @@ SETTINGS = {
 for _name, _value in SETTINGS.items():
     os.environ.setdefault(_name, _value)
 HOME = Path(os.environ["PREFECT_HOME"])
-
-
-def _needs_a_server(words: list[str]) -> bool:
-    runs = words[:1] in (["run"], ["stage"]) and not {"-h", "--help"} & set(words)
-    return runs and "PREFECT_API_URL" not in os.environ and announced(HOME) is None
-
-
-def _own_server() -> Starting:
-    starting = begin(free_port(), home=HOME, ui=False)
-    atexit.register(starting.end)  # not sooner: Prefect's threads send the last of the log when Python ends
-    return starting
-
+bypass_loopback(os.environ)
 
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
-_early = _own_server() if __name__ == "__main__" and _needs_a_server(sys.argv[1:]) else None
+_early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else None
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
@@ -74,6 +76,7 @@ from pipeline.running.live_runs import alive, forget, gone
 from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES, form
+from stages.allowed import allow, check_allowed
 from stages.command import (
     Command,
     RepublishCommand,
@@ -84,6 +87,7 @@ from stages.command import (
     exit_code,
     make_one,
     read,
+    require_named,
 )
 from stages.plan import Plan, Step, inputs_of, made_from, plain, step_of, tiny
 
@@ -98,8 +102,15 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import flow_run, task_run
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, PREFECT_UI_URL, temporary_settings
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_FLOWS_HEARTBEAT_FREQUENCY,
+    PREFECT_UI_URL,
+    temporary_settings,
+)
 from prefect.states import Completed, Crashed
 from prefect.utilities.engine import link_state_to_flow_run_result
 
@@ -107,6 +118,7 @@ DEFAULT_STORE = str(ROOT / "store")
 RUNNING = HOME / "running"
 REUSED = "Reused"
 SECONDS_BETWEEN_PROGRESS = 2.0
+SECONDS_TO_ANSWER = 20.0
 
 
 @task(task_run_name="{stage}", cache_policy=NO_CACHE, persist_result=False)
@@ -158,6 +170,8 @@ class _Ring:
         self.told = 0.0
 
     def __call__(self, progress: Progress) -> None:
+        if not progress.total:  # a sentence, which the run's log has
+            return
         self.first = first_of_loop(self.first, progress)
         now = time.monotonic()
         if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
@@ -177,6 +191,7 @@ def flow_of(stage: Stage) -> Flow[..., Any]:
 
     def run(config: StageConfig, store: str, seed: int, device: Device, force: bool, **named: str) -> Any:
         given = {role: id for role, id in named.items() if id != "latest"}
+        check_allowed(store, config)
         inputs = inputs_of(step_of(stage.name), given, Store(Path(store)), _missing)
         with alive(flow_run.id, RUNNING):
             state = make(stage.name, plain(config), inputs, store, seed, device, force, return_state=True)
@@ -215,6 +230,7 @@ def chain(
         device: Where tensors are.
         again_from: Make this stage and all that is made from it again.
     """
+    check_allowed(store, plan.prepare_corpus)
     forced = made_from(again_from) if again_from else frozenset()
     made: dict[str, Made] = {}
     at = ""
@@ -320,9 +336,14 @@ def mark_crashed() -> None:
 @contextmanager
 def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
     """Within it, flows are recorded: by the server of PREFECT_API_URL, else that of `ui`, else a temporary one."""
-    if PREFECT_API_URL.value():
-        mark_crashed()
-        yield PREFECT_API_URL.value().removesuffix("/api")
+    ready(HOME)
+    if given := PREFECT_API_URL.value():
+        url = given.removesuffix("/api")
+        auth = own_auth(url, HOME)
+        with temporary_settings({PREFECT_API_AUTH_STRING: auth} if auth else {}):
+            _check_answer(given)
+            mark_crashed()
+            yield url
         return
     url = announced(HOME)
     if url is None and ui:
@@ -332,7 +353,7 @@ def connected(*, ui: bool = False, port: int | None = None) -> Iterator[str]:
     elif url:
         print(f"recorded by the UI's server at {url}: leave it running until this ends", file=sys.stderr)
     else:
-        own = _early or _own_server()
+        own = _early or begun(HOME)
         url = own.wait()
     with _settings_for(url):
         mark_crashed()
@@ -343,11 +364,34 @@ def _settings_for(url: str) -> Any:
     # Without /v2 the links that Prefect logs lead to its old UI, which draws no Mermaid. Heartbeats serve Prefect
     # Cloud alone, and ending each flow's costs a second.
     return temporary_settings(
-        {PREFECT_API_URL: f"{url}/api", PREFECT_UI_URL: f"{url}/v2", PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}
+        {
+            PREFECT_API_URL: f"{url}/api",
+            PREFECT_API_AUTH_STRING: auth_string(HOME),
+            PREFECT_UI_URL: f"{url}/v2",
+            PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None,
+        }
     )
 
 
+def _check_answer(api: str) -> None:
+    """ValueError if no server of Prefect's answers there, or if it does not take our word."""
+    with get_client(sync_client=True, httpx_settings={"timeout": SECONDS_TO_ANSWER}) as client:
+        refused = client.api_healthcheck()
+        if refused is None:
+            try:
+                client.api_version()
+            except (PrefectHTTPStatusError, JSONDecodeError) as error:
+                refused = error
+    if refused is not None:
+        said = " ".join(str(refused).split())[:200] or type(refused).__name__
+        raise ValueError(
+            f"PREFECT_API_URL is {api}, which does not answer as a Prefect server ({said}); start it, unset "
+            "PREFECT_API_URL to have one started here, or set PREFECT_API_AUTH_STRING if it asks for one"
+        )
+
+
 def main_run(command: RunCommand) -> int:
+    require_named(command)
     start = time.monotonic()
     say_kernels(command.device)
     with connected():
@@ -360,6 +404,7 @@ def main_run(command: RunCommand) -> int:
 
 
 def main_stage(command: StageCommand) -> int:
+    require_named(command)
     start = time.monotonic()
     say_kernels(command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}
@@ -376,14 +421,15 @@ def main_stage(command: StageCommand) -> int:
 
 def main_ui(command: UiCommand) -> int:
     if url := announced(HOME):
-        print(f"Prefect's UI is at {url}/v2 already")
+        print(f"Prefect's UI is at {link(url, own_auth(url, HOME), '/v2')} already")
         return 0
     with announced_server(port_for(command.port), home=HOME) as url:
         with _settings_for(url):
             mark_crashed()
         try:
-            print(f"Prefect's UI is at {url}/v2 (Ctrl-C ends it)")
-            print(f"the lineage of all runs is at {url}/v2/artifacts", flush=True)
+            print(f"Prefect's UI is at {link(url, auth_string(HOME), '/v2')} (Ctrl-C ends it)")
+            print(f"the lineage of all runs is at {link(url, auth_string(HOME), '/v2/artifacts')}")
+            print("these links open the UI to whoever has them: they hold this home's auth string", flush=True)
             while True:
                 time.sleep(3600)
         except KeyboardInterrupt:
@@ -393,8 +439,10 @@ def main_ui(command: UiCommand) -> int:
 
 def main_serve(command: ServeCommand) -> int:
     os.chdir(ROOT)  # deployments name this file relative to the working directory
+    allow(command.allow)
     with connected(ui=True, port=command.port) as url:
-        print(f"runs started at {url}/v2/deployments happen here (Ctrl-C ends it)", flush=True)
+        print(f"runs started at {link(url, own_auth(url, HOME), '/v2/deployments')} happen here (Ctrl-C ends it)")
+        print(f"they read and write below {' and '.join(map(str, command.allow))} alone", flush=True)
         deployments: Any = [one.to_deployment(name=one.name) for one in (chain, *FLOWS.values())]
         serve(*deployments)
     return 0

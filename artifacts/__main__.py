@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,25 +17,28 @@ from artifacts.explanation import Link, explain
 from artifacts.manifest import Manifest
 from artifacts.model_card import model_card
 from artifacts.store import Store
+from artifacts.terminal import StdoutError, on_one_line, say, show_every_text, told
 from artifacts.tree import family, text_tree
 from artifacts.verification import Damage
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 1 is damage found by `verify`, 2 is an error told in one sentence."""
+    show_every_text()
     args = _parser().parse_args(arguments)
-    store = Store(args.store)
     try:
+        store = Store(args.store)
         code = args.command(store, args)
-        sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except StdoutError as error:
+        if error.reader_left:
+            return 0
+        print(told(error), file=sys.stderr)
+        return 2
     except OSError as error:
-        print(f"cannot use the store at {store.root}: {error}", file=sys.stderr)
+        print(told(f"cannot use the store at {args.store}: {error}"), file=sys.stderr)
         return 2
     except ArtifactError as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     if not store.root.is_dir():
         print(f"There is no store at {store.root} yet; the first stage that runs makes it.", file=sys.stderr)
@@ -91,7 +93,7 @@ def _ls(store: Store, args: argparse.Namespace) -> int:
     elif manifests:
         _print_columns([(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests])
     elif store.root.is_dir():
-        print(f"{store.root} holds no artifact{f' of kind {args.kind!r}' if args.kind else ''} yet.")
+        say(f"{store.root} holds no artifact{f' of kind {args.kind!r}' if args.kind else ''} yet.")
     _name(listing.damaged)
     return 0
 
@@ -102,7 +104,7 @@ def _show(store: Store, args: argparse.Namespace) -> int:
         _print_json(_summary(manifest))
         return 0
     lineage = manifest.lineage
-    print(f"{manifest.id}\n")
+    say(f"{manifest.id}\n")
     rows = [
         ("kind", manifest.kind),
         ("folder", str(store.root / manifest.id)),
@@ -117,7 +119,7 @@ def _show(store: Store, args: argparse.Namespace) -> int:
     rows += [(f"from {role}", ref.id) for role, ref in lineage.inputs.items()]
     rows += [(name, f"{record.bytes:,} B") for name, record in manifest.files.items()]
     _print_columns([*rows, *((name, number(value)) for name, value in manifest.metrics.items())])
-    print(f"\nconfig {json.dumps(lineage.config, indent=2)}\nspec {json.dumps(manifest.spec, indent=2)}")
+    say(f"\nconfig {json.dumps(lineage.config, indent=2)}\nspec {json.dumps(manifest.spec, indent=2)}")
     return 0
 
 
@@ -131,7 +133,7 @@ def _tree(store: Store, args: argparse.Namespace) -> int:
     if args.json:
         _print_json([_summary(m) for m in manifests])
     elif manifests:
-        print(text_tree(manifests, id))
+        say(text_tree(manifests, id))
     _name(damaged)
     return 0
 
@@ -144,15 +146,15 @@ def _diff(store: Store, args: argparse.Namespace) -> int:
         sides = {"a": first.id, "b": second.id, "why": dataclasses.asdict(why)}
         _print_json({**sides, **dataclasses.asdict(comparison)})
         return 0
-    print(f"a  {first.id}\nb  {second.id}\n\n{why.text}")
+    say(f"a  {first.id}\nb  {second.id}\n\n{on_one_line(why.text)}")
     if len(why.chain) > 1:
-        print("\nfrom the first difference on:")
+        say("\nfrom the first difference on:")
         _print_columns([_linked(link) for link in why.chain])
     for title, pairs in (("recipe", comparison.recipe), ("circumstances", comparison.circumstance)):
-        print(f"\n{title}: {'these differ' if pairs else 'the same'}")
+        say(f"\n{title}: {'these differ' if pairs else 'the same'}")
         _print_columns([(f"  {name}", _shown(a), "->", _shown(b)) for name, (a, b) in pairs.items()])
-    print(f"\nfiles: {', '.join(comparison.files) + ' differ' if comparison.files else 'the same bytes'}")
-    print("\nmetrics: a, b, change")
+    say(f"\nfiles: {', '.join(comparison.files) + ' differ' if comparison.files else 'the same bytes'}")
+    say("\nmetrics: a, b, change")
     _print_columns([(f"  {name}", *_measured(a, b)) for name, (a, b) in comparison.metrics.items()])
     return 0
 
@@ -161,7 +163,7 @@ def _card(store: Store, args: argparse.Namespace) -> int:
     manifest = store.manifest(args.id)
     ancestry = known_ancestry(store, [manifest.id])
     card = model_card(manifest, ancestry.manifests, ancestry.missing)
-    _print_json({"id": manifest.id, "card": card}) if args.json else print(card, end="")
+    _print_json({"id": manifest.id, "card": card}) if args.json else say(card.removesuffix("\n"))
     _name(ancestry.missing)
     return 0
 
@@ -175,7 +177,7 @@ def _verify(store: Store, args: argparse.Namespace) -> int:
         _name(damaged)
         broken = len({damage.id for damage in damaged})
         verdict = f"{broken} damaged" if broken else "none damaged"
-        print(f"{checked} checked, {verdict}.", flush=True)
+        say(f"{checked} checked, {verdict}.")
     code = 1 if damaged else 0
     if args.measure and not damaged:
         done = _measured_anew(store, args.json)
@@ -196,7 +198,7 @@ def _measured_anew(store: Store, as_json: bool) -> subprocess.CompletedProcess[s
 
 def _rm(store: Store, args: argparse.Namespace) -> int:
     id = store.remove(args.id)
-    _print_json({"removed": id}) if args.json else print(f"{id} removed.")
+    _print_json({"removed": id}) if args.json else say(f"{id} removed.")
     return 0
 
 
@@ -205,7 +207,7 @@ def _gc(store: Store, args: argparse.Namespace) -> int:
     if args.json:
         _print_json({"removed": removed})
     else:
-        print("\n".join(f"{name} removed." for name in removed) or "Nothing to remove.")
+        say("\n".join(f"{name} removed." for name in removed) or "Nothing to remove.")
     return 0
 
 
@@ -223,7 +225,7 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
 
 def _name(damaged: Sequence[Damage]) -> None:
     for damage in damaged:
-        print(f"damaged: {damage.id}: {damage.what}", file=sys.stderr)
+        print(told(f"damaged: {damage.id}: {damage.what}"), file=sys.stderr)
 
 
 def _measured(a: Any, b: Any) -> tuple[str, str, str]:
@@ -242,13 +244,15 @@ def _shown(value: Any) -> str:
 
 
 def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))] if rows else []
-    for row in rows:
-        print("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+    shown = [[on_one_line(text) for text in row] for row in rows]
+    widths = [max(len(row[i]) for row in shown) for i in range(len(shown[0]))] if shown else []
+    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in shown)
+    if shown:
+        say("\n".join(lines))
 
 
 def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))
+    say(json.dumps(value, indent=2))
 
 
 if __name__ == "__main__":

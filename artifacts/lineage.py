@@ -2,6 +2,7 @@
 
 import os
 import platform
+import re
 import subprocess
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -22,7 +23,8 @@ SHA256 = r"^[0-9a-f]{64}$"
 
 
 def _utc(text: str) -> str:
-    if datetime.fromisoformat(text).utcoffset() != timedelta(0):
+    # fromisoformat takes any character between day and hour.
+    if not re.fullmatch(r"[0-9TZ:.+ -]+", text) or datetime.fromisoformat(text).utcoffset() != timedelta(0):
         raise ValueError(f"{text!r} is no time in UTC; write it like 2026-01-31T12:00:00+00:00")
     return text
 

@@ -154,13 +154,15 @@ MODEL: Mapping[str, str] = {
 """Of a model."""
 
 CORPUS: Mapping[str, str] = {
-    "text_bytes": "bytes of text in both splits",
+    "text_bytes": "bytes of text in all splits",
     "held_out_text_bytes": "bytes of held-out text",
     "train_tokens": "tokens of the train split",
     "validation_tokens": "tokens of the validation split, on which settings are chosen",
     "held_out_tokens": "tokens of the held-out split",
     "bytes_per_token_held_out": "bytes of held-out text over its tokens",
     "documents_dropped": "documents left out: repeated ones, and held-out ones that mostly repeat train",
+    "documents_unreadable": "rows and files left out as unreadable, where the config says to skip them",
+    "replacement_characters": "U+FFFD in the text: half a surrogate pair in JSON, or there already when it was read",
     "ppmd_held_out_bits_per_byte": "what PPMd-6 needs for the windows that models are measured on, bits a byte",
     "ppmd_primed_held_out_bits_per_byte": "the same after it has read train text, primed_train_bytes of it",
     "ppmd16_held_out_bits_per_byte": "what PPMd-16 needs for them, bits a byte",
@@ -174,6 +176,7 @@ CORPUS: Mapping[str, str] = {
 """Of a corpus; `text_bytes_X` are those of the domain X."""
 
 REPORT: Mapping[str, str] = {
+    "context_tokens": "tokens of a window in which the model was trained, or else measured",
     "dense_bits_per_byte": "held-out bits a byte of the dense baseline",
     "symbols_bits_per_byte": "held-out bits a byte of the symbolic model",
     "bits_per_byte_increase_over_dense": "held-out bits a byte of the symbolic model minus those of the dense baseline",
@@ -195,27 +198,6 @@ STUDY: Mapping[str, str] = {
     r"num_seeds": "seeds behind each figure",
 }
 """Of a study, by forms of names."""
-
-
-COMPARABLE = frozenset(
-    (
-        "held_out_loss_nats",
-        "held_out_bits_per_byte",
-        "loss_without_experts_nats",
-        "active_experts_per_token",
-        "num_experts",
-        "expert_bytes",
-        "table_bytes_per_parameter",
-        "effective_experts",
-        "num_parameters",
-    )
-)
-"""What two models of one corpus can be compared by. Others are differences themselves, or of the stage's work."""
-
-
-def changed(name: str, value: float, before: Mapping[str, float]) -> float | None:
-    """How much more this metric is than before, if that says anything."""
-    return value - before[name] if name in COMPARABLE and name in before else None
 
 
 def in_order(metrics: Mapping[str, float]) -> list[tuple[str, float]]:

@@ -41,6 +41,8 @@ from artifacts.tensors_file import write_tensors
 from artifacts.verification import Damage, damages
 
 LATEST = "latest"
+LONGEST_NAME = f"{'s' * 64}/{'f' * 128}"
+"""An artifact and a file of it, of names as long as they come."""
 Kinds = str | tuple[str, ...] | None
 
 
@@ -57,6 +59,19 @@ class Store:
     """A folder of artifacts. Nothing in it is opened, or made, before it is asked for."""
 
     root: Path
+
+    def __post_init__(self) -> None:
+        """ArtifactError where the system has no room for the names of files in it; all else is told when it is met."""
+        try:
+            (self.root / LONGEST_NAME).lstat()
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                raise ArtifactError(
+                    f"the store's name is too long for this system: {len(str(self.root)):,} characters, beginning "
+                    f"with {str(self.root)[:40]!r}; name a folder with a shorter one"
+                ) from None
+        except ValueError:
+            raise ArtifactError(f"no folder can be called {str(self.root)[:40]!r}; name another store") from None
 
     @property
     def state_dir(self) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from artifacts.cards import headline
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
+from artifacts.terminal import on_one_line
 
 
 def text_tree(manifests: Sequence[Manifest], marked: ArtifactId | None = None) -> str:
@@ -43,7 +44,7 @@ def _nearest_parent(manifest: Manifest, known: dict[ArtifactId, Manifest]) -> Ar
 
 
 def _line(manifest: Manifest, parent: ArtifactId | None, marked: ArtifactId | None) -> str:
-    others = [f"{role} {ref.id}" for role, ref in manifest.lineage.inputs.items() if ref.id != parent]
+    others = [f"{on_one_line(role)} {ref.id}" for role, ref in manifest.lineage.inputs.items() if ref.id != parent]
     parts = [
         manifest.id,
         f"[{manifest.kind}]",

@@ -1,5 +1,6 @@
 """Values to (kind, spec, tensors, files) and back: what a stage returns, as it lies in an artifact."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar, runtime_checkable
@@ -50,19 +51,27 @@ def artifact_kinds(*kinds: str):  # noqa: ANN201 - the decorator returns its cla
     return wrap
 
 
+HOMES = ("pipeline.corpus", "pipeline.models.language_model", "pipeline.report")
+"""Modules whose classes restore artifacts. They import this one, so that it imports them when they are first needed."""
+
+
 def known_kinds() -> tuple[str, ...]:
+    for home in HOMES:
+        importlib.import_module(home)
     return tuple(sorted(_CLASSES))
 
 
 def load(artifact: Artifact) -> Persistent:
     """The value that an artifact holds, tensors on the CPU (memory-mapped until they are used)."""
-    if artifact.kind not in _CLASSES:
+    if artifact.kind not in _CLASSES and artifact.kind not in known_kinds():
         raise ArtifactError(
             f"{artifact.id} is of kind {artifact.kind!r}, which nothing here can open; "
             f"known kinds: {', '.join(known_kinds())}"
         )
     try:
         return _CLASSES[artifact.kind].restore(artifact.kind, artifact.spec, artifact.tensors(), artifact.files())
+    except ArtifactError as error:
+        raise ArtifactError(f"{artifact.id}: {error}") from None
     except ValidationError as error:
         wrong = "; ".join(
             f"{'.'.join(map(str, e['loc']))}: {'' if e['type'] == 'missing' else repr(e['input']) + ', '}{e['msg']}"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Store
+from artifacts import ArtifactError, Store, show_every_text, told
 from pipeline import codec
 from pipeline.report import Report
 from pipeline.studies.intervals import paired
@@ -45,11 +45,12 @@ def _list(arms: Mapping[str, Mapping[int, float]]) -> str:
 
 
 def main(arguments: Sequence[str]) -> int:
+    show_every_text()
     parser = argparse.ArgumentParser(prog="python -m pipeline.compare_arms", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", metavar="STUDY", help="id of a study's report, or its beginning")
     parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")
     parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
-    values = parser.parse_args(arguments)
+    values = parser.parse_intermixed_args(arguments)
     report = codec.load(Store(values.store).open(values.study, kind="report"))
     assert isinstance(report, Report)
     arms = losses_by_seed(report)
@@ -64,5 +65,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(told(error), file=sys.stderr)  # noqa: T201
         sys.exit(2)

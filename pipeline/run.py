@@ -13,6 +13,15 @@ from pathlib import Path
 
 import torch
 
+LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
+"""What torch's generators take."""
+
+
+def check_seed(seed: int) -> None:
+    """ValueError for one that no generator takes."""
+    if not LEAST_SEED <= seed <= MOST_SEED:
+        raise ValueError(f"--seed: got {seed}, wanted a whole number from -2**63 to 2**64 - 1")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
@@ -21,6 +30,7 @@ class Progress:
     what: str
     step: int
     total: int
+    """0 where `what` is a sentence that the stage says, and no loop."""
     seconds: float
     numbers: dict[str, float] = field(default_factory=dict)
 
@@ -73,3 +83,8 @@ def steps(what: str, total: int, *, first: int = 0) -> Iterator[int]:
         if now - told > 0.5 or step + 1 == total:
             run.report(Progress(what=what, step=step + 1, total=total, seconds=now - start))
             told = now
+
+
+def say(sentence: str) -> None:
+    """Tells whoever hears of the run's progress what a person should know of its input."""
+    current_run().report(Progress(what=sentence, step=0, total=0, seconds=0.0))

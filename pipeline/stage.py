@@ -14,7 +14,9 @@ from torch import nn
 from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store, code_of_process
 from kernels.backends import cpu_library
 from pipeline import codec
-from pipeline.run import Progress, Run, running
+from pipeline.corpus.splits import Corpus
+from pipeline.corpus.windows import require_windows
+from pipeline.run import Progress, Run, check_seed, running
 
 Device = Literal["cpu", "cuda"]
 
@@ -44,6 +46,9 @@ class Measured:
     id: str
     kind: str
     stage: str
+    config: Mapping[str, Any]
+    inputs: Mapping[str, ArtifactId]
+    """What it was made from, by role."""
     spec: Mapping[str, Any]
     metrics: Mapping[str, float]
     seconds: float
@@ -113,6 +118,7 @@ def recipe_of(stage: Stage, config: StageConfig, inputs: Mapping[str, ArtifactId
             f"stage {stage.name!r} takes the inputs {', '.join(stage.inputs) or '(none)'}; "
             f"it got {', '.join(inputs) or '(none)'}"
         )
+    check_seed(seed)
     return Recipe(
         stage=stage.name,
         stage_version=stage.version,
@@ -154,6 +160,9 @@ def run_stage(
     device = device or torch.device("cpu")
     opened = {role: store.open(inputs[role], kind=wanted.kinds) for role, wanted in stage.inputs.items()}
     values = {role: _value(opened[role], wanted, device) for role, wanted in stage.inputs.items()}
+    for value in values.values():
+        if isinstance(value, Corpus) and (length := longest_window(config)):
+            require_windows(value, length)
     waiting = Progress(what="wait for another process that makes it", step=0, total=1, seconds=0.0)
     with store.checkpoints(recipe, anew=force, waiting=lambda: report(waiting)) as checkpoints:
         if not force and (found := store.find(recipe)) is not None:
@@ -166,6 +175,13 @@ def run_stage(
         _check_unchanged(opened, store)
         id = _publish(store, recipe, output, Circumstance.now(device=device_name(device), seconds=seconds))
     return Made(id=id, reused=False, seconds=time.monotonic() - start)
+
+
+def longest_window(config: BaseModel) -> int:
+    """The greatest context_length that the config has, or the configs in it; 0 where none has any."""
+    fields = {name: getattr(config, name) for name in type(config).model_fields}
+    within = [longest_window(value) for value in fields.values() if isinstance(value, BaseModel)]
+    return max(fields.get("context_length", 0), 0, *within)
 
 
 def _publish(store: Store, recipe: Recipe, output: Output[Any], circumstance: Circumstance) -> ArtifactId:
@@ -194,6 +210,8 @@ def _value(artifact: Artifact, role: Role, device: torch.device) -> Any:
             id=artifact.id,
             kind=artifact.kind,
             stage=artifact.lineage.stage,
+            config=artifact.lineage.config,
+            inputs={role: ref.id for role, ref in artifact.lineage.inputs.items()},
             spec=artifact.spec,
             metrics=artifact.metrics,
             seconds=artifact.lineage.seconds,

@@ -10,11 +10,16 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from artifacts import ArtifactError, ArtifactId, Store
+from artifacts import ArtifactError, ArtifactId, StdoutError, Store, show_every_text, told
+from pipeline.corpus.sources import require_sources
+from pipeline.run import check_seed
 from pipeline.stage import Device, Made, StageConfig, chosen_device
 from stages.plan import CHAIN, PRESETS, Plan, Step, did_you_mean, inputs_of, plain, preset_of, step_of
+from stages.prepare_corpus import PrepareCorpusConfig
 
 ROOT = Path(__file__).resolve().parents[1]
+# Not all below ROOT: installed, our packages lie among those of others.
+_OUR_CODE = tuple(ROOT / name for name in ("artifacts", "kernels", "pipeline", "stages", "flows.py"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +55,8 @@ class UiCommand:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServeCommand:
     port: int | None
+    allow: tuple[Path, ...]
+    """Folders below which served runs may read text and keep their stores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -175,7 +182,12 @@ def read_serve(arguments: Sequence[str]) -> ServeCommand:
         description="Run what is started from the UI: a deployment a stage, and the chain.",
     )
     _add_port(parser)
-    return ServeCommand(port=parser.read(arguments).port)
+    parser.add_argument(
+        "--allow", action="append", type=_folder, metavar="DIR", help="take `store` and `sources` of served runs only "
+        "below this folder; may be given more than once (default: the project's own folder)"
+    )  # fmt: skip
+    values = parser.read(arguments)
+    return ServeCommand(port=values.port, allow=tuple(values.allow or [ROOT]))
 
 
 def read_republish(arguments: Sequence[str]) -> RepublishCommand:
@@ -209,6 +221,12 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {text!r}; make it, or name another one")
+    return Path(text).resolve()
+
+
 def _add_preset(parser: _Parser, arguments: Sequence[str]) -> Plan:
     """Adds --preset, and reads it ahead of the rest: the other flags' defaults are the preset's."""
     presets = "; ".join(f"{name}: {preset.__doc__}" for name, preset in PRESETS.items())
@@ -233,6 +251,7 @@ def _add_common(parser: _Parser) -> None:
 
 def _common(values: Mapping[str, Any]) -> dict[str, Any]:
     chosen_device(values["device"])
+    check_seed(values["seed"])
     return {"store": values["store"].absolute(), "seed": values["seed"], "device": values["device"]}
 
 
@@ -314,6 +333,26 @@ def _one_invalid(problem: Mapping[str, Any], name: Callable[[tuple[str, ...]], s
     return f"{where}: got {problem['input']!r}, wanted: {message}"
 
 
+def require_named(command: RunCommand | StageCommand) -> None:
+    """ValueError or ArtifactError where text or artifacts that were named are not there, before a run is recorded."""
+    config = command.plan.prepare_corpus if isinstance(command, RunCommand) else command.config
+    if isinstance(config, PrepareCorpusConfig):
+        require_sources(config.sources)
+    if isinstance(command, StageCommand):
+        store = Store(command.store)
+        for role, id in command.given.items():
+            _require_kind(store, id, command.step.stage.inputs[role].kinds)
+
+
+def _require_kind(store: Store, id: str, kinds: tuple[str, ...]) -> None:
+    manifest = store.manifest(store.resolve(id, kind=kinds))
+    if manifest.kind not in kinds:
+        raise ArtifactError(
+            f"{manifest.id} is a {manifest.kind!r}, made by {manifest.lineage.stage!r}; "
+            f"a {' or '.join(map(repr, kinds))} was needed here"
+        )
+
+
 Make = Callable[[Step, StageConfig, Mapping[str, ArtifactId], bool], Made]
 """Makes (step, config, inputs, force)."""
 
@@ -334,15 +373,22 @@ def make_one(command: StageCommand, make: Make) -> Iterator[Made]:
 
 def exit_code(action: Callable[[], int]) -> int:
     """What `action` returns; 2 after one sentence for a user's mistake, 130 after Ctrl-C. Bugs keep their traceback."""
+    show_every_text()
     try:
         return action()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
+    except StdoutError as error:
+        if error.reader_left:
+            return 0
+        print(told(error), file=sys.stderr)  # noqa: T201
+        return 2
     except (ValueError, RuntimeError, ArtifactError) as error:
         if not is_told(error):
             raise
-        print(invalid(error) if isinstance(error, ValidationError) else error, file=sys.stderr)  # noqa: T201
+        said = ValueError(invalid(error)) if isinstance(error, ValidationError) else error
+        print(told(said), file=sys.stderr)  # noqa: T201
         return 2
 
 
@@ -353,6 +399,6 @@ def is_told(error: Exception) -> bool:
     if type(error) not in (ValueError, RuntimeError):
         return False
     last = traceback.extract_tb(error.__traceback__)[-1]
-    file = Path(last.filename)
-    ours = file.is_relative_to(ROOT) and ".venv" not in file.parts
+    file = Path(last.filename).resolve()
+    ours = any(file.is_relative_to(place) for place in _OUR_CODE)
     return ours and (last.line or "").startswith("raise ")

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from artifacts import ArtifactId, Store
+from artifacts import ArtifactId, Manifest, Store
 from pipeline.measuring.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
 from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.dense import DenseSpec
@@ -18,7 +18,7 @@ from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Stage, StageConfig
 from pipeline.studies.variants import ArmConfig
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4
@@ -126,7 +126,8 @@ def inputs_of(
     """The ids of a step's inputs. `given` may name some of them, "latest" being the latest of its kind.
 
     Any other is the one that the inputs found so far were made from, else the latest that the chain's stage made, with
-    whatever config or (it and all it was made from) with those of a plan, else it is made: `make(step, its inputs)`.
+    whatever config or (it and all it was made from) with those of a plan, and if there is one made from what they
+    were made from; else it is made: `make(step, its inputs)`.
     """
     found = {role: store.resolve(id, kind=step.stage.inputs[role].kinds) for role, id in given.items()}
     # Inputs far down the chain first: they decide which of the others belong to them.
@@ -135,22 +136,33 @@ def inputs_of(
             producer = step_of(step.inputs[role])
             found[role] = (
                 _ancestor(producer.name, found.values(), store)
-                or _latest(producer.name, store, plan)
+                or _latest(producer.name, store, plan, beside=found.values())
                 or make(producer, inputs_of(producer, {}, store, make, plan=plan))
             )
     return {role: found[role] for role in step.inputs}
 
 
-def _latest(stage: str, store: Store, plan: "Plan | None") -> ArtifactId | None:
+def _latest(stage: str, store: Store, plan: "Plan | None", *, beside: Iterable[str]) -> ArtifactId | None:
+    made = [m for m in reversed(store.manifests()) if m.lineage.stage == stage and _is_planned(m, store, plan)]
+    theirs: dict[str, set[str]] = {}
+    for id in beside:
+        for ancestor in store.ancestry(id):
+            theirs.setdefault(ancestor.lineage.stage, set()).add(ancestor.id)
+
+    def shares(id: ArtifactId) -> bool:
+        return all(m.id in theirs.get(m.lineage.stage, {m.id}) for m in store.ancestry(id) if m.id != id)
+
+    if theirs and (sharing := next((m.id for m in made if shares(m.id)), None)) is not None:
+        return sharing
+    return made[0].id if made else None
+
+
+def _is_planned(manifest: Manifest, store: Store, plan: "Plan | None") -> bool:
+    """Whether it and all it was made from have the plan's settings; of no plan, any have."""
     if plan is None:
-        return store.latest(stage=stage)
+        return True
     planned = {step.name: plan.config_of(step).model_dump(mode="json") for step in CHAIN}
-    for manifest in reversed(store.manifests()):
-        if manifest.lineage.stage == stage and all(
-            m.lineage.config == planned.get(m.lineage.stage) for m in store.ancestry(manifest.id)
-        ):
-            return manifest.id
-    return None
+    return all(m.lineage.config == planned.get(m.lineage.stage) for m in store.ancestry(manifest.id))
 
 
 def _ancestor(stage: str, ids: Iterable[ArtifactId], store: Store) -> ArtifactId | None:

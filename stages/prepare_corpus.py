@@ -5,11 +5,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.corpus.default import default_sha256, read_default
 from pipeline.corpus.documents import Document, DocumentSplits, sample_of
-from pipeline.corpus.sources import Reading, read_sources, sources_sha256
+from pipeline.corpus.sources import Reading, Source, read_sources, sources_sha256
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
 from pipeline.figures.corpus import corpus_mix
@@ -68,6 +68,17 @@ class PrepareCorpusConfig(StageConfig):
         max_length=200,
         description="Field that holds the text in .jsonl, .parquet and hf: sources, 1 to 200 characters.",
     )
+    domain_field: str = Field(
+        default="domain",
+        max_length=200,
+        description="Field of such rows that names a row's domain, at most 200 characters; rows without it, or all "
+        "if this is empty, are of their source's domain.",
+    )
+    unreadable: Literal["refuse", "skip"] = Field(
+        default="refuse",
+        description="What becomes of a row or file that is not UTF-8, no JSON object, or without a string as text: "
+        "refuse (with its place), or skip (and count).",
+    )
     hf_split: str = Field(
         default="train",
         min_length=1,
@@ -78,13 +89,20 @@ class PrepareCorpusConfig(StageConfig):
         default=CompressorsConfig(), description="What text general compressors are measured on."
     )
 
+    @field_validator("sources")
+    @classmethod
+    def _name_something(cls, sources: tuple[str, ...]) -> tuple[str, ...]:
+        for source in sources:
+            Source.parse(source)
+        return sources
+
 
 def sources_digest(config: PrepareCorpusConfig) -> str:
     """sha256 of what the stage would read outside the store."""
     return sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
 
 
-@stage(name="prepare-corpus", version=4, sources=sources_digest)
+@stage(name="prepare-corpus", version=5, sources=sources_digest)
 def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
     """text -> corpus: documents with their domains as tokens, some to choose by, some held out."""
     splits = _read(config)
@@ -109,6 +127,8 @@ def _read(config: PrepareCorpusConfig) -> DocumentSplits:
         held_out_share=config.held_out_share,
         max_bytes=config.max_bytes,
         text_field=config.text_field,
+        domain_field=config.domain_field,
+        unreadable=config.unreadable,
         hf_split=config.hf_split,
     )
     return read_sources(config.sources, reading)
@@ -132,6 +152,8 @@ def _metrics(splits: DocumentSplits, corpus: Corpus) -> Mapping[str, float]:
         "held_out_tokens": corpus.held_out.num_tokens,
         "bytes_per_token_held_out": held_out_bytes / corpus.held_out.num_tokens,
         "documents_dropped": splits.num_dropped,
+        "documents_unreadable": splits.num_unreadable,
+        "replacement_characters": sum(document.text.count("\ufffd") for document in splits.documents),
     }
 
 

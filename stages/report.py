@@ -4,12 +4,15 @@ Compressors stand beside them, and a sentence wherever two figures that are set 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
+from artifacts.columns import REPORT, columns
+from artifacts.markdown import table
 from pipeline.figures.chain import chain_costs
+from pipeline.measuring.alike import ALIKE, context_of, unlike
 from pipeline.report import Report, ReportSpec, Row
 from pipeline.stage import Measured, Output, StageConfig, stage
 
@@ -21,8 +24,7 @@ COMPRESSORS = (
     ("xz", "xz_held_out_bits_per_byte", "xz_primed_held_out_bits_per_byte"),
 )
 """Name, and a corpus's metrics of it: cold, and primed with train text."""
-ALIKE = 0.01
-"""By which share two counts may differ and still be called the same."""
+CONTEXT = "context_tokens"
 
 
 class ReportConfig(StageConfig):
@@ -32,7 +34,7 @@ class ReportConfig(StageConfig):
     dots_per_inch: int = Field(default=120, ge=50, le=600, description="Resolution of the picture, 50 to 600.")
 
 
-@stage(name="report", version=3)
+@stage(name="report", version=4)
 def report(
     config: ReportConfig,
     *,
@@ -46,6 +48,7 @@ def report(
     symbols: Annotated[Measured, "symbols"],
 ) -> Output[Report]:
     """Corpus and all models -> report: bits a byte beside compressors', loss against the parent, bytes an expert."""
+    _check_corpora(corpus, (dense, monet, peer, int8, int4, tuned, symbols))
     rows = (
         _row("dense", dense),
         _row("Monet", monet),
@@ -60,62 +63,74 @@ def report(
 
 
 def _row(name: str, measured: Measured) -> Row:
-    return Row(name=name, id=measured.id, kind=measured.kind, seconds=measured.seconds, metrics=dict(measured.metrics))
+    context = context_of(measured.config)
+    metrics = {**measured.metrics, **({} if context is None else {CONTEXT: float(context)})}
+    return Row(name=name, id=measured.id, kind=measured.kind, seconds=measured.seconds, metrics=metrics)
+
+
+def _check_corpora(corpus: Measured, models: Sequence[Measured]) -> None:
+    """ValueError names the model whose losses are of another text than this corpus's."""
+    for model in models:
+        own = model.inputs.get("corpus", corpus.id)
+        if own != corpus.id:
+            raise ValueError(
+                f"{model.id} was measured on {own} and this report is of {corpus.id}: losses of different text cannot "
+                f"be set side by side; name another {model.stage}, made from this corpus, or run {model.stage} on it"
+            )
+
+
+def _dense_is_like(monet: Row, dense: Row) -> bool:
+    """Whether both trained on as many tokens, in windows as long: else their difference says nothing of experts."""
+    return not any(unlike("", _two(name, dense, monet), share) for name, share in LIKE)
+
+
+LIKE = (("train_tokens", ALIKE), (CONTEXT, 0.0))
+"""What a dense arm must have as Monet has it, and by which share it may differ."""
+
+
+def _two(metric: str, dense: Row, monet: Row) -> list[tuple[str, float | None]]:
+    return [(row.name, row.metrics.get(metric)) for row in (dense, monet)]
 
 
 def _summary(rows: Sequence[Row], corpus: Measured) -> dict[str, float]:
-    """Bits a byte of dense, Monet and the last model, against each other and against primed PPMd-6."""
+    """Bits a byte of dense, Monet and the last model, against each other and against primed PPMd-6.
+
+    Against dense only where it trained as Monet did.
+    """
     first, monet, last = rows[0].metrics[BITS], rows[1].metrics.get(BITS), rows[-1].metrics.get(BITS)
+    like = _dense_is_like(rows[1], rows[0])
     summary = {"dense_bits_per_byte": first, "seconds_of_all_stages": math.fsum(row.seconds for row in rows)}
     if monet is not None:
-        summary |= {"monet_bits_per_byte": monet, "dense_bits_per_byte_over_monet": first - monet}
+        summary |= {"monet_bits_per_byte": monet}
+        summary |= {"dense_bits_per_byte_over_monet": first - monet} if like else {}
         primed = corpus.metrics.get(PRIMED)
         if primed is not None:
             summary |= {"monet_bits_per_byte_over_primed_ppmd": monet - primed}
     if last is None:
         return summary
-    return {**summary, "symbols_bits_per_byte": last, "bits_per_byte_increase_over_dense": last - first}
+    over_dense = {"bits_per_byte_increase_over_dense": last - first} if like else {}
+    return {**summary, "symbols_bits_per_byte": last, **over_dense}
 
 
 def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-# Title of the column, metric, form.
-COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("bits/byte", BITS, "{:.4f}".format),
-    ("loss, nats/token", "held_out_loss_nats", "{:.4f}".format),
-    ("Δ against parent, nats", "loss_increase_nats", "{:+.4f}".format),
-    ("KL, nats", "kl_to_teacher_nats", "{:.5f}".format),
-    ("recovered", "loss_recovered", "{:.4f}".format),
-    ("bytes/expert", "expert_bytes", _count),
-    ("table bytes/parameter", "table_bytes_per_parameter", "{:.3f}".format),
-    ("active experts/token", "active_experts_per_token", "{:.1f}".format),
-    ("parameters", "num_parameters", _count),
-    ("train tokens", "train_tokens", _count),
-)
-
-
 def _page(rows: Sequence[Row], corpus: Measured) -> str:
-    head = ["model", *(title for title, _, _ in COLUMNS), "seconds"]
-    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *(_cells(row) for row in rows)]
+    head = ("model", *(column.heading for column in columns(REPORT)), "seconds")
     made_of = "\n".join(f"- {name}: `{id}`" for name, id in (("corpus", corpus.id), *((r.name, r.id) for r in rows)))
     return (
         "# From text to symbols\n\n"
-        f"{_table(lines)}\n\n"
+        f"{table(head, [_cells(row) for row in rows], numbers_from=1)}\n\n"
         "Losses are over the held-out split; differences are paired, token by token, with the model that each was "
         "made from: PEER with Monet, int8 and int4 with PEER, the fine-tuned int4 with the float PEER, symbols with "
         "the fine-tuned int4. `recovered` saturates on small models: read it beside Δ and KL. `train tokens` are those "
-        "that the stage itself took.\n\n"
+        "that the stage itself took, `context` those of a window, in training and measuring.\n\n"
         f"{_beside_compressors(corpus)}"
         f"{_unlike(rows, corpus)}"
         "![bits a byte and bytes an expert along the chain](plot.png)\n\n"
         f"## Measured\n\n{made_of}\n"
     )
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _beside_compressors(corpus: Measured) -> str:
@@ -124,11 +139,11 @@ def _beside_compressors(corpus: Measured) -> str:
     known = [names for names in COMPRESSORS if found.keys() >= set(names[1:])]
     if not known:
         return ""
-    lines = [["compressor", "cold, bits/byte", "primed, bits/byte"], ["---", "---:", "---:"]]
-    lines += [[name, f"{found[cold]:.4f}", f"{found[primed]:.4f}"] for name, cold, primed in known]
+    head = ("compressor", "cold, bits/byte", "primed, bits/byte")
+    lines = [(name, f"{found[cold]:.4f}", f"{found[primed]:.4f}") for name, cold, primed in known]
     return (
         "## Beside compressors\n\n"
-        f"{_table(lines)}\n\n"
+        f"{table(head, lines, numbers_from=1)}\n\n"
         f"Of the text of {_count(found['held_out_tokens_compressed'])} held-out tokens, in the windows that models are "
         "measured on, one after the other. Primed: after the text of "
         f"{_count(found['primed_train_tokens'])} train tokens ({_count(found['primed_train_bytes'])} bytes), in "
@@ -139,37 +154,29 @@ def _beside_compressors(corpus: Measured) -> str:
 def _unlike(rows: Sequence[Row], corpus: Measured) -> str:
     """A sentence for each pair of figures on this page that stand side by side without being of like things."""
     dense, monet = rows[:2]
-    trained = [(row.name, row.metrics.get("train_tokens")) for row in (dense, monet)]
+    trained = _two("train_tokens", dense, monet)
     read = ("primed compressors", corpus.metrics.get("primed_train_tokens"))
-    sizes = [(row.name, row.metrics.get("num_parameters")) for row in (dense, monet)]
+    contexts = [(row.name, row.metrics.get(CONTEXT)) for row in rows]
     measured = [(row.name, row.metrics.get("held_out_tokens_measured")) for row in rows]
     compressed = ("compressors", corpus.metrics.get("held_out_tokens_compressed"))
     found = [
-        _not_the_same("train tokens", trained),
-        _not_the_same("parameters", sizes),
-        _not_the_same("train tokens", [trained[1], read]),
-        _not_the_same("held-out tokens", [*measured, compressed]),
+        unlike("train tokens", trained),
+        unlike("parameters", _two("num_parameters", dense, monet)),
+        unlike("context", contexts, 0.0),
+        unlike("train tokens", [trained[1], read]),
+        unlike("held-out tokens", [*measured, compressed]),
     ]
     return "".join(f"**Not alike: {sentence}.**\n\n" for sentence in found if sentence)
 
 
-def _not_the_same(what: str, counts: Sequence[tuple[str, float | None]]) -> str:
-    """Who has how many, if any two of those that are known differ by more than a hundredth; else nothing."""
-    known = [(name, count) for name, count in counts if count is not None]
-    values = [count for _, count in known]
-    if not values or max(values) - min(values) <= ALIKE * max(values):
-        return ""
-    return f"{what} of " + ", ".join(f"{name} {_count(count)}" for name, count in known)
-
-
 def _cells(row: Row) -> list[str]:
-    cells = [form(row.metrics[metric]) if metric in row.metrics else "" for _, metric, form in COLUMNS]
-    return [row.name, *cells, f"{row.seconds:,.1f}"]
+    return [row.name, *(column.text(row.metrics) for column in columns(REPORT)), f"{row.seconds:,.1f}"]
 
 
 def _picture(rows: Sequence[Row], corpus: Measured, config: ReportConfig) -> bytes:
     dense, *chain = rows
-    levels = {"dense baseline": dense.metrics[BITS]}
+    unlike_monet = "" if _dense_is_like(chain[0], dense) else ", not trained alike"
+    levels = {f"dense baseline{unlike_monet}": dense.metrics[BITS]}
     for name, *metrics in COMPRESSORS:
         for how, metric in zip(("cold", "primed"), metrics, strict=True):
             if metric in corpus.metrics:

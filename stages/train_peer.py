@@ -12,7 +12,8 @@ from pipeline.models import LanguageModel
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training.loop import Rate, TrainingConfig
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Rate
 from pipeline.training.table_start import draw_tables
 from pipeline.training.table_updates import Int4Tables
 from stages.pretraining import pretrain
@@ -46,6 +47,12 @@ class TrainPeerConfig(StageConfig):
             raise ValueError(
                 f"score_terms={peer.score_terms} and u_terms={peer.u_terms} are found by distill-peer; random weights "
                 "start dense: leave them 0"
+            )
+        if peer.num_experts < peer.num_cells:
+            raise ValueError(
+                f"num_experts={peer.num_experts:,} leaves {peer.num_cells - peer.num_experts:,} of "
+                f"{peer.num_cells:,} cells empty (num_keys * num_keys * aspect), and what a token's gates give to "
+                "those is lost: use as many experts as cells, or fewer num_keys"
             )
         return PeerSpec.model_validate({**peer.model_dump(), "accumulator": peer.precision == "int4"})
 

@@ -20,6 +20,9 @@ os.environ.pop("PREFECT_API_URL", None)
 # tests start. Those that want the kernels ask for `cpu_path` or `best_library`.
 os.environ["LEGIBLE_KERNELS"] = str(Path(_HOME.name) / "kernels")
 
+# Before the pipeline is imported: whether the machine is busy changes no test.
+os.environ["GOMP_SPINCOUNT"] = "1000"
+
 from kernels import backends  # noqa: E402
 from kernels.backends import INSTRUCTION_SETS, CpuLibrary, build_cpu_library, load_cpu_library  # noqa: E402
 

@@ -1,5 +1,6 @@
 """What the command line understands, and what it says when it does not."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,8 @@ import pytest
 from pydantic import BaseModel, Field, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
-from stages.command import RunCommand, StageCommand, UiCommand, exit_code, read, read_stage
+from pipeline.running.progress import print_results
+from stages.command import RunCommand, ServeCommand, StageCommand, UiCommand, exit_code, read, read_stage, require_named
 from stages.plan import PRESETS, Plan, inputs_of, plain, step_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -57,12 +59,21 @@ def test_a_stage_takes_its_inputs_by_role_and_its_settings_as_config():
     assert isinstance(command, StageCommand)
     assert (command.given, command.seed, command.force) == ({"monet": "latest"}, 5, True)
     assert command.config == Plan().distill_peer.model_copy(
-        update={"training": Plan().distill_peer.training.model_copy(update={"steps": 3})}
+        update={"training": Plan().distill_peer.training.model_copy(update={"steps": 3, "warmup_steps": 3})}
     )
 
 
 def test_ui_takes_a_port():
     assert read(["ui", "--port", "4321"]) == UiCommand(port=4321)
+
+
+def test_serve_takes_the_folders_to_which_runs_are_held(tmp_path, monkeypatch):
+    assert read(["serve"]) == ServeCommand(port=None, allow=(ROOT,))
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    monkeypatch.chdir(tmp_path)
+    asked = ["serve", "--allow", "a", "--allow", str(tmp_path), "--allow", "link"]
+    assert read(asked) == ServeCommand(port=None, allow=(tmp_path / "a", tmp_path, tmp_path / "a"))
 
 
 MISTAKES = {
@@ -79,6 +90,7 @@ MISTAKES = {
     "run --preset shakespeare": ["--corpus PATH"],
     "run --seed x": ["--seed", "'x'"],
     "run tiny": ["unknown argument 'tiny'"],
+    "serve --allow no/where": ["--allow", "there is no folder 'no/where'; make it"],
     "stage": ["NAME", "--help"],
     "stage quantise-int8": ["unknown stage 'quantise-int8'", "did you mean quantize-int8"],
     "stage train-monet --monet latest": ["unknown argument '--monet'"],
@@ -160,6 +172,35 @@ def test_inputs_not_named_are_those_that_the_named_ones_come_from(tmp_path):
         inputs_of(step_of("train-dense"), {"corpus": "foo"}, store, never)
 
 
+def test_a_baseline_is_the_latest_of_the_corpus_that_the_other_inputs_come_from(tmp_path):
+    store = Store(tmp_path)
+    corpora = [_published(store, "prepare-corpus", "corpus", {}, seed) for seed in (1, 2)]
+    made = {"corpus": corpora[0]}
+    for role, stage, kind, inputs in (
+        ("monet", "train-monet", "monet", ("corpus",)),
+        ("peer", "distill-peer", "peer", ("corpus", "monet")),
+        ("int8", "quantize-int8", "peer-int8", ("corpus", "peer")),
+        ("int4", "quantize-int4", "peer-int4", ("corpus", "peer")),
+        ("tuned", "finetune-int4", "peer-int4", ("corpus", "int4", "peer")),
+    ):
+        made[role] = _published(store, stage, kind, {name: made[name] for name in inputs})
+    symbols = {"corpus": made["corpus"], "int4": made["tuned"]}
+    made["symbols"] = _published(store, "distill-symbols", "symbols", symbols)
+    dense = [
+        _published(store, "train-dense", "dense", {"corpus": corpora[corpus]}, seed)
+        for corpus, seed in ((0, 1), (0, 2), (1, 3))
+    ]
+
+    def never(step, inputs):
+        raise AssertionError(f"{step.name} need not be made")
+
+    report = step_of("report")
+    assert inputs_of(report, {}, store, never) == {**made, "dense": dense[1]}
+    for id in dense[:2]:
+        store.remove(id)
+    assert inputs_of(report, {}, store, never)["dense"] == dense[2]  # which the report then refuses by name
+
+
 def test_with_a_preset_inputs_are_those_made_by_its_settings_from_the_corpus_on(tmp_path):
     """Stages whose settings two presets share are told apart by what they were made from."""
     store, small, tiny = Store(tmp_path), PRESETS["small"](), PRESETS["tiny"]()
@@ -218,3 +259,44 @@ def test_help_shows_every_field_of_the_stage_without_prefect():
         if not isinstance(getattr(Plan().distill_peer, name), BaseModel):
             assert f"--config.{name.replace('_', '-')}" in words
             assert info.description in words
+
+
+def test_text_and_artifacts_that_are_not_there_are_told_before_anything_runs(tmp_path):
+    store = ["--store", str(tmp_path / "store")]
+    missing = str(tmp_path / "missing.txt")
+    for arguments in (["run", "--corpus", missing], ["stage", "prepare-corpus", "--config.sources", missing]):
+        with pytest.raises(ValueError, match=r"there is no file or folder '.*missing.txt'"):
+            require_named(read([*arguments, *store]))
+    with pytest.raises(ArtifactError, match=r"no artifact 'prepare-corpus-0123456789ab'"):
+        require_named(read(["stage", "train-dense", "--corpus", "prepare-corpus-0123456789ab", *store]))
+
+
+@pytest.mark.parametrize(
+    ("fill", "code", "said"),
+    [
+        ("/dev/full", 2, "cannot write to stdout: No space left on device; only what was to be printed is lost, see"),
+        (None, 0, ""),
+    ],
+    ids=["a full disk", "a reader that left"],
+)
+def test_a_stdout_that_takes_nothing_is_told_as_that_and_blames_no_store(
+    fill, code, said, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patch, open(fill, "w") if fill else _pipe_without_a_reader() as stdout:
+        patch.setattr("sys.stdout", stdout)
+        assert exit_code(lambda: print_results([], Store(tmp_path), 1.0) or 0) == code
+    assert capsys.readouterr().err.startswith(said)
+
+
+def _pipe_without_a_reader():
+    reader, writer = os.pipe()
+    os.close(reader)
+    return os.fdopen(writer, "w")
+
+
+def test_a_message_of_100_000_characters_is_short(capsys):
+    assert exit_code(lambda: read(["run", "--preset", "x" * 100_000]) and 0) == 2
+    said = capsys.readouterr().err
+    assert len(said) < 2_100
+    assert said.startswith("unknown preset 'xxx")
+    assert "shakespeare" in said

@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from uuid import UUID
 
@@ -22,13 +24,15 @@ from prefect.client.schemas.filters import (
     FlowRunFilterName,
 )
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 import flows
 from artifacts import Store
 from pipeline.running.live_runs import gone
+from pipeline.running.prefect_server import free_port
 from pipeline.stage import Made
 from stages.__main__ import main
+from stages.allowed import ALLOWED, allow
 from stages.command import RunCommand, StageCommand, exit_code, read
 from stages.plan import BESIDE, CHAIN, made_from
 from tests.shapes import SHAPES, flags
@@ -156,7 +160,10 @@ def test_a_run_whose_process_was_killed_is_marked_crashed(store, text_file, made
         *flags({f"config.transformer.{field}": value for field, value in shape.items()}),
         *flags({"config.training.steps": 20_000, "config.training.checkpoint-seconds": 0.1}),
     ]  # fmt: skip
-    environment = {**os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ, "PREFECT_API_URL": PREFECT_API_URL.value() or "", "OMP_NUM_THREADS": "1",
+        "HTTP_PROXY": "http://127.0.0.1:9", "ALL_PROXY": "socks5://127.0.0.1:9",  # nobody answers there
+    }  # fmt: skip
     process = subprocess.Popen(
         [sys.executable, "flows.py", *arguments], cwd=flows.ROOT, env=environment, stderr=subprocess.DEVNULL
     )
@@ -169,6 +176,7 @@ def test_a_run_whose_process_was_killed_is_marked_crashed(store, text_file, made
         process.kill()
         process.wait()
     (lost,) = gone(flows.RUNNING)
+    (flows.RUNNING / "notes.txt").touch()  # no run
     with get_client(sync_client=True) as client:
         assert client.read_flow_run(UUID(lost)).state_name == "Running"
         flows.mark_crashed()
@@ -176,6 +184,7 @@ def test_a_run_whose_process_was_killed_is_marked_crashed(store, text_file, made
         (task,) = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[UUID(lost)])))
         assert task.state_name == "Crashed"
     assert gone(flows.RUNNING) == []
+    assert [path.name for path in flows.RUNNING.iterdir()] == ["notes.txt"]
 
 
 def test_from_a_stage_all_that_is_made_from_it_is_made_again(made, store, text_file):
@@ -217,6 +226,76 @@ def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsy
     overview = Artifact.get("pipeline-lineage")
     assert overview is not None
     assert "prepare-corpus" in overview.data  # what was reached stands there all the same
+
+
+def test_text_that_is_not_there_is_told_before_a_run_is_recorded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(flows, "connected", lambda: pytest.fail("a run is recorded"))
+    command = _command(Store(tmp_path / "store"), tmp_path / "missing.txt")
+    assert exit_code(lambda: flows.main(command)) == 2
+    assert "there is no file or folder" in capsys.readouterr().err
+
+
+def test_an_api_url_where_nobody_answers_is_one_sentence(store, capsys):
+    url = f"http://127.0.0.1:{free_port()}/api"
+    with temporary_settings({PREFECT_API_URL: url}):
+        assert exit_code(lambda: flows.main(read(["republish", "--store", str(store.root)]))) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"PREFECT_API_URL is {url}, which does not answer as a Prefect server (")
+    assert said.count("\n") == 1
+    assert "Connection refused" in said
+
+
+class Page(BaseHTTPRequestHandler):
+    """Answers everything with a page."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b"<!doctype html>")
+
+    def log_message(self, *args: object) -> None: ...
+
+
+def test_a_site_that_is_no_server_of_prefects_is_one_sentence(store, capsys):
+    with ThreadingHTTPServer(("127.0.0.1", 0), Page) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{site.server_address[1]}/api"
+        with temporary_settings({PREFECT_API_URL: url}):
+            assert exit_code(lambda: flows.main(read(["republish", "--store", str(store.root)]))) == 2
+        site.shutdown()
+    said = capsys.readouterr().err
+    assert said.startswith(f"PREFECT_API_URL is {url}, which does not answer as a Prefect server (")
+    assert said.count("\n") == 1
+
+
+def test_a_server_that_wants_another_auth_string_is_one_sentence(store, capsys, monkeypatch):
+    monkeypatch.setattr(flows, "own_auth", lambda url, home: None)  # as if it were of another home
+    with temporary_settings({PREFECT_API_AUTH_STRING: "another"}):
+        assert exit_code(lambda: flows.main(read(["republish", "--store", str(store.root)]))) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "401 Unauthorized" in said
+    assert "set PREFECT_API_AUTH_STRING" in said
+
+
+@pytest.mark.parametrize("served", [flows.FLOWS["report"], flows.chain], ids=["stage", "chain"])
+def test_what_is_served_is_refused_a_store_elsewhere_before_it_does_anything(served, tmp_path, monkeypatch):
+    monkeypatch.setenv(ALLOWED, "[]")
+    allow([tmp_path / "here"])
+    state = served(store=str(tmp_path / "store"), return_state=True)
+    assert state.is_failed()
+    assert f"store: got {tmp_path / 'store'}; served runs take what is below {tmp_path / 'here'} alone" in state.message
+    assert not (tmp_path / "store").exists()
+
+
+def test_the_chain_that_is_served_is_refused_text_from_elsewhere(tmp_path, text_file, monkeypatch):
+    monkeypatch.setenv(ALLOWED, "[]")
+    allow([tmp_path])
+    plan = flows.plain(read(["run", "--corpus", f"mixed={text_file}"]).plan)
+    state = flows.chain(plan=plan, store=str(tmp_path / "store"), return_state=True)
+    assert state.is_failed()
+    assert f"sources: got {text_file}; served runs take what is below {tmp_path} alone" in state.message
+    assert not (tmp_path / "store").exists()
 
 
 @pytest.mark.parametrize("flow", [flows.chain, *flows.FLOWS.values()], ids=lambda flow: flow.name)

@@ -1,7 +1,9 @@
 """The rules of the house: whose packages win, who may import whom, that every stage and every field is described."""
 
 import ast
+import configparser
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,9 +13,12 @@ from typing import Literal, get_origin
 import pytest
 from pydantic import BaseModel
 
+from artifacts import Circumstance, Recipe
 from pipeline.codec import known_kinds
 from stages import STAGES
 from stages.plan import CHAIN, PRESETS, Plan, plain
+from tests.tiny import EVERY_KIND, tiny_model
+from tests.tiny_symbols import symbols_model, symbols_store
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("artifacts", "kernels", "pipeline", "stages")
@@ -126,3 +131,98 @@ def test_every_preset_is_a_plan_that_can_be_run(name):
         if name.endswith("context_length")
     }
     assert len(contexts) == 1  # losses of models that are compared are over the same windows
+
+
+def _layers(contract: str) -> list[str]:
+    """The layers of a contract of .importlinter, from the top."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / ".importlinter")
+    return [line.strip() for line in parser[f"importlinter:contract:{contract}"]["layers"].splitlines() if line.strip()]
+
+
+def _rows(title: str) -> list[str]:
+    """First cells of the table under a heading of docs/house.md."""
+    section = (ROOT / "docs" / "house.md").read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
+    cells = re.findall(r"^\| `(.*?)` \|", section, flags=re.MULTILINE)
+    return [cell.replace("\\|", "|") for cell in cells]
+
+
+def _modules(folder: Path) -> set[str]:
+    files = (path.stem for path in folder.glob("*.py") if path.name != "__init__.py")
+    return {*files, *(path.parent.name for path in folder.glob("*/__init__.py"))}
+
+
+@pytest.mark.parametrize(
+    ("contract", "title", "folder"),
+    [
+        ("rooms", "Rooms of `pipeline`", "pipeline"),
+        ("symbolic", "Rooms of `pipeline.symbolic`", "pipeline/symbolic"),
+    ],
+)
+def test_the_map_of_the_house_is_the_tree_and_its_contracts(contract, title, folder):
+    assert _rows(title) == _layers(contract)
+    rooms = {room for row in _rows(title) for room in row.split(" | ")}
+    assert rooms == _modules(ROOT / folder)
+
+
+def test_the_storeys_are_those_that_are_checked():
+    assert _rows("Storeys") == ["flows", *_layers("layers")]
+
+
+def test_every_file_says_its_subject_in_its_first_line():
+    for package in PACKAGES:
+        for file in (ROOT / package).rglob("*.py"):
+            text = file.read_text()
+            assert not text or (ast.get_docstring(ast.parse(text)) or "").splitlines()[0], file
+
+
+READS_AN_ORACLE = re.compile(r"^from \S+ import reference|\.reference import", re.MULTILINE)
+
+
+def test_production_reads_no_oracle():
+    """But for the measure of whether retrieval obeys its rule, which the oracle is."""
+    readers = {
+        file.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for file in (ROOT / package).rglob("*.py")
+        if file.name != "reference.py"
+        and re.search(r"^from \S+ import reference|\.reference import", file.read_text(), re.M)
+    }
+    assert readers == {"pipeline/measuring/routing.py"}
+
+
+OPEN_ALL = """
+import sys
+sys.modules["sympy"] = sys.modules["kan"] = None
+from pathlib import Path
+import torch
+import pipeline.generate
+from artifacts import Store
+from pipeline import codec
+store = Store(Path(sys.argv[1]))
+values = {artifact.kind: codec.load(artifact) for artifact in map(store.open, store.ids())}
+del sys.modules["sympy"]  # torch itself wants it where an operator of ours runs for the first time
+for kind, value in values.items():
+    assert kind == "corpus" or torch.isfinite(value(torch.tensor([[3, 1, 4, 1, 5]]))).all()
+assert not [name for name in sys.modules if name.startswith("pipeline.symbolic")]
+print(*sorted(values.keys() - {"corpus"}))
+"""
+
+
+def test_opening_and_running_a_model_of_any_kind_loads_neither_sympy_nor_pykan(tmp_path):
+    store = symbols_store(tmp_path / "store", symbols_model())
+    for name, experts in EVERY_KIND.items():
+        model = tiny_model(experts)
+        store.publish(
+            recipe=Recipe(stage=f"made-{name}", stage_version=1, config={}, seed=0, inputs={}),
+            kind=model.kind,
+            spec=model.spec.model_dump(mode="json"),
+            tensors=model.to_tensors(),
+            metrics={},
+            files={},
+            circumstance=Circumstance.now(device="cpu", seconds=0.0),
+        )
+    code = [sys.executable, "-c", OPEN_ALL, str(store.root)]
+    done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) == set(known_kinds()) - {"corpus", "report"}

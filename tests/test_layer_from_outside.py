@@ -10,7 +10,7 @@ from artifacts import ArtifactError, Recipe, Store
 from artifacts.meanings import MODEL
 from pipeline import codec
 from pipeline.measuring.drift import drift_metrics, measure_firings
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against
 from pipeline.measuring.routing import effective
 from pipeline.measuring.sizes import measure_tables
@@ -84,7 +84,7 @@ def test_it_learns_and_is_measured(trained, corpus):
     assert 1 < metrics["effective_experts_least"] == pytest.approx(least, rel=0.1)
     assert "firing_mismatches" not in metrics
     assert set(metrics) <= set(MODEL)
-    against = measure_against(trained.value, tiny_model(DENSE, vocab_size=256), corpus, MEASURE, LENGTH)
+    against = measure_against(trained.value, tiny_model(DENSE, vocab_size=256), HeldOut(corpus, MEASURE, LENGTH))
     assert against["held_out_loss_nats"] == pytest.approx(metrics["held_out_loss_nats"])
     assert measure_tables(trained.value) == {
         "num_experts": EXPERTS,
@@ -110,7 +110,7 @@ def test_it_is_saved_and_opened(trained, tmp_path):
         assert torch.equal(opened(tokens()), model(tokens()))
     damaged = {name: tensor.clone() for name, tensor in model.to_tensors().items()}
     damaged["model.layers.1.moe.v"][4, 2] = torch.nan
-    with pytest.raises(ArtifactError, match=r"^tensor 'model\.layers\.1\.moe\.v' holds nan at \(4, 2\)"):
+    with pytest.raises(ArtifactError, match=r": tensor 'model\.layers\.1\.moe\.v' holds nan at \(4, 2\)"):
         codec.load(publish(damaged))
 
 
@@ -135,11 +135,11 @@ def test_what_its_experts_do_is_recorded(trained):
 
 def test_it_drifts_from_itself_nowhere_and_from_another_kind_not_at_all(trained, corpus):
     model = trained.value
-    metrics = drift_metrics(measure_firings(model, model, corpus, MEASURE, LENGTH))
+    metrics = drift_metrics(measure_firings(model, model, HeldOut(corpus, MEASURE, LENGTH)))
     assert metrics["firing_drift_mean"] == metrics["gate_shift_mean"] == 0
     dense = tiny_model(DENSE, vocab_size=256, shape=SHAPE)
     with pytest.raises(ValueError, match=r"9 experts of ToyExperts and a teacher's 18 experts of DenseMLP; it takes"):
-        measure_firings(model, dense, corpus, MEASURE, LENGTH)
+        measure_firings(model, dense, HeldOut(corpus, MEASURE, LENGTH))
 
 
 def test_its_tables_are_drawn_and_a_part_of_it_learns_alone(toy, corpus):
@@ -151,10 +151,10 @@ def test_its_tables_are_drawn_and_a_part_of_it_learns_alone(toy, corpus):
         drawn = torch.randn(EXPERTS, 14, generator=first) * 14**-0.5
         assert torch.equal(model.blocks()[0].moe.u, drawn)
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        loss = measure(model, corpus, MEASURE, LENGTH)["held_out_loss_nats"]
+        loss = measure(model, HeldOut(corpus, MEASURE, LENGTH))["held_out_loss_nats"]
         fit_part(
             model, "experts", from_next_tokens(model), corpus=corpus, training=training(8), tables=None, what="part"
         )  # fmt: skip
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert moved == {f"model.layers.{layer}.moe.{table}" for layer in (0, 1) for table in "uv"}
-    assert measure(model, corpus, MEASURE, LENGTH)["held_out_loss_nats"] < loss
+    assert measure(model, HeldOut(corpus, MEASURE, LENGTH))["held_out_loss_nats"] < loss

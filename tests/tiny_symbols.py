@@ -65,8 +65,9 @@ def symbols_store(root: Path, model: LanguageModel) -> Store:
     corpus = Corpus(spec, train=split, validation=split, held_out=split, tokenizer=tokenizer)
 
     def publish(stage, value, files, version=1, **inputs):
+        config = {"training": {"context_length": 128}} if inputs else {}
         return store.publish(
-            recipe=Recipe(stage=stage, stage_version=version, config={}, seed=0, inputs=inputs),
+            recipe=Recipe(stage=stage, stage_version=version, config=config, seed=0, inputs=inputs),
             kind=value.kind,
             spec=value.spec.model_dump(mode="json"),
             tensors=value.to_tensors(),

@@ -8,13 +8,9 @@ from torch import Tensor
 from kernels import backends
 from kernels.cells import native
 from kernels.cells.layout import CellStarts
+from kernels.pairs import starts
 
-__all__ = ["CellStarts", "experts_of_cells", "starts"]
-
-
-def starts(count_X: Tensor) -> Tensor:
-    """(X + 1) starts of consecutive runs of these lengths."""
-    return torch.cat([count_X.new_zeros(1), count_X.cumsum(0)])
+__all__ = ["CellStarts", "experts_of_cells"]
 
 
 def experts_of_cells(

@@ -14,7 +14,7 @@ from torch import Tensor
 from kernels.backends import cuda_kernels
 from kernels.expert_sum import bags, cpu
 from kernels.expert_sum.checks import check
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 
 
 def _on_cpu(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from kernels.expert_sum import bags
-from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.packing import unpack_int4
+from kernels.pairs import tokens_of_pairs
 
 PAIRS_A_CHUNK = 512
 """Their rows stay in a core's second cache while they are decoded and used (1 MB at width 512)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels import backends
 from kernels.activations import activation
 from kernels.expert_sum import bags, chunks, native
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 
 
 def forward(

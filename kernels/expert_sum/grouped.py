@@ -16,7 +16,7 @@ from torch import Tensor
 from kernels.activations import activation
 from kernels.expert_sum import cpu
 from kernels.expert_sum.checks import check
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 
 
 def grouped_expert_sum(

@@ -8,12 +8,6 @@ from torch import Tensor
 from kernels.activations import activation
 
 
-def tokens_of_pairs(start_T1: Tensor, num_pairs: int | None = None) -> Tensor:
-    """(T + 1) starts of each token's pairs to the (P) token of each pair; torch.compile needs to be told P."""
-    tokens = torch.arange(len(start_T1) - 1, device=start_T1.device)
-    return torch.repeat_interleave(tokens, start_T1.diff(), output_size=num_pairs)
-
-
 def expert_sum(
     x_TD: Tensor,
     u_ED: Tensor,
@@ -25,7 +19,7 @@ def expert_sum(
     act: str,
 ) -> Tensor:
     """(T, D): the sum over each token's pairs of gate * act(u_e . x + b_e) * v_e. Differentiable by autograd."""
-    token_P = tokens_of_pairs(start_T1)
+    token_P = torch.repeat_interleave(torch.arange(len(start_T1) - 1, device=start_T1.device), start_T1.diff())
     pre_P = (x_TD[token_P] * u_ED[expert_P]).sum(-1) + bias_E[expert_P]
     coefficient_P = gate_P * activation(act).f(pre_P)
     y_TD = torch.zeros_like(x_TD)

@@ -145,6 +145,8 @@ class Router:
         return self._packed(self._given, read_XN, tokens)
 
     def _packed(self, router: _Router, x: Tensor, tokens: int) -> Packed:
+        if x.dtype != torch.float32:  # autocast makes products of another type, which C++ would read as float32
+            raise ValueError(f"jump_router got states, scores or features of {x.dtype}; it takes torch.float32 in C++")
         outcome, x_at = _Outcome(), x.data_ptr()
         capacity = int(self._words_a_token * tokens) + 64
         while True:

@@ -6,9 +6,9 @@
 import torch
 from torch import Tensor
 
-from kernels.cells import starts
 from kernels.jump_router.checks import refuse
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows
+from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold
 
 

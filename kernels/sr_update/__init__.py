@@ -63,15 +63,6 @@ def row_gradients(gradients: RowGradients) -> Tensor:
     return bag_sum(source_TD, gradients.token_P, gradients.start_R1, weight_P)
 
 
-def pairs_by_row(row_P: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(P) order of the pairs by their table row, (R) the rows that occur, ascending, (R + 1) where each one's start."""
-    sorted_P, order_P = torch.sort(row_P, stable=True)
-    row_R, counts_R = torch.unique_consecutive(sorted_P, return_counts=True)
-    start_R1 = torch.zeros(len(row_R) + 1, dtype=torch.int64, device=row_P.device)
-    torch.cumsum(counts_R, 0, out=start_R1[1:])
-    return order_P, row_R, start_R1
-
-
 def sr_update(
     table: NibbleTable, gradients: RowGradients, *, learning_rate: float, key: tuple[int, int]
 ) -> UpdateCounts:

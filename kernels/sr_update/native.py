@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends import CpuLibrary, pointer
-from kernels.sr_update.reference import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
+from kernels.sr_update.constants import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
 
 # T tokens, D model width, E table rows, R touched rows, P pairs (a row and a token), B bytes of a packed row
 

@@ -7,10 +7,7 @@ rounded multiple of the row-normalised gradient.
 
 import math
 
-MOMENT_DECAY = 0.98
-CLIP = 8.0
-GROWTH = 2**0.25
-LOWEST, HIGHEST = -120, 119
+from kernels.sr_update.constants import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
 
 
 def sr_update_row(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.sr_update.reference import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
+from kernels.sr_update.constants import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

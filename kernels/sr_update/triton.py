@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sr_update.reference import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
+from kernels.sr_update.constants import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
 from kernels.triton_math import launch, power_of_two
 
 PAIRS_A_PROGRAM = 64

@@ -64,6 +64,6 @@ def evaluate_splines(low_W: Tensor, high_W: Tensor, coefficient_WK: Tensor, row_
         (-3 * t_P**3 + 3 * t_P**2 + 3 * t_P + 1) / 6,
         t_P**3 / 6,
     )
-    first_P = cell_P.long()
+    first_P = cell_P.nan_to_num().long()  # of what has overflowed the weights are nan, and so is the sum
     terms = [weight * coefficient_WK[row_P, first_P + i] for i, weight in enumerate(weights)]
     return torch.stack(terms).sum(0)

@@ -6,9 +6,10 @@
 import torch
 from torch import Tensor
 
-from kernels.cells import CellStarts, experts_of_cells, starts
+from kernels.cells import CellStarts, experts_of_cells
 from kernels.expert_sum.bags import bag_sum
 from kernels.packing import unpack_int4
+from kernels.pairs import starts
 from kernels.symbol_table.checks import refuse
 from kernels.symbol_table.functions import SPLINE_CODE, apply_codes, evaluate_splines
 from kernels.symbol_table.tables import SymbolTables, Tier

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from artifacts import show_every_text
 from pipeline.capacity.speed import Speed, given_speed, measured_speed
 from pipeline.capacity.storage import (
     INFERENCE,
@@ -77,6 +78,7 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
 
 def main(arguments: Sequence[str]) -> int:
     """Prints the two tables; 2 after one sentence for what cannot be planned."""
+    show_every_text()
     parser = argparse.ArgumentParser(prog="python -m pipeline.capacity", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--memory", required=True, metavar="SIZE", help="of the machine or GPU: 24GB, 80GB, 1.5GiB")
     parser.add_argument("--width", required=True, type=int, help="of an expert's rows, d_model; even")

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from kernels.expert_sum import bags, expert_sum, expert_sum_backward, expert_sum_forward
-from kernels.sr_update import NibbleTable, RowGradients, pairs_by_row, sr_update
+from kernels.pairs import pairs_by_row
+from kernels.sr_update import NibbleTable, RowGradients, sr_update
 
 CACHES_A_TABLE = 20
 """Last-level caches that the tables would fill, so that about one row in 20 is found there."""

@@ -11,7 +11,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -254,7 +254,7 @@ def _thinned(splits: DocumentSplits, max_bytes: int) -> DocumentSplits:
         name: tuple(document for domain in DOMAINS for document in _share_of(documents, domain, max_bytes / total))
         for name, documents in splits.by_name.items()
     }
-    return DocumentSplits(**thinned, num_dropped=splits.num_dropped)
+    return replace(splits, **thinned)
 
 
 def _share_of(documents: Iterable[Document], domain: str, share: float) -> list[Document]:

@@ -2,10 +2,12 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SHINGLE_LINES = 5
+_SHINGLE_WORDS = 8
 _SAMPLE_CHARACTERS = 16_384
+Shingle = tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,8 @@ class DocumentSplits:
     held_out: tuple[Document, ...]
     num_dropped: int
     """Documents left out since they repeat others."""
+    num_unreadable: int = 0
+    """Rows and files left out since they could not be read."""
 
     @property
     def by_name(self) -> dict[str, tuple[Document, ...]]:
@@ -63,6 +67,22 @@ def without_repeats(
     )
 
 
+def held_out_first(
+    train: Iterable[Document], validation: Iterable[Document], held_out: Iterable[Document]
+) -> DocumentSplits:
+    """`without_repeats`, but a text that stands in several splits stays held out, or else for validation, and leaves
+    train. White space makes no difference."""
+    train, validation, held_out = tuple(train), tuple(validation), tuple(held_out)
+    seen: set[bytes] = set()
+    # The order of these lines is which split a text stays in.
+    kept_held_out = tuple(_first_of_their_words(held_out, seen))
+    kept_validation = tuple(_first_of_their_words(validation, seen))
+    kept_train = tuple(_first_of_their_words(train, seen))
+    splits = without_repeats(kept_train, kept_validation, kept_held_out)
+    given = len(train) + len(validation) + len(held_out)
+    return replace(splits, num_dropped=given - len(splits.documents))
+
+
 def sample_of(documents: Iterable[Document], num_bytes: int) -> list[str]:
     """About `num_bytes` of the text in passages spread evenly over it; all of it if there is no more."""
     passages = [
@@ -94,16 +114,41 @@ def _first_of_their_text(documents: Sequence[Document], seen: set[bytes]) -> Ite
             yield document
 
 
+def _first_of_their_words(documents: Sequence[Document], seen: set[bytes]) -> Iterator[Document]:
+    for document in documents:
+        digest = hashlib.sha256(" ".join(document.text.split()).encode()).digest()
+        if digest not in seen:
+            seen.add(digest)
+            yield document
+
+
 def _without_near_repeats(others: Sequence[Document], documents: Sequence[Document]) -> Iterator[Document]:
-    """Drops a document if more than half of its runs of five lines stand in the others too."""
-    shingles_of = [_shingles(document.text) for document in documents]
+    """Drops a document if more than half of its shingles stand in the others too."""
+    shingles_of = [_own_shingles(document.text) for document in documents]
     wanted = set().union(*shingles_of)
-    repeated = {shingle for document in others for shingle in _shingles(document.text) if shingle in wanted}
+    repeated: set[Shingle] = set()
+    for document in others:
+        repeated.update(wanted.intersection(_runs_of_lines(document.text)))
+        repeated.update(wanted.intersection(_runs_of_words(document.text)))
     for document, shingles in zip(documents, shingles_of, strict=True):
         if sum(shingle in repeated for shingle in shingles) * 2 <= len(shingles):
             yield document
 
 
-def _shingles(text: str) -> list[str]:
-    lines = [stripped for line in text.split("\n") if (stripped := line.strip())]
-    return ["\n".join(lines[i : i + _SHINGLE_LINES]) for i in range(len(lines) - _SHINGLE_LINES + 1)]
+def _own_shingles(text: str) -> list[Shingle]:
+    """What the text is found again by: its runs of lines, or of words where it has fewer than five lines."""
+    return list(_runs_of_lines(text)) or list(_runs_of_words(text))
+
+
+def _runs_of_lines(text: str) -> Iterator[Shingle]:
+    return _runs([stripped for line in text.split("\n") if (stripped := line.strip())], _SHINGLE_LINES)
+
+
+def _runs_of_words(text: str) -> Iterator[Shingle]:
+    """Of fewer than eight words all of them, which only the same text has."""
+    words = text.split()
+    return _runs(words, min(len(words), _SHINGLE_WORDS))
+
+
+def _runs(parts: Sequence[str], length: int) -> Iterator[Shingle]:
+    return zip(*(parts[i:] for i in range(length)), strict=False)

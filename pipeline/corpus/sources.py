@@ -1,17 +1,28 @@
-"""One's own text as documents, not cleaned: files, folders, JSONL, parquet, and `hf:` data sets."""
+"""One's own text as documents, not cleaned: files, folders, JSONL, parquet, and `hf:` data sets.
 
+One rule for all of them: text is UTF-8, with or without a byte order mark, and what is not is refused with its place,
+or left out and counted where `Reading.unreadable` says so. docs/limits.md has the rest in words.
+"""
+
+import codecs
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyarrow
 import pyarrow.parquet
 
-from pipeline.corpus.documents import Document, DocumentSplits, without_repeats
+from artifacts.lineage import ID
+from artifacts.manifest import MANIFEST
+from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
+from pipeline.corpus.remarks import Remarks, left_out, repr_of, some
+from pipeline.run import say
 
 # fmt: off
 TEXT_SUFFIXES = frozenset((
@@ -22,7 +33,6 @@ TEXT_SUFFIXES = frozenset((
 ))
 # fmt: on
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
-_MAX_INVALID_SHARE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,7 +43,19 @@ class Reading:
     held_out_share: float
     max_bytes: int
     text_field: str
+    domain_field: str
+    """Empty where rows have no domain of their own."""
+    unreadable: Literal["refuse", "skip"]
     hf_split: str
+
+
+class Row(NamedTuple):
+    """One text as it was found."""
+
+    name: str
+    text: str
+    domain: str = ""
+    """As the row writes it; empty where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,30 +69,70 @@ class Source:
     def parse(cls, text: str) -> "Source":
         named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
         domain, location = named.groups() if named and not Path(text).exists() else (None, text)
+        if not location.removeprefix("hf:").strip():
+            raise ValueError(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
         domain = domain or re.split(r"[:@]", location.removeprefix("hf:"))[0].rstrip("/").split("/")[-1].split(".")[0]
-        return cls(domain=re.sub(r"[^a-z0-9]+", "_", domain.lower()).strip("_") or "text", location=location)
+        return cls(domain=_domain_name(domain), location=location)
 
     @property
     def is_hf(self) -> bool:
         return self.location.startswith("hf:")
 
 
+def _domain_name(written: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", written.lower()).strip("_") or "text"
+
+
 def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
-    """Every source split by itself: its last share is held out, the one before it for validation.
+    """Every domain of every source split by itself: its last share is held out, the one before it for validation.
+    Then no text of one split stands in another, whichever sources they are from.
 
     ValueError for unusable sources.
     """
     share_bytes = reading.max_bytes // len(sources)
     parts = [_split_source(Source.parse(source), reading, share_bytes) for source in sources]
-    splits = DocumentSplits(
-        train=tuple(document for part in parts for document in part.train),
-        validation=tuple(document for part in parts for document in part.validation),
-        held_out=tuple(document for part in parts for document in part.held_out),
-        num_dropped=sum(part.num_dropped for part in parts),
+    splits = held_out_first(
+        (document for part in parts for document in part.train),
+        (document for part in parts for document in part.validation),
+        (document for part in parts for document in part.held_out),
     )
-    if len(splits.domains) > 256:
-        raise ValueError(f"{len(splits.domains)} domains were named and 256 is the most; let sources share a domain")
+    splits = replace(splits, num_unreadable=sum(part.num_unreadable for part in parts))
+    _require_few(splits.domains)
+    _require_every_split(splits, sources)
+    _tell_what_repeats(parts, splits)
     return splits
+
+
+def _tell_what_repeats(parts: Sequence[DocumentSplits], splits: DocumentSplits) -> None:
+    """Says which domains have lost all that they gave to a split, since other text repeats it."""
+    for name, documents in splits.by_name.items():
+        given = dict.fromkeys(document.domain for part in parts for document in part.by_name[name])
+        for domain in sorted(given.keys() - {document.domain for document in documents}):
+            say(f"the split {name!r} has no text of the domain {domain!r}: all of it repeats other text")
+
+
+def require_sources(sources: Sequence[str]) -> None:
+    """ValueError for local sources that are not there or hold no text; reads none of it."""
+    for source in map(Source.parse, sources):
+        if not source.is_hf:
+            _existing(source.location)
+
+
+def _require_few(domains: Collection[str]) -> None:
+    if len(domains) > 256:
+        raise ValueError(
+            f"{len(domains):,} domains were named and 256 is the most; let sources share a domain, or read none from "
+            "rows by an empty domain_field"
+        )
+
+
+def _require_every_split(splits: DocumentSplits, sources: Sequence[str]) -> None:
+    for name, documents in splits.by_name.items():
+        if not documents:
+            raise ValueError(
+                f"nothing of {some(map(repr_of, sources))} is left for the split {name!r}: {splits.num_dropped:,} "
+                "documents repeat text of the others; give more varied text, or other shares"
+            )
 
 
 def sources_sha256(sources: Sequence[str], *, hf_split: str) -> str:
@@ -90,22 +152,56 @@ def _described(source: Source, hf_split: str) -> dict[str, Any]:
 
 
 def _file_sha256(file: Path) -> str:
-    with file.open("rb") as data:
-        return hashlib.file_digest(data, "sha256").hexdigest()
+    try:
+        with file.open("rb") as data:
+            return hashlib.file_digest(data, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(
+            f"{str(file)!r} cannot be read ({error.strerror}); make it readable or leave it out"
+        ) from error
 
 
 def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentSplits:
+    remarks = Remarks()
     if source.is_hf:
-        texts = ((str(row), text) for row, text in enumerate(_hf_texts(source.location, reading)))
+        rows = _hf_rows(source.location, reading, remarks)
     else:
-        texts = _path_texts(_existing(source.location), reading.text_field)
-    documents = [
-        Document(domain=source.domain, origin=source.domain, name=name, text=text)
-        for name, text in _first_bytes(texts, max_bytes)
-    ]
+        rows = _path_rows(_existing(source.location), reading, remarks)
+    documents = [_document(row, source, remarks) for row in _first_bytes(rows, max_bytes, remarks)]
+    _tell(source, remarks, max_bytes)
     if not documents:
-        raise ValueError(f"{source.location!r} holds no text; name a source that does")
-    return _split(documents, reading, source.location)
+        why = f" that can be read ({remarks.first_unreadable})" if remarks.num_unreadable else ""
+        raise ValueError(f"{source.location!r} holds no text{why}; name a source that does")
+    by_domain: dict[str, list[Document]] = {}
+    for document in documents:
+        by_domain.setdefault(document.domain, []).append(document)
+    _require_few(by_domain)
+    parts = [
+        _split(own, reading, source.location if len(by_domain) == 1 else f"{source.location}, domain {domain}")
+        for domain, own in by_domain.items()
+    ]
+    return DocumentSplits(
+        train=tuple(document for part in parts for document in part.train),
+        validation=tuple(document for part in parts for document in part.validation),
+        held_out=tuple(document for part in parts for document in part.held_out),
+        num_dropped=0,
+        num_unreadable=remarks.num_unreadable,
+    )
+
+
+def _document(row: Row, source: Source, remarks: Remarks) -> Document:
+    domain = _domain_name(row.domain) if row.domain else source.domain
+    if row.domain:
+        remarks.spellings.setdefault(domain, set()).add(row.domain)
+    return Document(domain=domain, origin=source.domain, name=row.name, text=row.text)
+
+
+def _tell(source: Source, remarks: Remarks, max_bytes: int) -> None:
+    sentences = remarks.sentences(max_bytes)
+    if not source.is_hf and (others := _left_out(Path(source.location).expanduser())):
+        sentences.append(left_out(others))
+    for sentence in sentences:
+        say(f"{repr_of(source.location)}: {sentence}")
 
 
 def _split(documents: list[Document], reading: Reading, location: str) -> DocumentSplits:
@@ -121,13 +217,7 @@ def _split(documents: list[Document], reading: Reading, location: str) -> Docume
     else:
         num_train = min(num_before - 1, max(1, num_before - round(len(documents) * reading.validation_share)))
         train, validation = before[:num_train], before[num_train:]
-    splits = without_repeats(train, validation, held_out)
-    if not splits.held_out:
-        raise ValueError(
-            f"every held-out document of {location!r} repeats its other documents; "
-            f"give more varied text or a held_out_share above {reading.held_out_share}"
-        )
-    return splits
+    return DocumentSplits(train=tuple(train), validation=tuple(validation), held_out=tuple(held_out), num_dropped=0)
 
 
 def _cut(document: Document, tail_share: float, location: str) -> tuple[Document, Document]:
@@ -145,15 +235,19 @@ def _cut(document: Document, tail_share: float, location: str) -> tuple[Document
     return head, tail
 
 
-def _first_bytes(texts: Iterable[tuple[str, str]], max_bytes: int) -> Iterator[tuple[str, str]]:
+def _first_bytes(rows: Iterable[Row], max_bytes: int, remarks: Remarks) -> Iterator[Row]:
     """The first `max_bytes` of text; the last document is cut there. Reads no further."""
     left = max_bytes
-    for name, text in texts:
-        data = text.encode()
+    for row in rows:
+        data = row.text.encode()
+        if data and left <= 0:
+            remarks.is_cut = True
+            return
         if data:
-            yield name, data[:left].decode(errors="ignore")
+            yield row._replace(text=data[:left].decode(errors="ignore"))
         left -= len(data)
-        if left <= 0:
+        if left < 0:
+            remarks.is_cut = True
             return
 
 
@@ -162,7 +256,9 @@ def _existing(location: str) -> Path:
     if not path.exists():
         raise ValueError(f"there is no file or folder {location!r} to read text from; check the path")
     if path.is_dir() and not _files_under(path):
-        raise ValueError(f"the folder {location!r} holds no text files; wanted {_wanted()}")
+        others = _left_out(path)
+        beside = f" ({left_out(others)})" if others else ""
+        raise ValueError(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
     if path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | TABLE_SUFFIXES:
         raise ValueError(
             f"{location!r} has the unknown suffix {path.suffix!r}; wanted {_wanted()}; rename it if it is text"
@@ -178,51 +274,115 @@ def _files_under(path: Path) -> list[tuple[str, Path]]:
     """(name inside the folder, file), in the order of the names; a lone file has its suffix for a name."""
     if path.is_file():
         return [(path.suffix.lower(), path)]
+    artifacts = _artifacts_under(path)
     inside = (
         (file.relative_to(path), file)
         for file in path.rglob("*")
         if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES
     )
-    return sorted((name.as_posix(), file) for name, file in inside if not any(p.startswith(".") for p in name.parts))
+    return sorted((name.as_posix(), file) for name, file in inside if _skipped_with(name, artifacts) is None)
 
 
-def _path_texts(path: Path, text_field: str) -> Iterator[tuple[str, str]]:
+def _artifacts_under(path: Path) -> Set[Path]:
+    """Folders of artifacts, as where the store lies in the folder: what this pipeline writes is no text to read."""
+    manifests = (manifest.relative_to(path) for manifest in path.rglob(MANIFEST))
+    return frozenset(manifest.parent for manifest in manifests if re.fullmatch(ID, manifest.parent.name))
+
+
+def _skipped_with(name: Path, artifacts: Set[Path]) -> Path | None:
+    """The outermost hidden name or artifact that the file lies in, or is."""
+    places = (*reversed(name.parents), name)
+    return next((place for place in places if place.name.startswith(".") or place in artifacts), None)
+
+
+def _left_out(path: Path) -> list[tuple[str, int]]:
+    """(name, bytes) of what is not read of a folder; a hidden folder or an artifact counts as one."""
+    if path.is_file():
+        return []
+    artifacts, taken = _artifacts_under(path), {file for _, file in _files_under(path)}
+    sizes = Counter[str]()
+    for file in path.rglob("*"):
+        if file.is_file() and (file not in taken or not file.stat().st_size):
+            name = file.relative_to(path)
+            sizes[(_skipped_with(name, artifacts) or name).as_posix()] += file.stat().st_size
+    return list(sizes.items())
+
+
+def _path_rows(path: Path, reading: Reading, remarks: Remarks) -> Iterator[Row]:
     for name, file in _files_under(path):
         if file.stat().st_size == 0:
             if path.is_file():
                 raise ValueError(f"{str(file)!r} is empty; name a file that holds text")
             continue
-        match file.suffix.lower():
-            case ".jsonl" | ".ndjson":
-                yield from ((f"{name}:{row}", text) for row, text in _jsonl_texts(file, text_field))
-            case ".parquet":
-                yield from ((f"{name}:{row}", text) for row, text in enumerate(_parquet_texts(file, text_field)))
-            case _:
-                yield name, _plain_text(file)
+        for read in _rows_of_file(name, file, reading, remarks):
+            yield from _readable(read, reading, remarks)
+
+
+def _readable(read: Callable[[], Row], reading: Reading, remarks: Remarks) -> Iterator[Row]:
+    """The row, or nothing where it cannot be read and such rows are to be left out."""
+    try:
+        row = read()
+    except ValueError as error:
+        if reading.unreadable == "refuse":
+            raise
+        remarks.count_unreadable(str(error))
+    else:
+        yield row
+
+
+def _rows_of_file(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:
+    match file.suffix.lower():
+        case ".jsonl" | ".ndjson":
+            yield from _json_lines(name, file, reading, remarks)
+        case ".json" if _is_json_lines(file, reading.text_field):
+            yield from _json_lines(name, file, reading, remarks)
+        case ".parquet":
+            yield from _parquet_rows(name, file, reading, remarks)
+        case _:
+            yield lambda: Row(name, _plain_text(file))
+
+
+def _decoded(data: bytes, file: Path, line: int) -> str:
+    """Text of UTF-8 that begins in that line of the file. The byte order mark of other systems is no part of it."""
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode()
+    except UnicodeDecodeError as error:
+        number, byte = line + error.object.count(b"\n", 0, error.start), error.object[error.start]
+        raise ValueError(
+            f"{str(file)!r} line {number} is not UTF-8 text: it has the byte 0x{byte:02x} where none such can stand; "
+            "convert the file to UTF-8, as by iconv"
+        ) from error
 
 
 def _plain_text(file: Path) -> str:
     data = file.read_bytes()
     if b"\0" in data:
         raise ValueError(f"{str(file)!r} is not text: it holds NUL bytes; convert it to UTF-8 text or leave it out")
-    text = data.decode(errors="replace")
-    invalid_share = text.count("\N{REPLACEMENT CHARACTER}") / len(text)
-    if invalid_share > _MAX_INVALID_SHARE:
-        raise ValueError(
-            f"{str(file)!r} is not UTF-8 text: {invalid_share:.0%} of its characters cannot be decoded "
-            f"(at most {_MAX_INVALID_SHARE:.0%} are replaced); convert it to UTF-8"
-        )
-    return text
+    return _decoded(data, file, 1)
 
 
-def _jsonl_texts(file: Path, text_field: str) -> Iterator[tuple[int, str]]:
-    with file.open(encoding="utf-8", errors="replace") as lines:
+def _json_lines(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:
+    with file.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield (
-                    number,
-                    _text_of(_json_object(line, f"{file} line {number}"), text_field, f"{file} line {number}"),
+                yield lambda line=line, number=number: _row(
+                    f"{name}:{number}",
+                    _json_object(_decoded(line, file, number), f"{file} line {number}"),
+                    f"{file} line {number}",
+                    reading,
+                    remarks,
                 )
+
+
+def _is_json_lines(file: Path, text_field: str) -> bool:
+    """Whether a .json file has an object a line, which no JSON text is that has two lines; of one line, with text."""
+    with file.open("rb") as lines:
+        first = list(islice((line for line in lines if line.strip()), 2))
+    try:
+        objects = [_json_object(_decoded(line, file, 1), "") for line in first]
+    except ValueError:
+        return False
+    return len(objects) == 2 or (len(objects) == 1 and text_field in objects[0])
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
@@ -230,32 +390,72 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
+    except RecursionError as error:
+        raise ValueError(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
+    except ValueError as error:  # Python reads no integer of thousands of digits
+        raise ValueError(f"{where} has a number of too many digits to be read; write it as a string") from error
     if not isinstance(row, dict):
         raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
     return row
 
 
-def _parquet_texts(file: Path, text_field: str) -> Iterator[str]:
+def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
         raise ValueError(f"{str(file)!r} is no parquet file; check it or leave it out") from error
     with table:
-        if text_field not in table.schema_arrow.names:
-            _text_of(dict.fromkeys(table.schema_arrow.names), text_field, str(file))
-        for batch in table.iter_batches(columns=[text_field]):
-            for text in batch.column(0):
-                yield _text_of({text_field: text.as_py()}, text_field, str(file))
+        names = table.schema_arrow.names
+        if reading.text_field not in names:
+            raise _no_field(names, reading.text_field, str(file))
+        used = [field for field in (reading.text_field, reading.domain_field) if field in names]
+        remarks.unused_fields.update(field for field in names if field not in used)
+        number = 0
+        for batch in _batches(table, used, file):
+            for row in range(batch.num_rows):
+                cells = {field: batch.column(field)[row] for field in used}
+                where = f"{file} row {number}, counted from 0"
+                yield lambda cells=cells, number=number, where=where: _row(
+                    f"{name}:{number}", _of_cells(cells, where), where, reading, remarks
+                )
+                number += 1
 
 
-def _text_of(row: dict[str, Any], text_field: str, where: str) -> str:
-    if text_field not in row:
-        raise ValueError(f"{where} has no field {text_field!r} (it has: {', '.join(row) or 'none'}); set text_field")
-    text = row[text_field]
-    if not isinstance(text, str):
-        raise ValueError(f"{where}: field {text_field!r} is {type(text).__name__}, not a string; set text_field")
+def _batches(table: pyarrow.parquet.ParquetFile, fields: list[str], file: Path) -> Iterator[pyarrow.RecordBatch]:
+    try:
+        yield from table.iter_batches(columns=fields)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
+
+
+def _of_cells(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
+    try:
+        return {field: cell.as_py() for field, cell in cells.items()}
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where} is not UTF-8 text; write it as UTF-8, or leave it out") from error
+
+
+def _row(name: str, fields: Mapping[str, Any], where: str, reading: Reading, remarks: Remarks) -> Row:
+    if reading.text_field not in fields:
+        raise _no_field(fields, reading.text_field, where)
+    remarks.unused_fields.update(field for field in fields if field not in (reading.text_field, reading.domain_field))
+    text = _string(fields[reading.text_field], reading.text_field, where, "text_field")
+    domain = fields.get(reading.domain_field) if reading.domain_field else None
+    return Row(name, text, "" if domain is None else _string(domain, reading.domain_field, where, "domain_field"))
+
+
+def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:
+    names = some(repr_of(field)[1:-1] for field in fields)
+    return ValueError(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
+
+
+def _string(value: Any, field: str, where: str, setting: str) -> str:
+    if value is None:
+        raise ValueError(f"{where}: field {field!r} is null; fill it, or leave such rows out by unreadable=skip")
+    if not isinstance(value, str):
+        raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, not a string; set {setting}")
     # JSON can spell half a surrogate pair, which no UTF-8 can hold.
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _hf_parts(location: str) -> tuple[str, str | None, str | None]:
@@ -282,7 +482,7 @@ def _hf_commit(name: str, revision: str | None) -> str:
     return Path(folder).name
 
 
-def _hf_texts(location: str, reading: Reading) -> Iterator[str]:
+def _hf_rows(location: str, reading: Reading, remarks: Remarks) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
@@ -290,4 +490,9 @@ def _hf_texts(location: str, reading: Reading) -> Iterator[str]:
     name, config, revision = _hf_parts(location)
     rows = datasets.load_dataset(name, config, split=reading.hf_split, streaming=True, revision=revision)
     for number, row in enumerate(rows):
-        yield _text_of(row, reading.text_field, f"{location} row {number}")
+        where = f"{location} row {number}, counted from 0"
+        yield from _readable(
+            lambda row=row, number=number, where=where: _row(str(number), row, where, reading, remarks),
+            reading,
+            remarks,
+        )

@@ -10,11 +10,15 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from artifacts import ArtifactError
 from pipeline.codec import artifact_kinds
-from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
+from pipeline.corpus.soundness import REMEDY, check_corpus
+from pipeline.corpus.tokenizer import TOKENIZER, BpeTokenizer, ByteTokenizer, TextTokenizer
+
+SPLITS = ("train", "validation", "held_out")
 
 
 class CorpusSpec(BaseModel):
@@ -23,8 +27,8 @@ class CorpusSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     tokenizer: Literal["bpe", "bytes"]
-    vocab_size: int
-    domains: tuple[str, ...]
+    vocab_size: int = Field(ge=1, le=65_536)
+    domains: tuple[str, ...] = Field(max_length=256)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,22 +92,35 @@ class Corpus:
     @classmethod
     def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
         opened = CorpusSpec.model_validate(dict(spec))
-        if opened.tokenizer == "bpe":
-            tokenizer = BpeTokenizer.from_json(files["tokenizer.json"].read_text(encoding="utf-8"))
-        else:
-            tokenizer = ByteTokenizer()
+        tokenizer = _tokenizer_of(opened, files)
+        # Corpora of prepare-corpus version 2 and older have no validation split.
+        splits = [name for name in SPLITS if name != "validation" or any(key.startswith(name) for key in tensors)]
+        check_corpus(tensors, splits, [len(text) for text in tokenizer.token_bytes], len(opened.domains))
         train, validation, held_out = (
             Split(
                 tokens_N=tensors[f"{name}.tokens"],
                 document_start_D=tensors[f"{name}.document_start"],
                 document_domain_D=tensors[f"{name}.document_domain"],
             )
-            # Corpora of prepare-corpus version 2 and older have no validation split.
-            if f"{name}.tokens" in tensors
+            if name in splits
             else make_split([], tokenizer)
-            for name in ("train", "validation", "held_out")
+            for name in SPLITS
         )
         return cls(opened, train=train, validation=validation, held_out=held_out, tokenizer=tokenizer)
+
+
+def _tokenizer_of(spec: CorpusSpec, files: Mapping[str, Path]) -> TextTokenizer:
+    if spec.tokenizer == "bytes":
+        tokenizer = ByteTokenizer()
+    elif TOKENIZER in files:
+        tokenizer = BpeTokenizer.from_json(files[TOKENIZER].read_bytes())
+    else:
+        raise ArtifactError(f"it has no {TOKENIZER}, and its spec is that of a corpus in BPE; {REMEDY}")
+    if len(tokenizer.token_bytes) != spec.vocab_size:
+        raise ArtifactError(
+            f"its spec has vocab_size={spec.vocab_size}, its tokenizer {len(tokenizer.token_bytes)} tokens; {REMEDY}"
+        )
+    return tokenizer
 
 
 def make_split(documents: Iterable[tuple[int, str]], tokenizer: TextTokenizer) -> Split:

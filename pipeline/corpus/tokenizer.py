@@ -1,14 +1,19 @@
 """Text to token ids and back without loss: byte-level BPE trained by `tokenizers`, or plain bytes."""
 
+import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from typing import Any, Protocol
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from artifacts import ArtifactError
+
+TOKENIZER = "tokenizer.json"
 END_OF_DOCUMENT = "<|end|>"
+_END_FLAGS = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}".encode()
 _PIECE_CHARACTERS = 250_000  # long texts are encoded in pieces: bounded memory, and both cores busy
 _BATCH_CHARACTERS = 4_000_000
@@ -73,16 +78,24 @@ class BpeTokenizer:
         )
 
     @classmethod
-    def from_json(cls, text: str) -> "BpeTokenizer":
-        return cls(Tokenizer.from_str(text))
+    def from_json(cls, raw: bytes) -> "BpeTokenizer":
+        """ArtifactError unless it is what `train` makes, of whatever vocabulary."""
+        try:
+            record = json.loads(raw.decode())
+        except (ValueError, RecursionError) as error:
+            raise ArtifactError(f"{TOKENIZER} is no JSON in UTF-8 ({error}); make the artifact again") from None
+        if problem := _problem(record):
+            raise ArtifactError(
+                f"{TOKENIZER} is none that this version trains: {problem}; make the artifact again, or use the version "
+                "that made it"
+            )
+        return cls(Tokenizer.from_str(json.dumps(_form_of(record["model"]["vocab"], record["model"]["merges"]))))
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> "BpeTokenizer":
         """At most `vocab_size` tokens: a short text runs out of pairs before. Same texts, same tokenizer."""
         _let_tokenizers_use_threads()
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer = _untrained()
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[END_OF_DOCUMENT],
@@ -108,7 +121,75 @@ class BpeTokenizer:
         return _decode(self.token_bytes, ids)
 
     def to_files(self) -> dict[str, bytes]:
-        return {"tokenizer.json": self._tokenizer.to_str().encode()}
+        return {TOKENIZER: self._tokenizer.to_str().encode()}
+
+
+def _untrained() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _form_of(vocab: Mapping[str, int], merges: Sequence[Any]) -> dict[str, Any]:
+    """The JSON of a tokenizer that was trained here, with this vocabulary."""
+    form = json.loads(_untrained().to_str())
+    form["model"] |= {"vocab": vocab, "merges": [_pair(merge) for merge in merges]}
+    form["added_tokens"] = [{"id": vocab.get(END_OF_DOCUMENT), "content": END_OF_DOCUMENT, **_END_FLAGS}]
+    return form
+
+
+def _pair(merge: Any) -> Any:
+    """Older versions of `tokenizers` write a merge as its two parts with a space between."""
+    return merge.split(" ") if isinstance(merge, str) else merge
+
+
+def _problem(record: Any) -> str | None:
+    """What keeps this JSON from being that of a tokenizer that was trained here, or None.
+
+    `tokenizers` takes much more, regular expressions that panic in Rust among it, and tells all of it as Exception.
+    """
+    model = record.get("model") if isinstance(record, dict) else None
+    if not isinstance(model, dict):
+        return "it has no model"
+    vocab, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocab, dict) or not isinstance(merges, list):
+        return "its model has no vocabulary and merges"
+    if problem := _problem_of_vocabulary(vocab) or _problem_of_merges(merges, vocab):
+        return problem
+    form = _form_of(vocab, merges)
+    return _difference(record, form, "its", {"model"}) or _difference(
+        model, form["model"], "its model's", {"vocab", "merges"}
+    )
+
+
+def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], whose: str, apart: Set[str]) -> str | None:
+    for name in sorted({*theirs, *ours} - apart):
+        got, wanted = theirs.get(name), ours.get(name)
+        if got != wanted and (got or wanted):  # what is off, none or empty is left out by some versions of `tokenizers`
+            return f"{whose} {name!r} is {json.dumps(got)}, not {json.dumps(wanted)}"
+    return None
+
+
+def _problem_of_vocabulary(vocab: Mapping[str, Any]) -> str | None:
+    if not all(type(token) is int for token in vocab.values()) or {*vocab.values()} != {*range(len(vocab))}:
+        return "the tokens of its vocabulary are not numbered from 0 on, each once"
+    alphabet = _byte_of_character()
+    for name in vocab:
+        if name != END_OF_DOCUMENT and not (name and alphabet.keys() >= {*name}):
+            return f"{name!r} in its vocabulary is outside the alphabet of bytes"
+    missing = [character for character in alphabet if character not in vocab]
+    return f"{missing[0]!r}, a byte, is not in its vocabulary" if missing else None
+
+
+def _problem_of_merges(merges: Sequence[Any], vocab: Mapping[str, Any]) -> str | None:
+    for merge in merges:
+        pair = _pair(merge)
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(part, str) for part in pair):
+            return f"the merge {json.dumps(merge)} is no pair"
+        if not vocab.keys() >= {*pair, "".join(pair)} or END_OF_DOCUMENT in (*pair, "".join(pair)):
+            return f"the merge {json.dumps(merge)} speaks of tokens that are not in its vocabulary"
+    return None
 
 
 def _decode(token_bytes: Sequence[bytes], ids: Iterable[int]) -> str:

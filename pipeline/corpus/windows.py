@@ -6,7 +6,7 @@ Shape suffixes: B batch, W windows, T positions of a window.
 import torch
 from torch import Tensor
 
-from pipeline.corpus.splits import Split
+from pipeline.corpus.splits import Corpus, Split
 
 
 def random_windows(split: Split, *, batch: int, length: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -35,10 +35,16 @@ def target_positions(split: Split, *, num_tokens: int | None, length: int) -> Te
     return starts_W[:, None] + torch.arange(1, length + 1)
 
 
-def _require_a_window(split: Split, length: int) -> None:
+def require_windows(corpus: Corpus, length: int) -> None:
+    """ValueError if any split is too short for one window: told before a stage trains, not after."""
+    for name, split in (("train", corpus.train), ("validation", corpus.validation), ("held-out", corpus.held_out)):
+        _require_a_window(split, length, f"the {name} split")
+
+
+def _require_a_window(split: Split, length: int, what: str = "a split") -> None:
     if split.num_tokens <= length:
         raise ValueError(
-            f"a split of {split.num_tokens} tokens holds no window of {length} inputs and their targets "
+            f"{what} of {split.num_tokens} tokens holds no window of {length} inputs and their targets "
             f"({length + 1} tokens); give the corpus more text, prepare it again if it is older than its validation "
             "split, or use a shorter window"
         )

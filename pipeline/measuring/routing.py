@@ -5,8 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
 
 # X experts, or parts of them, that share a gate out
@@ -19,15 +18,12 @@ def effective(gates_X: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_routing(
-    model: LanguageModel, corpus: Corpus, config: MeasureConfig, context_length: int
-) -> dict[str, float]:
-    """How many experts are active and effective, and (jumprelu) whether retrieval obeys the firing rule."""
+def measure_routing(model: LanguageModel, held_out: HeldOut) -> dict[str, float]:
+    """How many experts are active and effective, and whether retrieval obeys the firing rule, if the gate has one."""
     gate_sums: dict[tuple[int, int], Tensor] = {}
     pairs = tokens = 0
     mismatches: list[int] = []
-    smaller = config.model_copy(update={"tokens": min(config.tokens, 16_384)})
-    for inputs_BT, _ in held_out_batches(corpus, smaller, context_length, "measure routing"):
+    for inputs_BT, _ in held_out.few.batches("measure routing"):
         tokens += inputs_BT.numel()
         for layer, visit in enumerate(model.walk(inputs_BT.to(model.lm_head.weight.device))):
             use = model.use_of(visit)

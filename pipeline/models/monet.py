@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from kernels.monet_mix import monet_mix
+from pipeline.models.axis_threshold import axis_deviations, passing_logits
 from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.number_types import FullStatistics
 from pipeline.models.registry import LayerKind, Use
 from pipeline.models.transformer import Visit
 
@@ -73,25 +75,6 @@ class MonetSpec(BaseModel):
         return axis_deviations(self.active_sub_experts, self.num_sub_experts)
 
 
-def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margin: float = 0.0) -> Tensor:
-    """(N, H, I) logits, those below the axis threshold at minus infinity; the best one of a head always passes.
-
-    In float32 whatever the model's dtype, or higher if it is. `norm` is a batch norm of the
-    heads: one mean and variance each, over tokens and sub-experts. Those within `margin`, in their deviations, of the
-    best pass like it.
-    """
-    logits_NHI = logits_NHI if logits_NHI.dtype == torch.float64 else logits_NHI.float()
-    normal_NHI = norm(logits_NHI)
-    limit_NH1 = (normal_NHI.amax(-1, keepdim=True) - margin).clamp(max=deviations)
-    return logits_NHI.masked_fill(normal_NHI < limit_NH1, -torch.inf)
-
-
-def axis_deviations(active: int, num_keys: int) -> float:
-    """Standard deviations above the mean that a fraction active / num_keys of normal logits exceeds."""
-    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64)
-    return float(torch.special.ndtri(quantile))
-
-
 @dataclass(frozen=True, slots=True)
 class MonetRouting:
     """Sparse gates of the two axes; each head's sum to 1."""
@@ -100,7 +83,7 @@ class MonetRouting:
     gate2_NHJ: Tensor
 
 
-class MonetRouter(nn.Module):
+class MonetRouter(FullStatistics):
     """Two linear maps to H * n logits; a sub-expert passes if its logit is above a quantile of its head's logits.
 
     The quantile comes from batch normalisation, one mean and variance a head over tokens and sub-experts; at least
@@ -173,8 +156,8 @@ class MoHDE(MonetExperts):
         _lecun(self.u, self.v)
 
     def forward(self, x_ND: Tensor, routing: MonetRouting) -> Tensor:
-        g1, g2 = routing.gate1_NHI.type_as(x_ND), routing.gate2_NHJ.type_as(x_ND)
         hidden_NIM = self.act(self.u(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
+        g1, g2 = routing.gate1_NHI.type_as(hidden_NIM), routing.gate2_NHJ.type_as(hidden_NIM)
         return self.v(monet_mix(hidden_NIM, g1, g2).flatten(1)) + g2.sum(1) @ self.b
 
     @torch.no_grad()
@@ -216,9 +199,9 @@ class MoVDE(MonetExperts):
         _lecun(self.u1, self.u2, self.v11, self.v12, self.v21, self.v22)
 
     def forward(self, x_ND: Tensor, routing: MonetRouting) -> Tensor:
-        g1, g2 = routing.gate1_NHI.type_as(x_ND), routing.gate2_NHJ.type_as(x_ND)
         hidden1_NIM = self.act(self.u1(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
         hidden2_NJM = self.act(self.u2(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
+        g1, g2 = routing.gate1_NHI.type_as(hidden1_NIM), routing.gate2_NHJ.type_as(hidden1_NIM)
         # A head's gates sum to 1 over the other axis, so the straight terms need only the marginals.
         marginal1_NI1, marginal2_NJ1 = g1.sum(1)[..., None], g2.sum(1)[..., None]
         top = (

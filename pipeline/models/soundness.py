@@ -7,8 +7,8 @@ so by `takes`; what an expert layer asks beyond single numbers is its `check`.
 
 # X any shape
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,23 @@ class Rule(NamedTuple):
 FINITE = Rule(lambda value_X: ~torch.isfinite(value_X), "finite numbers")
 NOT_NEGATIVE = Rule(lambda value_X: ~((value_X >= 0) & (value_X < torch.inf)), "finite numbers of at least 0")
 SCALE = Rule(lambda scale_X: ~((scale_X > 0) & (scale_X < torch.inf)), "finite scales above 0")
+THRESHOLD = Rule(
+    lambda value_X: ~(value_X < torch.inf), "finite thresholds, or minus infinity where every pair that passes fires"
+)
 BOOL = Rule(lambda bool_X: bool_X.view(torch.uint8) > 1, "bytes of 0 or 1")
 """Of another byte each compiler makes what it likes."""
 
-_RULES: dict[type[nn.Module], dict[str, Rule | None]] = {nn.BatchNorm1d: {"running_var": NOT_NEGATIVE}}
-"""Of tensors that have one of their own; None where an expert layer's `check` says what they take."""
+Rules = Mapping[str, Rule | None]
+"""By the names of tensors; None where an expert layer's `check` says what they take."""
+
+_RULES: dict[type[nn.Module], Callable[[Any], Rules]] = {nn.BatchNorm1d: lambda module: {"running_var": NOT_NEGATIVE}}
+"""Of tensors that have one of their own, of a module of this class."""
 
 M = TypeVar("M", bound=type[nn.Module])
 
 
-def takes(**rules: Rule | None):  # noqa: ANN201 - the decorator returns its class unchanged
-    """Class decorator: what these tensors of the module take, by their names."""
+def takes(rules: Callable[[Any], Rules]) -> Callable[[M], M]:
+    """Class decorator: what tensors of such a module take, where that is not what all of their dtype do."""
 
     def wrap(cls: M) -> M:
         _RULES[cls] = rules
@@ -53,7 +59,7 @@ def check_sound(model: nn.Module) -> None:
     paths = {module: path for path, module in model.named_modules()}
     try:
         for module, path in paths.items():
-            own = _RULES.get(type(module), {})
+            own = _RULES.get(type(module), lambda _: {})(module)
             for name, tensor in _own_tensors(module):
                 rule = own.get(name, _rule_of(tensor.dtype))
                 if rule is not None:

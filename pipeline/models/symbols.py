@@ -20,10 +20,13 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
+from kernels.symbol_table.functions import FUNCTIONS
 from kernels.symbol_table.tables import SymbolTables, context_of
 from kernels.symbol_table.tables import shapes as table_shapes
 from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
 from pipeline.models.derived import Derived
+from pipeline.models.literals import Literals
+from pipeline.models.number_types import FixedFormat, at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import AxisBias
 from pipeline.models.peer.router import PeerRouter
@@ -33,8 +36,6 @@ from pipeline.models.registry import LayerKind
 from pipeline.models.soundness import takes
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.transformer import TransformerSpec
-from pipeline.symbolic.formulas.functions import BY_CODE
-from pipeline.symbolic.rules.logic import Literals
 
 Counts = tuple[Annotated[int, Field(ge=0, le=2**30)], ...]
 """One a block."""
@@ -95,8 +96,8 @@ class SymbolRouter(nn.Module):
         return SymbolRouting(self.scores(x_ND, tokens_BT), tokens_BT)
 
 
-@takes(**dict.fromkeys(_CHECKED_BY_KERNELS))
-class SymbolExperts(ExpertLayer):
+@takes(lambda experts: dict.fromkeys(_CHECKED_BY_KERNELS))
+class SymbolExperts(FixedFormat, ExpertLayer):
     """y = sum over experts whose rule is true of gate * (scale * f(z) + offset) * v; z is sparse in x, or dense (T0).
 
     Exact tiers (T0, T1) fire where A_r + B_c > threshold, with the router's gate; logic tiers (T2, T3) where their
@@ -172,23 +173,25 @@ class SymbolExperts(ExpertLayer):
     def pairs(self, x_ND: Tensor, routing: SymbolRouting) -> Pairs:
         """Where a statement is true: with the gate of its cell if it fires exactly, with gate 1 if by logic."""
         cells, context_ON = routing.cells, context_of(routing.tokens_BT, self.spec.places)
-        tables = self.symbol_tables
-        fired = stock.firings(cells.cell_P, cells.start_N1, cells.gate_P, context_ON, tables)
+        tables, gate_P = self.symbol_tables, at_least_float32(cells.gate_P)
+        fired = stock.firings(cells.cell_P, cells.start_N1, gate_P, context_ON, tables)
         order_P = torch.argsort(fired[0], stable=True)
         token_P, expert_P, gate_P = (of_P[order_P] for of_P in fired)
-        pre_P = stock.arguments(x_ND, token_P, expert_P, tables)
+        pre_P = stock.arguments(at_least_float32(x_ND), token_P, expert_P, tables)
         row_R, local_P = torch.unique(expert_P, return_inverse=True)
         strength_P = gate_P * stock.magnitudes_at(pre_P, expert_P, tables)
         norm_P = strength_P.abs() * self.v.rows(row_R).norm(dim=1)[local_P]
         return Pairs(token_P=token_P, expert_P=expert_P, gate_P=gate_P, pre_PM=pre_P[:, None], norm_P=norm_P)
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: SymbolRouting) -> Tensor:
         cells = routing.cells
         if cells.packed is not None and (library := cpu_library_for(x_ND)) is not None:
             return self._layer(library)(x_ND.contiguous(), cells.packed, routing.tokens_BT)
+        wide_ND, gate_P = at_least_float32(x_ND), at_least_float32(cells.gate_P)
         y_ND = symbol_table(
-            x_ND, cells.cell_P, cells.start_N1, cells.gate_P, routing.tokens_BT, self.symbol_tables, self.spec.places
-        )
+            wide_ND, cells.cell_P, cells.start_N1, gate_P, routing.tokens_BT, self.symbol_tables, self.spec.places
+        ).type_as(x_ND)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(cells)
 
     def _layer(self, library: CpuLibrary) -> SymbolLayer:
@@ -215,7 +218,7 @@ class SymbolExperts(ExpertLayer):
 def activation_code(name: str) -> int:
     """The catalogue code of a model's activation."""
     activation(name)
-    return next(function.code for function in BY_CODE.values() if function.name == name)
+    return [known for known, _ in FUNCTIONS].index(name)
 
 
 SYMBOLS = LayerKind(

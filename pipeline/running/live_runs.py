@@ -4,6 +4,7 @@ import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import UUID
 
 
 @contextmanager
@@ -20,13 +21,20 @@ def alive(run: str, folder: Path) -> Iterator[None]:
 
 
 def gone(folder: Path) -> list[str]:
-    """The runs that began in this folder and whose process ended without a word."""
-    return [path.name for path in sorted(folder.glob("*")) if not _is_held(path)]
+    """The runs that began in this folder and whose process ended without a word; other files there are no runs."""
+    return [path.name for path in sorted(folder.glob("*")) if _is_of_a_run(path) and not _is_held(path)]
 
 
 def forget(run: str, folder: Path) -> None:
     """`gone` does not name this run any more."""
     (folder / run).unlink(missing_ok=True)
+
+
+def _is_of_a_run(path: Path) -> bool:
+    try:
+        return str(UUID(path.name)) == path.name and path.is_file()
+    except ValueError:
+        return False
 
 
 def _is_held(path: Path) -> bool:

@@ -1,9 +1,9 @@
 """What stands before Prefect's server: requests that a page of another site could have made are refused.
 
-Prefect's server asks for no password, serves any Host and lets any page read its answers, and a deployment's pull
-steps are shell commands. So a browser that has a foreign page open could be made to run one. A page reaches this
-machine under its own Origin, or under a name of its own that resolves to 127.0.0.1, or by a form, which cannot send
-JSON; each is told by a header that a page cannot set.
+Prefect's server serves any Host and lets any page read its answers, and a deployment's pull steps are shell commands.
+So a browser that has a foreign page open, and the auth string, could be made to run one. A page reaches this machine
+under its own Origin, or under a name of its own that resolves to 127.0.0.1, or by a form, which cannot send JSON; each
+is told by a header that a page cannot set. Nor may a page show one of the server's in a frame and have it clicked.
 """
 
 import json
@@ -16,6 +16,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 READING = frozenset(("GET", "HEAD", "OPTIONS"))
+NO_FRAMES = (b"x-frame-options", b"DENY")
 
 
 class OwnOrigin:
@@ -31,14 +32,11 @@ class OwnOrigin:
             return await self.app(scope, receive, send)
         why = self.refusal(scope.get("method", "GET"), scope["headers"])
         if why is None:
-            return await self.app(scope, receive, send)
+            return await self.app(scope, receive, _without_frames(send))
         if scope["type"] == "websocket":
             await receive()
             return await send({"type": "websocket.close", "code": 1008, "reason": why})
-        body = json.dumps({"detail": why}).encode()
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 403, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+        await answer(send, 403, "application/json", json.dumps({"detail": why}).encode())
 
     def refusal(self, method: str, headers: Iterable[tuple[bytes, bytes]]) -> str | None:
         """Why a request is refused, in one sentence; None for one that is passed on."""
@@ -58,6 +56,23 @@ class OwnOrigin:
         if method not in READING and has_body and not is_json:
             return f"this server takes application/json alone; it got the content type {_shown(kind)}"
         return None
+
+
+async def answer(send: Send, status: int, kind: str, body: bytes, *more: tuple[str, str]) -> None:
+    """Sends a whole answer, which nobody is to keep."""
+    named = (("content-type", kind), ("content-length", str(len(body))), ("cache-control", "no-store"), *more)
+    headers = [(name.encode(), value.encode()) for name, value in named]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _without_frames(send: Send) -> Send:
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), NO_FRAMES]}
+        await send(message)
+
+    return sending
 
 
 def _shown(values: list[str]) -> str:

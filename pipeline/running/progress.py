@@ -10,25 +10,22 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
-from artifacts import Store
+from artifacts import Store, writing_to_stdout
+from artifacts.columns import RUN, columns
 from kernels.backends import cpu_library
 from pipeline.run import Progress
 from pipeline.stage import Device, Made
-
-# Title of the column, metric, form.
-COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("bits/byte", "held_out_bits_per_byte", "{:.4f}".format),
-    ("Δ nats", "loss_increase_nats", "{:+.4f}".format),
-    ("KL nats", "kl_to_teacher_nats", "{:.5f}".format),
-    ("recovered", "loss_recovered", "{:.4f}".format),
-    ("bytes/expert", "expert_bytes", "{:,.0f}".format),
-)
+from pipeline.threads import waiting_said
 
 
 def say_kernels(device: Device) -> None:
-    """On stderr, once a command: where CPU tensors go through stock torch ops, that faster kernels can be built."""
+    """On stderr, once a command: where CPU tensors go through stock torch ops, that faster kernels can be built;
+    and where threads wait as on a busy machine, that they do.
+    """
     if device == "cpu" and cpu_library() is None:
         sentence = "stock torch ops run: the C++ kernels have not been built; `make native` builds them in 20 seconds"
+        Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
+    if device == "cpu" and (sentence := waiting_said()):
         Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
 
 
@@ -37,7 +34,7 @@ def shown(stage: str) -> Iterator[Callable[[Progress], None]]:
     """Within it, what the yielded function is told of the stage's progress appears on stderr."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield Lines(stage, lambda line: console.print(line, highlight=False, soft_wrap=True))
+        yield Lines(stage, lambda line: console.print(line, highlight=False, markup=False, soft_wrap=True))
         return
     columns = (
         TextColumn("{task.description}"),
@@ -58,6 +55,9 @@ class _Bars:
         self.tasks: dict[str, TaskID] = {}
 
     def __call__(self, progress: Progress) -> None:
+        if not progress.total:
+            self.bars.console.print(f"{self.stage} · {progress.what}", highlight=False, markup=False, soft_wrap=True)
+            return
         if progress.what not in self.tasks:
             description = f"{self.stage} · {progress.what}"
             self.tasks[progress.what] = self.bars.add_task(description, total=progress.total, numbers="")
@@ -93,6 +93,8 @@ def first_of_loop(first: Progress | None, now: Progress) -> Progress:
 
 def line(first: Progress, now: Progress) -> str:
     """How far a loop has come since its first report: step, losses, speed, time left."""
+    if not now.total:
+        return now.what
     parts = [f"{now.what} {now.step}/{now.total}", _numbers(now), _time_left(first, now)]
     return "  ".join(part for part in parts if part)
 
@@ -122,17 +124,21 @@ def print_results(made: Sequence[Made], store: Store, seconds: float) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)
     table.add_column("artifact", no_wrap=True)
-    for title in ("made in", *(title for title, _, _ in COLUMNS)):
+    measured = columns(RUN)
+    for title in ("made in", *(column.heading for column in measured)):
         table.add_column(title, justify="right", no_wrap=True)
     for one in made:
         manifest = store.manifest(one.id)
-        figures = [form(manifest.metrics[name]) if name in manifest.metrics else "" for _, name, form in COLUMNS]
+        figures = [column.text(manifest.metrics) for column in measured]
         table.add_row(manifest.lineage.stage, one.id, "reused" if one.reused else duration(one.seconds), *figures)
     console = Console()
     if not console.is_terminal:  # a file has no width: nothing is cut off
         console.width = 200
-    console.print(table)
-    console.print(closing_line(made, store, seconds), highlight=False, soft_wrap=True)
+    with console.capture() as said:  # rich by itself exits where a pipe has no reader
+        console.print(table)
+        console.print(closing_line(made, store, seconds), highlight=False, soft_wrap=True)
+    with writing_to_stdout():
+        print(said.get(), end="")  # noqa: T201
 
 
 def closing_line(made: Sequence[Made], store: Store, seconds: float) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from pipeline.run import Progress, Run, current_run, running
-from pipeline.training.sealed_file import load_sealed, save_sealed
+from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ def run_trials(trials: Sequence[Trial], what: str) -> list[dict[str, float]]:
     paths = [run.checkpoints / trial.file_name if run.checkpoints else None for trial in trials]
     for place, path in enumerate(paths):
         if path is not None and path.exists():
-            numbers[place] = load_sealed(path)["numbers"]
+            numbers[place] = _remembered(path)
     left = [place for place in range(len(trials)) if place not in numbers]
     start = time.monotonic()
     # A GPU is not shared: its trials run one after the other.
@@ -100,3 +100,15 @@ def _run(payload: bytes, device: str) -> dict[str, float]:
 def _remember(numbers: dict[str, float], path: Path | None) -> None:
     if path is not None:
         save_sealed({"numbers": numbers}, path)
+
+
+def _remembered(path: Path) -> dict[str, float]:
+    state = load_sealed(path)
+    numbers = state.get("numbers")
+    if state.keys() != {"numbers"} or not isinstance(numbers, dict) or not all(map(_is_number, numbers.items())):
+        raise unusable(path, "is of another form: it holds no numbers of a trial by name")
+    return numbers
+
+
+def _is_number(named: tuple[object, object]) -> bool:
+    return isinstance(named[0], str) and isinstance(named[1], int | float)

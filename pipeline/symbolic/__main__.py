@@ -12,11 +12,12 @@ import sympy
 import torch
 from torch import Tensor
 
-from artifacts import Artifact, ArtifactError, Store
+from artifacts import Artifact, ArtifactError, Store, show_every_text, told
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
 from pipeline.models import LanguageModel
+from pipeline.models.trained_length import trained_length
 from pipeline.symbolic.exporting.export import export as write_export
 from pipeline.symbolic.exporting.kan_folder import write_kan
 from pipeline.symbolic.names.names import FILE as NAMES_FILE
@@ -51,10 +52,13 @@ class _Opened:
     vocabulary: list[str]
     quantities: Names
     """Of scores and coordinates; none in artifacts of before they had names."""
+    context: int
+    """Tokens that the model was trained to read at once."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 2 is an error told in one sentence."""
+    show_every_text()
     args = _parser().parse_args(arguments)
     if args.command == "export":
         return _export(args)
@@ -63,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         opened, layers, reading = _chosen(args)
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     try:
         if args.json and reading is not None:
@@ -129,7 +133,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     export.add_argument("--tokens", type=int, default=16_384, help="held-out tokens to check it on (default: 16384)")
-    export.add_argument("--length", type=int, default=128, help="tokens of a window of them (default: 128)")
+    export.add_argument(
+        "--length", type=int, help="tokens of a window of them (default, and at most: those that it was trained on)"
+    )
     export.add_argument(
         "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
     )
@@ -140,8 +146,18 @@ def _export(args: argparse.Namespace) -> int:
     try:
         made = write_export(Store(args.store), args.id, args.to, num_tokens=args.tokens, length=args.length)
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _is_of(args.to, error):
+            raise
+        return _unwritable(args.to, error)
+    if args.length is not None and made.length < args.length:
+        print(
+            f"--length: got {args.length}, and the model was trained on {made.length} tokens of context: the windows "
+            f"are of {made.length}",
+            file=sys.stderr,
+        )
     print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
     return 0
 
@@ -153,12 +169,30 @@ def _kan(args: argparse.Namespace) -> int:
         tokens_WT, _ = _sample(opened, layers)
         states = write_kan(opened.model, reading, tokens_WT, args.to, id=opened.id)
     except (ArtifactError, ValueError) as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
+    except OSError as error:
+        if not _is_of(args.to, error):
+            raise
+        return _unwritable(args.to, error)
     print(
         f"{args.to}: {reading.tier.name}, {reading.num_coordinates} coordinates, {states:,} states; see its README.md"
     )
     return 0
+
+
+def _is_of(folder: Path, error: OSError) -> bool:
+    """Whether it befell the folder that is written, what lies in it, or one above it; a full disk names no file."""
+    if error.filename is None:
+        return True
+    path = Path(error.filename)
+    inside = any(part == folder.name or part.startswith(f".{folder.name}.") for part in path.parts)
+    return inside or path in folder.parents
+
+
+def _unwritable(folder: Path, error: OSError) -> int:
+    print(f"--to: {folder} cannot be written ({error.strerror or error}); name another folder", file=sys.stderr)
+    return 2
 
 
 def _open(store: Store, id: str) -> _Opened:
@@ -178,6 +212,7 @@ def _open(store: Store, id: str) -> _Opened:
         names=json.loads(artifact.files()["literals.json"].read_text(encoding="utf-8")),
         vocabulary=[corpus.tokenizer.decode([token]) for token in range(corpus.spec.vocab_size)],
         quantities=_quantities(artifact),
+        context=trained_length(store, artifact.id),
     )
 
 
@@ -189,7 +224,7 @@ def _quantities(artifact: Artifact) -> Names:
 @torch.no_grad()
 def _sample(opened: _Opened, layers: Sequence[int]) -> tuple[Tensor, list[Firings]]:
     """(W, T) held-out tokens, and for each layer where its experts fire on them."""
-    length = min(CONTEXT_LENGTH, opened.corpus.held_out.num_tokens - 1)
+    length = min(CONTEXT_LENGTH, opened.context, opened.corpus.held_out.num_tokens - 1)
     tokens_WT, _ = held_out_windows(opened.corpus.held_out, num_tokens=SAMPLE_TOKENS, length=length)
     trace = opened.model.trace(tokens_WT)
     return tokens_WT, [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from kernels.symbol_table.tables import context_of
 from pipeline.models.contract import ExpertLayer, Pairs
 from pipeline.models.language_model import LanguageModel

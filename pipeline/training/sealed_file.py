@@ -5,11 +5,13 @@ torch.load alone takes a flipped bit for a weight: it does not read the checksum
 
 import hashlib
 import os
+import struct
 from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from io import BufferedIOBase
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -17,6 +19,11 @@ import torch
 from artifacts import ArtifactError
 from artifacts.scratch import sync_folder
 
+_UNREADABLE = (
+    UnpicklingError, RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, struct.error,
+)  # fmt: skip
+"""What torch.load raises of bytes that torch.save has not written, which another writer may have sealed."""
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
@@ -48,17 +55,26 @@ def save_sealed(state: Mapping[str, Any], path: Path) -> None:
 
 
 def load_sealed(path: Path) -> dict[str, Any]:
-    """What was saved, on the CPU. ArtifactError unless every byte is as it was."""
+    """What was saved, on the CPU. ArtifactError unless every byte is as it was, and a mapping by name."""
     try:
         with path.open("rb") as file:
             stated = file.read(_DIGEST_BYTES)
-            if stated == _digest_of_rest(file, path):
-                file.seek(_DIGEST_BYTES)
-                return torch.load(file, map_location="cpu", weights_only=True)
-            problem = "is damaged, its bytes do not give the digest it states"
+            if stated != _digest_of_rest(file, path):
+                raise unusable(path, "is damaged, its bytes do not give the digest it states")
+            file.seek(_DIGEST_BYTES)
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except OSError as error:
-        problem = f"cannot be read ({error.strerror})"
-    raise ArtifactError(f"the checkpoint {path} {problem}; remove it, or use --force, to begin anew")
+        raise unusable(path, f"cannot be read ({error.strerror})") from None
+    except _UNREADABLE:
+        raise unusable(path, "is sealed, but not what this code saves") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise unusable(path, f"is sealed, but holds {type(state).__name__} and no values by name")
+    return state
+
+
+def unusable(path: Path, problem: str) -> ArtifactError:
+    """The error of a checkpoint that nothing can go on from."""
+    return ArtifactError(f"the checkpoint {path} {problem}; remove it, or use --force, to begin anew")
 
 
 def _digest_of_rest(file: BufferedIOBase, path: Path) -> bytes:

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts.csv_file import csv_file
+
 MOST_POINTS = 200
 
 Sums = dict[str, tuple[float, int]]
@@ -33,7 +35,7 @@ class Record:
     """The sums behind a curve, added to step by step. Its state is plain data, which checkpoints hold."""
 
     def __init__(self, *, steps: int, tokens_a_step: int) -> None:
-        self._steps, self._tokens_a_step = steps, tokens_a_step
+        self.steps, self._tokens_a_step = steps, tokens_a_step
         self._stride = math.ceil(steps / MOST_POINTS)
         self._intervals: list[Sums] = []
         self._last_tenth: Sums = {}
@@ -51,11 +53,11 @@ class Record:
             self._intervals.append({})
         _add(self._intervals[-1], numbers)
         _add(self._whole, numbers)
-        if step >= 0.9 * self._steps:
+        if step >= 0.9 * self.steps:
             _add(self._last_tenth, numbers)
 
     def curve(self) -> Curve:
-        ends = [min((i + 1) * self._stride, self._steps) for i in range(len(self._intervals))]
+        ends = [min((i + 1) * self._stride, self.steps) for i in range(len(self._intervals))]
         return tuple(
             Point(step=end, tokens=end * self._tokens_a_step, numbers=_means(sums))
             for end, sums in zip(ends, self._intervals, strict=True)
@@ -77,6 +79,19 @@ class Record:
             "skipped_steps": self.skipped_steps,
         }
 
+    def takes(self, state: Any, step: int) -> bool:
+        """Whether this is the state of a record like this one after so many steps."""
+        if not isinstance(state, dict) or state.keys() != self.state_dict().keys():
+            return False
+        intervals, skipped = state["intervals"], state["skipped_steps"]
+        return (
+            isinstance(intervals, list)
+            and len(intervals) == math.ceil(step / self._stride)
+            and all(_are_sums(sums) for sums in (*intervals, state["last_tenth"], state["whole"]))
+            and type(skipped) is int
+            and 0 <= skipped <= step
+        )
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._intervals, self._last_tenth = state["intervals"], state["last_tenth"]
         self._whole, self.skipped_steps = state["whole"], state["skipped_steps"]
@@ -85,11 +100,18 @@ class Record:
 def to_csv(curve: Curve) -> bytes:
     """A line a point; a number that no step of its interval reported is left empty."""
     names = list(dict.fromkeys(name for point in curve for name in point.numbers))
-    lines = [["step", "tokens", *names]]
-    for point in curve:
-        numbers = [repr(point.numbers[name]) if name in point.numbers else "" for name in names]
-        lines.append([str(point.step), str(point.tokens), *numbers])
-    return "".join(",".join(line) + "\n" for line in lines).encode()
+    rows = ((point.step, point.tokens, *(point.numbers.get(name, "") for name in names)) for point in curve)
+    return csv_file(("step", "tokens", *names), rows)
+
+
+def _are_sums(sums: Any) -> bool:
+    return isinstance(sums, dict) and all(
+        isinstance(name, str)
+        and isinstance(sum_of, tuple)
+        and [type(part) for part in sum_of] == [float, int]
+        and sum_of[1] > 0
+        for name, sum_of in sums.items()
+    )
 
 
 def _add(sums: Sums, numbers: Mapping[str, float]) -> None:

@@ -9,7 +9,7 @@ every composed expert (i, j) is one PEER neuron in cell (i, j). Nothing is lost 
 import torch
 from torch import Tensor
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetExperts, MonetRouter, MonetSpec, Neurons
 from pipeline.models.peer.experts import PeerExperts

@@ -17,8 +17,9 @@ from rich.table import Table
 from kernels.expert_sum import expert_sum, expert_sum_backward, expert_sum_forward
 from kernels.monet_mix import monet_mix
 from kernels.packing import pack_int4, unpack_int4
+from kernels.pairs import pairs_by_row
 from kernels.product_key_topk import product_key_topk
-from kernels.sr_update import NibbleTable, RowGradients, pairs_by_row, sr_update
+from kernels.sr_update import NibbleTable, RowGradients, sr_update
 from tests.benchmarks import baselines
 from tests.tolerances import relative_rms
 

@@ -26,11 +26,12 @@ from kernels.jump_router.packed import pack
 from kernels.jump_router.tables import AxisStatistics, Rule, compact
 from kernels.monet_mix import monet_mix
 from kernels.packing import pack_int4
+from kernels.pairs import pairs_by_row
 from kernels.product_key_topk import product_key_topk
-from kernels.sr_update import NibbleTable, RowGradients, UpdateCounts, pairs_by_row, sr_update
+from kernels.sr_update import NibbleTable, RowGradients, UpdateCounts, sr_update
 from kernels.symbol_table import SymbolLayer, stock
 from kernels.symbol_table.tables import SymbolTables, Tier, shapes
-from pipeline.models.monet import axis_deviations
+from pipeline.models.axis_threshold import axis_deviations
 from tests.benchmarks import baselines
 from tests.tolerances import relative_rms
 

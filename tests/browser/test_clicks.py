@@ -5,7 +5,6 @@ SCREENSHOTS=DIR keeps pictures of the pages; STORE=DIR shows that store instead 
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +18,14 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterType
 
 import flows
 from artifacts import ArtifactId, Store
+from pipeline.running.auth_string import auth_string
+from pipeline.running.entrance import link
 from pipeline.running.prefect_server import announced_server, free_port
 from stages.command import read
+from tests.attacks import known
 from tests.shapes import SHAPES
 
 pytestmark = pytest.mark.browser
-
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-                  "--disable-component-update", "--disable-sync"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -47,24 +46,12 @@ def store(url, tmp_path_factory, text_file) -> Store:
     return Store(root)
 
 
-@pytest.fixture(scope="module")
-def browser():
-    chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
-    if chromium is None:
-        pytest.fail("no chromium on the PATH; install it, or name it in CHROMIUM")
-    from playwright.sync_api import sync_playwright  # the other tests do without
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
-        yield browser
-        browser.close()
-
-
 @pytest.fixture
 def page(browser, url):
     page = browser.new_page(viewport={"width": 1280, "height": 1100})
     page.set_default_timeout(20_000)
-    page.goto(f"{url}/v2/runs")
+    page.goto(link(url, auth_string(flows.HOME), "/v2/runs"))  # as printed: without the auth string, a prompt
+    page.wait_for_url(f"{url}/v2/runs**")
     yield page
     page.close()
 
@@ -131,15 +118,16 @@ def test_every_link_on_every_card_leads_to_a_card(page, url, store):
         }
     assert len(targets) >= len(store.ids())
     for target in targets:
-        assert page.request.get(f"{url}/api/artifacts/{target}").ok, target
+        assert page.request.get(f"{url}/api/artifacts/{target}", headers=known(auth_string(flows.HOME))).ok, target
 
 
 def test_one_stage_runs_again_from_its_form_and_its_card_stands_beside_the_old_one(page, url, store):
     old = made_by(store, "quantize-int4")
-    server = subprocess.Popen([sys.executable, "flows.py", "serve"], cwd=flows.ROOT, stdout=subprocess.DEVNULL)
+    serve = [sys.executable, "flows.py", "serve", "--allow", str(store.root)]
+    server = subprocess.Popen(serve, cwd=flows.ROOT, stdout=subprocess.DEVNULL)
     try:
         page.goto(f"{url}/v2/deployments")
-        page.get_by_role("link", name="quantize-int4").first.click(timeout=90_000)
+        page.get_by_role("link", name="quantize-int4").first.click(timeout=240_000)
         page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_text("Custom run").click()
         page.get_by_text("Scales tried a row").wait_for()
@@ -168,7 +156,7 @@ def fill(page, label: str, value: str) -> None:
     labelled.locator("xpath=ancestor::*[.//input or .//textarea][1]").locator("input,textarea").first.fill(value)
 
 
-def wait_for_another(store: Store, old: ArtifactId, seconds: float = 120) -> ArtifactId:
+def wait_for_another(store: Store, old: ArtifactId, seconds: float = 300) -> ArtifactId:
     end = time.monotonic() + seconds
     while (new := made_by(store, "quantize-int4")) == old:
         assert time.monotonic() < end, "the run that was submitted made nothing"

@@ -41,7 +41,7 @@ _SHAPES: dict[str, object] = {
     **{f"{name}.training.checkpoint-seconds": 1e-9 for name in TRAINED},
     **{f"{name}.measure.tokens": 256 for name in _MEASURED},
     "train-peer.peer.num-keys": 5,
-    "train-peer.peer.num-experts": 20,
+    "train-peer.peer.num-experts": 30,
     "train-peer.peer.num-heads": 2,
     "train-peer.peer.d-key": 4,
     "train-peer.peer.pairs-per-head": 2,
@@ -62,7 +62,7 @@ class Library:
     def made_in(cls, folder: Path, names: Sequence[str] = tuple(step.name for step in STAGES)) -> "Library":
         """Runs these stages, in this process, so that its children find torch warmed up."""
         text = folder / "text.txt"
-        text.write_text("\n".join(f"{i % 97}. {_SENTENCES[i * i % 3]} {_SENTENCES[i % 3]}" for i in range(500)))
+        text.write_text("\n".join(f"{i % 397}. {_SENTENCES[i * i % 3]} {_SENTENCES[i % 3]}" for i in range(500)))
         command = read(["run", "--corpus", f"mixed={text}", *flags(_SHAPES)])
         assert isinstance(command, RunCommand)
         store, made = Store(folder / "library"), {}

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from tests.faults import crowd, damage
+from tests.faults import crowd, damage, mutated
 from tests.faults.cases import Drill
 from tests.faults.chain import Library, scenarios
 from tests.faults.publishing import SCENARIOS
@@ -21,6 +21,7 @@ def of_the_store() -> dict[str, Find]:
         "broken files": damage.broken_files,
         "size limits": damage.size_limits,
         "publishers": crowd.publishers,
+        "mutations": mutated.mutations,
     }
 
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from kernels.cells import CellStarts, starts
+from kernels.cells import CellStarts
 from kernels.cells.layout import BLOCK, index_bytes
+from kernels.pairs import starts
 
 INT32 = torch.iinfo(torch.int32)
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from kernels.cells import CellStarts, experts_of_cells, starts
+from kernels.cells import CellStarts, experts_of_cells
+from kernels.pairs import starts
 
 # C cells, P pairs of a token and a cell, Q pairs of a token and an expert, N tokens
 CELLS = 75

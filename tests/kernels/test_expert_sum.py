@@ -8,6 +8,7 @@ import torch
 from kernels.activations import ACTIVATIONS, activation
 from kernels.expert_sum import bags, chunks, expert_sum, expert_sum_backward, expert_sum_forward, reference
 from kernels.packing import pack_int4, unpack_int4
+from kernels.pairs import tokens_of_pairs
 from tests.tolerances import assert_close
 
 # T tokens, D model width, E experts, P pairs (a token and one of its experts)
@@ -260,7 +261,7 @@ def test_the_pairs_coefficients_are_the_tables_gradients(cpu_path, precision):
         x.detach().double(), tables[0], bias.detach().double(), tables[1], expert_P, start_T1,
         gate.detach().double(), "silu",
     )  # fmt: skip
-    token_P = reference.tokens_of_pairs(start_T1)
+    token_P = tokens_of_pairs(start_T1)
     for coefficient_P, source, want in zip(
         (du_P, dv_P), (x.detach(), dy), torch.autograd.grad(wanted, tables, dy.double()), strict=True
     ):

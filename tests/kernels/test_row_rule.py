@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from kernels.sr_update.reference import CLIP, GROWTH, MOMENT_DECAY, sr_update_row
+from kernels.sr_update.constants import CLIP, GROWTH, MOMENT_DECAY
+from kernels.sr_update.reference import sr_update_row
 from kernels.sr_update.row_rule import INT4, INT8, NIBBLES, normalised, step_on, to_bfloat16
 
 # R rows of width D

@@ -8,9 +8,11 @@ import torch
 
 from kernels import backends
 from kernels.packing import latent, pack_int4, split_latent, unpack_int4
+from kernels.pairs import pairs_by_row
 from kernels.philox import row_uniforms
-from kernels.sr_update import NibbleTable, RowGradients, _sr_update, pairs_by_row, sr_update, stock
-from kernels.sr_update.reference import GROWTH, sr_update_row
+from kernels.sr_update import NibbleTable, RowGradients, _sr_update, sr_update, stock
+from kernels.sr_update.constants import GROWTH
+from kernels.sr_update.reference import sr_update_row
 
 # D model width, E table rows, R touched rows, P pairs (a row and a token)
 D, E = 14, 9

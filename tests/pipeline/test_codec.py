@@ -1,16 +1,21 @@
 """Every kind of model goes into the store and comes back the same, bit for bit."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from artifacts import ArtifactError, Circumstance, Recipe
-from kernels.cells import starts
+from kernels.pairs import starts
 from pipeline import codec
 from pipeline.corpus.windows import held_out_windows
 from pipeline.models.peer.cells import CellIndex
 from stages import STAGES
 from tests.tiny import EVERY_KIND, tiny_model, tiny_tokens
 
+ROOT = Path(__file__).resolve().parents[2]
 KINDS = {
     "dense": "dense",
     "monet-horizontal": "monet",
@@ -39,6 +44,26 @@ def through(store, value):
     """The value as another process would open it."""
     id = published(store, value.kind, value.spec.model_dump(mode="json"), value.to_tensors(), value.to_files())
     return codec.load(store.open(id))
+
+
+def test_a_process_that_imports_codec_alone_opens_every_kind():
+    code = (
+        "import sys\n"
+        "from pipeline import codec\n"
+        "assert 'pipeline.models' not in sys.modules\n"
+        "print(*codec.known_kinds())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == sorted({*KINDS.values(), "corpus", "report", "symbols"})
+
+
+def test_load_finds_the_home_of_a_kind_itself(store, monkeypatch):
+    """As in a process that has imported nothing else: the registry is empty until it is asked."""
+    id = published(store, "dense", (model := tiny_model(EVERY_KIND["dense"])).spec.model_dump(), model.to_tensors())
+    registry = dict(codec._CLASSES)
+    monkeypatch.setattr(codec, "_CLASSES", {})
+    monkeypatch.setattr(codec.importlib, "import_module", lambda home: codec._CLASSES.update(registry))
+    assert codec.load(store.open(id)).kind == "dense"
 
 
 @pytest.mark.parametrize("name", EVERY_KIND)

@@ -9,9 +9,9 @@ from artifacts import Circumstance, Recipe, Store
 from pipeline.seeds import main, newest_by_seed, pairs_of, spread
 
 
-def _publish(store, stage, seed, *, inputs=None, **metrics):
+def _publish(store, stage, seed, *, inputs=None, config=None, **metrics):
     return store.publish(
-        recipe=Recipe(stage=stage, stage_version=1, config={}, seed=seed, inputs=inputs or {}),
+        recipe=Recipe(stage=stage, stage_version=1, config=config or {}, seed=seed, inputs=inputs or {}),
         kind="corpus" if stage == "prepare-corpus" else stage.removeprefix("train-"),
         spec={},
         tensors={"w": torch.full((3,), float(seed))},
@@ -81,4 +81,71 @@ def test_models_of_different_corpora_are_no_pair(tmp_path, capsys):
         _publish(store, stage, 0, inputs={"corpus": corpus}, held_out_loss_nats=2.0)
     assert pairs_of(newest_by_seed(store.manifests())) == []
     assert main(["--store", str(store.root)]) == 0
-    assert "dense - Monet" not in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "dense - Monet" not in out
+    assert f"**Not compared: seed 0: corpus of dense {corpora[0]}, Monet {corpora[1]}.**" in out
+
+
+def _trained(store, stage, seed, corpus, *, loss, context=128, tokens=1_536_000.0):
+    config = {"training": {"context_length": context, "steps": tokens // context}}
+    return _publish(
+        store, stage, seed, inputs={"corpus": corpus}, config=config, held_out_loss_nats=loss, train_tokens=tokens
+    )
+
+
+def _two_seeds(store) -> list:
+    """Corpora of two seeds, with dense and Monet trained alike on each."""
+    corpora = [_publish(store, "prepare-corpus", seed, config={"sources": ["a"]}) for seed in (0, 1)]
+    for seed, corpus in enumerate(corpora):
+        _trained(store, "train-dense", seed, corpus, loss=3.0 + seed)
+        _trained(store, "train-monet", seed, corpus, loss=2.5 + seed)
+    return corpora
+
+
+def test_seeds_that_trained_alike_have_columns_that_show_it_and_no_warning(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    _two_seeds(store)
+    assert main(["--store", str(store.root)]) == 0
+    out = capsys.readouterr().out
+    assert "Not" not in out
+    head, dense = (out.splitlines()[row].split(" | ") for row in (0, 2))
+    assert [dense[head.index(column)] for column in ("loss, nats", "train tokens", "context")] == [
+        "3.5000 ± 0.7071", "1,536,000 ± 0", "128 ± 0"
+    ]  # fmt: skip
+    assert "| 2 seeds | dense | Monet | dense - Monet, 95 % |" in out
+
+
+@pytest.mark.parametrize(
+    ("changes", "unlike", "no_pair"),
+    [
+        (
+            {"tokens": 410_624.0},
+            "train tokens of seed 0 1,536,000, seed 1 410,624",
+            "train tokens of dense 410,624, Monet 1,536,000",
+        ),
+        ({"context": 64}, "context of seed 0 128, seed 1 64", "context of dense 64, Monet 128"),
+    ],
+)
+def test_a_dense_arm_made_otherwise_is_flagged_and_set_against_no_monet(tmp_path, capsys, changes, unlike, no_pair):
+    store = Store(tmp_path / "store")
+    corpora = _two_seeds(store)
+    _trained(store, "train-dense", 1, corpora[1], loss=9.0, **changes)
+    assert main(["--store", str(store.root)]) == 0
+    out = capsys.readouterr().out
+    assert f"**Not alike: train-dense: {unlike}.**" in out
+    assert f"**Not compared: seed 1: {no_pair}.**" in out
+    assert "| 1 seeds | dense | Monet | dense - Monet, 95 % |" in out
+    assert "| loss, nats | 3.0000 | 2.5000 | +0.5000 |" in out
+
+
+def test_seeds_of_other_text_are_flagged_and_another_seed_of_the_same_text_is_not(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    _two_seeds(store)
+    other = _publish(store, "prepare-corpus", 1, config={"sources": ["b"]})
+    _trained(store, "train-dense", 1, other, loss=4.0)
+    assert main(["--store", str(store.root)]) == 0
+    out = capsys.readouterr().out
+    texts = out.split("**Not alike: train-dense: text of seed 0 ")[1].split(".**")[0].split(", seed 1 ")
+    assert len(set(texts)) == 2
+    assert "Not alike: train-monet" not in out
+    assert "**Not compared: seed 1: corpus of dense" in out

@@ -54,6 +54,16 @@ def test_byte_tokens_of_one_file_are_its_bytes_with_the_last_tenth_held_out(tmp_
     assert bytes(corpus.held_out.tokens_N.tolist()) == data[int(len(data) * 0.9) :]
 
 
+def test_replaced_characters_and_rows_left_out_are_counted(tmp_path):
+    lines = [f'{{"text": "text {i}"}}' for i in range(10)]
+    lines[2:3] = ['{"text": "half \\ud800 a pair, and \ufffd"}', '{"text": null}', "{"]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    metrics = prepare_corpus.fn(config((str(tmp_path / "a.jsonl"),), tokenizer="bytes", unreadable="skip")).metrics
+    assert metrics["replacement_characters"] == 2
+    assert metrics["documents_unreadable"] == 2
+    assert metrics["documents_dropped"] == 0
+
+
 def test_the_same_sources_give_the_same_tensors(sources):
     outputs = [prepare_corpus.fn(config(sources)) for _ in range(2)]
     first, second = (output.value.to_tensors() for output in outputs)
@@ -89,6 +99,8 @@ def test_every_field_says_what_it_is():
         {"validation_share": 0},
         {"held_out_share": 1},
         {"max_bytes": 1},
+        {"sources": ("",)},
+        {"unreadable": "guess"},
     ],
 )
 def test_values_out_of_range_are_refused(wrong):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from artifacts import ArtifactId
 from pipeline.report import Report
 from pipeline.stage import Measured
 from stages.report import ReportConfig, report
@@ -29,7 +30,10 @@ def _measured(number: int, role: str) -> Measured:
             "kl_to_teacher_nats": number / 10_000,
             "expert_bytes": 600 / number,
         }
-    return Measured(id=f"{role}-id", kind=NAMES[role], stage=role, spec={}, metrics=metrics, seconds=float(number))
+    return Measured(
+        id=f"{role}-id", kind=NAMES[role], stage=role, config={"training": {"context_length": 128}},
+        inputs={"corpus": ArtifactId("corpus-id")}, spec={}, metrics=metrics, seconds=float(number),
+    )  # fmt: skip
 
 
 CORPUS = {
@@ -46,7 +50,16 @@ CORPUS = {
 COUNTS = {"train_tokens": 1_536_000.0, "num_parameters": 1_100_928.0, "held_out_tokens_measured": 65_536.0}
 MODELS = [role for role in NAMES if role != "corpus"]
 INPUTS = {
-    "corpus": Measured(id="corpus-id", kind="corpus", stage="prepare-corpus", spec={}, metrics=CORPUS, seconds=100.0),
+    "corpus": Measured(
+        id="corpus-id",
+        kind="corpus",
+        stage="prepare-corpus",
+        config={},
+        inputs={},
+        spec={},
+        metrics=CORPUS,
+        seconds=100.0,
+    ),
     **{role: _measured(number, role) for number, role in enumerate(MODELS)},
 }
 
@@ -103,6 +116,48 @@ def test_the_page_has_the_train_tokens_of_every_model_that_says_them():
     rows, _ = _tables(_page(_with("dense", train_tokens=1_540_000.0)))
     column = rows[0].index("train tokens")
     assert [row[column] for row in rows[2:]] == ["1,540,000", *["1,536,000"] * 6]
+
+
+def _dense_at(context: int) -> dict[str, Measured]:
+    inputs = _with("dense")
+    return inputs | {"dense": replace(inputs["dense"], config={"training": {"context_length": context}})}
+
+
+def test_the_page_has_the_context_of_every_model_that_its_recipe_says():
+    inputs = _dense_at(64)
+    by_field = {"int8": replace(inputs["int8"], config={"context_length": 96, "measure": {}})}
+    unsaid = {"tuned": replace(inputs["tuned"], config={})}
+    rows, _ = _tables(_page(inputs | by_field | unsaid))
+    column = rows[0].index("context")
+    assert [row[column] for row in rows[2:]] == ["64", "128", "128", "96", "128", "", "128"]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "sentence"),
+    [
+        (_with("dense", train_tokens=410_624.0), "train tokens of dense 410,624, Monet 1,536,000"),
+        (_dense_at(127), "context of dense 127, Monet 128, PEER 128, PEER int8 128, PEER int4 128, int4 fine-tuned"),
+    ],
+)
+def test_a_dense_arm_that_trained_otherwise_is_flagged_and_subtracted_from_nothing(inputs, sentence):
+    made = report.fn(ReportConfig(dots_per_inch=50), **inputs)
+    assert f"**Not alike: {sentence}" in made.value.files["report.md"].decode()
+    assert made.metrics.keys() == {
+        "dense_bits_per_byte", "seconds_of_all_stages", "monet_bits_per_byte", "symbols_bits_per_byte",
+        "monet_bits_per_byte_over_primed_ppmd",
+    }  # fmt: skip
+    alike = report.fn(ReportConfig(dots_per_inch=50), **_with("dense"))
+    assert alike.metrics.keys() - made.metrics.keys() == {
+        "dense_bits_per_byte_over_monet", "bits_per_byte_increase_over_dense"
+    }  # fmt: skip
+    assert alike.value.files["plot.png"] != made.value.files["plot.png"]  # the level of dense says so too
+
+
+@pytest.mark.parametrize("role", ["dense", "symbols"])
+def test_a_model_of_another_corpus_is_refused_by_name(role):
+    other = replace(INPUTS[role], inputs={"corpus": ArtifactId("other-id")})
+    with pytest.raises(ValueError, match=f"{role}-id was measured on other-id and this report is of corpus-id"):
+        report.fn(ReportConfig(dots_per_inch=50), **INPUTS | {role: other})
 
 
 def test_compressors_stand_beside_the_models_cold_and_primed(output):

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from artifacts.meanings import MODEL
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import ByteTokenizer
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
 from pipeline.models.peer.spec import PeerSpec
@@ -203,11 +203,13 @@ def test_without_context_the_loss_is_the_entropy_of_the_tokens():
     split = make_split([(0, "ab" * 20_000)], tokenizer)
     spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("x",))
     corpus = Corpus(spec, train=split, validation=split, held_out=split, tokenizer=tokenizer)
-    assert loss_without_context(corpus, MeasureConfig(), 50) == pytest.approx(math.log(2), rel=0.02)
+    assert loss_without_context(HeldOut(corpus, MeasureConfig(), 50)) == pytest.approx(math.log(2), rel=0.02)
 
 
 def test_without_context_a_model_that_learnt_the_text_is_not_reached(monet, corpus):
-    assert loss_without_context(corpus, MeasureConfig(tokens=300), 23) > monet.metrics["held_out_loss_nats"] + 0.3
+    assert (
+        loss_without_context(HeldOut(corpus, MeasureConfig(tokens=300), 23)) > monet.metrics["held_out_loss_nats"] + 0.3
+    )
 
 
 def test_the_same_seed_trains_the_same_bits(run_in, corpus, monet_config, training):
@@ -226,3 +228,17 @@ def test_every_field_of_a_training_stage_says_what_it_is(config):
 
 def test_metrics_shared_by_the_stages_are_described():
     assert (MEASURED | ROUTED) - set(MODEL) <= {"train_loss_nats"}
+
+
+@pytest.mark.parametrize("gate", ["softmax", "jumprelu"])
+def test_a_peer_whose_cells_are_mostly_empty_is_refused(gate):
+    peer = PeerSpec(num_keys=64, num_experts=5, gate=gate)
+    with pytest.raises(ValueError, match=r"num_experts=5 leaves 4,091 of 4,096 cells empty .* lost"):
+        TrainPeerConfig(peer=peer)
+    assert TrainPeerConfig(peer=PeerSpec(num_keys=2, num_experts=4, pairs_per_head=2)).peer.num_cells == 4
+
+
+def test_softmax_takes_as_few_keys_as_jumprelus_active_keys():
+    assert PeerSpec(num_keys=4, num_experts=16, pairs_per_head=4).active_keys == 4
+    with pytest.raises(ValueError, match="active_keys=4 must be below num_keys=4"):
+        PeerSpec(num_keys=4, num_experts=16, pairs_per_head=4, gate="jumprelu")

@@ -14,10 +14,11 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
-from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.jump_router import axis_bias
+from kernels.pairs import tokens_of_pairs
 from pipeline.models.contract import ExpertLayer, Pairs, Table
 from pipeline.models.derived import Derived
+from pipeline.models.number_types import at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.routing import PassingKeys, PeerRouting
 from pipeline.models.peer.spec import PeerSpec
@@ -38,7 +39,9 @@ class AxisBias(nn.Module):
             raise AssertionError("axis biases need the log gates of a jumprelu router")
         if isinstance(axes, PassingKeys):
             if not torch.is_grad_enabled():
-                return axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], self.row, self.column)
+                wide = at_least_float32(self.row), at_least_float32(self.column)
+                made_ND = axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], *wide)
+                return made_ND.type_as(self.row)
             axes = axes.log_gates()
         gate1_NI, gate2_NJ = (log_gate_NHX.exp().sum(1) for log_gate_NHX in axes)
         return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
@@ -85,7 +88,8 @@ class PeerLayer(ExpertLayer):
         token_P = tokens_of_pairs(start_N1)
         u, v = self.tables().values()
         row_R, local_P = torch.unique(expert_P, return_inverse=True)
-        pre_P = row_dots(x_ND, u.rows(row_R), local_P, start_N1, token_P) + self.bias[expert_P]
+        pre_P = row_dots(at_least_float32(x_ND), u.rows(row_R), local_P, start_N1, token_P)
+        pre_P = pre_P + at_least_float32(self.bias)[expert_P]
         hidden_P = activation(self.spec.activation).f(pre_P)
         return Pairs(
             token_P=token_P,
@@ -117,6 +121,7 @@ class PeerExperts(PeerLayer):
         self.axis_bias = AxisBias(spec, d_model) if spec.axis_bias else None
         self.ready: Derived[fired_sum.ExpertLayer] = Derived()
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         if routing.packed is not None and (library := cpu_library_for(x_ND)) is not None:
             u, v = (self.u, None), (self.v, None)

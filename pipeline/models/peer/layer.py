@@ -3,9 +3,9 @@
 # P pairs of a token and a cell, H heads, I sub-keys of the rows, J of the columns
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from kernels.expert_sum.reference import tokens_of_pairs
+from kernels.pairs import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
 from pipeline.models.contract import ExpertLayer, wanted
 from pipeline.models.peer.experts import PeerExperts, PeerLayer
@@ -39,21 +39,20 @@ def _use(visit: Visit) -> Use:
     experts, routing = wanted(visit.experts, PeerLayer, "an expert layer"), visit.routing
     expert_P, _, gate_P = experts.index(routing)
     sums_E = torch.zeros(experts.num_experts).index_add(0, expert_P.cpu(), gate_P.float().cpu())
-    mismatches = None if visit.block.router is None else firing_mismatches(visit.block.router, routing)
+    router = visit.block.router
+    mismatches = None if router is None else firing_mismatches(wanted(router, PeerRouter, "a router"), routing)
     return Use(gate_sums=(sums_E,), pairs=len(expert_P), mismatches=mismatches)
 
 
-def firing_mismatches(router: nn.Module, routing: PeerRouting) -> int | None:
+def firing_mismatches(router: PeerRouter, routing: PeerRouting) -> int | None:
     """Pairs on which retrieval and the rule, applied to every cell of the grid, do not agree.
 
-    None of a softmax router, which has no firing rule to be at odds with.
+    None where the gate compares pairs with each other, which is no rule for one.
     """
-    if routing.log_gate1_NHI is None or routing.log_gate2_NHJ is None:
+    row_NHI, column_NHJ, limit_H = routing.log_gate1_NHI, routing.log_gate2_NHJ, router.gate.limits(router)
+    if row_NHI is None or column_NHJ is None or limit_H is None:
         return None
-    router = wanted(router, PeerRouter, "a router")
-    token_P, _, r_P, c_P = product_keys.product_key_threshold(
-        routing.log_gate1_NHI, routing.log_gate2_NHJ, router.threshold_H
-    )
+    token_P, _, r_P, c_P = product_keys.product_key_threshold(row_NHI, column_NHJ, limit_H)
     cells = router.spec.num_cells
     by_rule = torch.bincount(
         token_P * cells + r_P * router.spec.num_columns + c_P, minlength=len(routing.start_N1) * cells

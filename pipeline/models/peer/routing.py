@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.jump_router.packed import Packed
+from kernels.pairs import tokens_of_pairs
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum, expert_sum_backward, expert_sum_forward
 from kernels.expert_sum.grouped import grouped_expert_sum
-from kernels.expert_sum.reference import tokens_of_pairs
 from kernels.fired_sum import ExpertLayer
-from kernels.sr_update import RowGradients, pairs_by_row
+from kernels.pairs import pairs_by_row, tokens_of_pairs
+from kernels.sr_update import RowGradients
 from pipeline.models.contract import Table, wanted
 from pipeline.models.derived import Derived
+from pipeline.models.number_types import outside_autocast
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import AxisBias, PeerLayer, expert_layer
 from pipeline.models.peer.routing import PeerRouting
@@ -50,6 +51,7 @@ class TableExperts(PeerLayer):
         self.trains = spec.accumulator
         self.ready: Derived[ExpertLayer] = Derived()
 
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
         library = cpu_library_for(x_ND)
         if routing.packed is not None and library is not None and self.spec.scale_groups == 1:

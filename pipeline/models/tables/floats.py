@@ -3,13 +3,14 @@
 # D model width, E experts, R rows that are asked for
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.sr_update.row_rule import to_bfloat16
 from pipeline.models.contract import bytes_of
+from pipeline.models.number_types import FixedFormat
 
 
-class FloatTable(nn.Module):
+class FloatTable(FixedFormat):
     value_ED: Tensor
 
     def __init__(self, num_rows: int, width: int, dtype: torch.dtype) -> None:

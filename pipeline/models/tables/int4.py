@@ -4,12 +4,13 @@
 # F values of a group
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update import NibbleTable
 from kernels.sr_update.row_rule import INT4, NIBBLES
 from pipeline.models.contract import bytes_of
+from pipeline.models.number_types import FixedFormat
 from pipeline.models.soundness import NOT_NEGATIVE, SCALE, Rule, takes
 from pipeline.models.tables.rounding import INT4_MOST, quantize_int4, rows_below_smallest_scale
 from pipeline.models.tables.row_steps import first_latents, stepped
@@ -20,13 +21,11 @@ def _has_least_nibble(packed_EB: Tensor) -> Tensor:
     return ((packed_EB & 0x0F) == 8) | ((packed_EB >> 4) == 8)
 
 
-@takes(
-    weight_EB=Rule(_has_least_nibble, f"bytes of two nibbles from -{INT4_MOST} to {INT4_MOST}, none of -8"),
-    scale_E=SCALE,
-    scale_EG=SCALE,
-    moment_E=NOT_NEGATIVE,
-)
-class Int4Table(nn.Module):
+_NIBBLES = Rule(_has_least_nibble, f"bytes of two nibbles from -{INT4_MOST} to {INT4_MOST}, none of -8")
+
+
+@takes(lambda table: {"weight_EB": _NIBBLES, "scale_E": SCALE, "scale_EG": SCALE, "moment_E": NOT_NEGATIVE})
+class Int4Table(FixedFormat):
     """Rows of nibbles with one scale a row, or (for inference alone) a scale for each of its groups of values.
 
     A row of G groups lies as G rows of width D / G would, each packed by itself.

@@ -3,20 +3,20 @@
 # D model width, E experts, R rows that are asked for
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.sr_update.row_rule import INT8, NIBBLES
 from pipeline.models.contract import bytes_of
+from pipeline.models.number_types import FixedFormat
 from pipeline.models.soundness import SCALE, Rule, takes
 from pipeline.models.tables.rounding import INT8_MOST, quantize_int8, rows_below_smallest_scale
 from pipeline.models.tables.row_steps import first_latents, stepped
 
+_INT8 = Rule(lambda value_X: value_X < -INT8_MOST, f"values from -{INT8_MOST} to {INT8_MOST}")
 
-@takes(
-    value_ED=Rule(lambda value_X: value_X < -INT8_MOST, f"values from -{INT8_MOST} to {INT8_MOST}"),
-    scale_E=SCALE,
-)
-class Int8Table(nn.Module):
+
+@takes(lambda table: {"value_ED": _INT8, "scale_E": SCALE})
+class Int8Table(FixedFormat):
     value_ED: Tensor
     scale_E: Tensor
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from pipeline.models.number_types import at_least_float32
+
 
 class ParameterTable:
     """A view: it holds nothing of its own."""
@@ -27,7 +29,7 @@ class ParameterTable:
         return None
 
     def rows(self, row_R: Tensor) -> Tensor:
-        return self.parameter.detach()[row_R]
+        return at_least_float32(self.parameter.detach()[row_R])
 
     @torch.no_grad()
     def take(self, rows_ED: Tensor, clips: int = 1) -> None:

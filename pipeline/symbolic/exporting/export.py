@@ -21,11 +21,14 @@ from artifacts import ArtifactError, Store
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
-from pipeline.generate import CONTEXT
 from pipeline.measuring.loss import token_losses
+from pipeline.models.attention import SoftmaxAttention
 from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
+from pipeline.models.trained_length import trained_length
 from pipeline.models.transformer import Block
 from pipeline.symbolic.formulas.spline import KNOTS
 
@@ -34,7 +37,6 @@ NAME_BYTES = 40
 _TYPES = (torch.float32, torch.uint8, torch.int16, torch.int32, torch.float16)
 """As runtime.c numbers them."""
 _SUB_KEYS = ("identity", "shared", "per-head")
-_GATES = ("softmax", "jumprelu")
 _SOURCE, _README = (Path(__file__).with_name(name) for name in ("runtime.c", "runtime.md"))
 _BATCH = 16
 
@@ -45,10 +47,18 @@ class Exported:
     loss_nats: float
     """Python's mean loss a token of the tokens in tokens.bin."""
     num_tokens: int
+    length: int
+    """Tokens of a window of them: no more than the model was trained on."""
 
 
-def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int) -> Exported:
-    """Writes the folder, whole or not at all. ValueError or ArtifactError where it cannot."""
+def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int | None) -> Exported:
+    """Writes the folder, whole or not at all; windows of no length are as long as the model was trained on.
+
+    ValueError or ArtifactError where it cannot.
+    """
+    for flag, value in (("--tokens", num_tokens), ("--length", length)):
+        if value is not None and value < 1:
+            raise ValueError(f"{flag}: got {value}, wanted at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
     artifact = store.open(id, kind="symbols")
@@ -59,27 +69,35 @@ def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int)
     corpus = codec.load(store.open(corpus_id, kind="corpus"))
     assert isinstance(model, LanguageModel)
     assert isinstance(corpus, Corpus)
-    return write_folder(model.eval(), corpus, artifact.id, folder, num_tokens=num_tokens, length=length)
+    context = trained_length(store, artifact.id)
+    length = context if length is None else length
+    return write_folder(
+        model.eval(), corpus, artifact.id, folder, num_tokens=num_tokens, length=length, context=context
+    )
 
 
 def write_folder(
-    model: LanguageModel, corpus: Corpus, name: str, folder: Path, *, num_tokens: int, length: int
+    model: LanguageModel, corpus: Corpus, name: str, folder: Path, *, num_tokens: int, length: int, context: int
 ) -> Exported:
+    """`context` is what the model was trained on: windows of more are cropped to it, and so is what the program reads
+    before a token."""
+    length = min(length, context)
     inputs_WT, targets_WT = held_out_windows(corpus.held_out, num_tokens=num_tokens, length=length)
-    made = Exported(folder=folder, loss_nats=_loss(model, inputs_WT, targets_WT), num_tokens=inputs_WT.numel())
+    loss_nats = _loss(model, inputs_WT, targets_WT)
+    made = Exported(folder=folder, loss_nats=loss_nats, num_tokens=inputs_WT.numel(), length=length)
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         scratch.chmod(0o755)
         (scratch / "model.c").write_bytes(_SOURCE.read_bytes())
-        (scratch / "tables.bin").write_bytes(tables_file(model, window=length))
+        (scratch / "tables.bin").write_bytes(tables_file(model, window=length, context=context))
         windows = torch.cat([inputs_WT, targets_WT[:, -1:]], dim=1)
         (scratch / "tokens.bin").write_bytes(windows.numpy().astype("<u2").tobytes())
         (scratch / "Makefile").write_text(_MAKEFILE)
         for file_name, content in corpus.to_files().items():
             (scratch / file_name).write_bytes(content)
         tokenizer = "`tokenizer.json` (read by the Python package `tokenizers`)" if corpus.to_files() else "bytes"
-        words = {"name": name, "loss": made.loss_nats, "tokens": made.num_tokens, "length": length, "context": CONTEXT}
+        words = {"name": name, "loss": made.loss_nats, "tokens": made.num_tokens, "length": length, "context": context}
         readme = _README.read_text(encoding="utf-8").format(**words, tokenizer=tokenizer)
         (scratch / "README.md").write_text(readme, encoding="utf-8")
         scratch.replace(folder)
@@ -95,34 +113,42 @@ def _loss(model: LanguageModel, inputs_WT: Tensor, targets_WT: Tensor) -> float:
     return total / targets_WT.numel()
 
 
-def tables_file(model: LanguageModel, *, window: int) -> bytes:
+def tables_file(model: LanguageModel, *, window: int, context: int) -> bytes:
     """The bytes of tables.bin. ValueError for a model that is no symbols model."""
     if model.kind != "symbols":
         raise ValueError(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
     spec = model.spec.experts_as(SymbolSpec)
     body = b"".join(_record(name, table) for name, table in _tables(model, spec))
-    sizes = struct.pack("<24I6d", *_sizes(model, spec, window), *_numbers(model, spec))
+    sizes = struct.pack("<24I6d", *_sizes(model, spec, window, context), *_numbers(model, spec))
     header_bytes = len(MAGIC) + struct.calcsize("<2I2Q") + len(sizes)
     promised = struct.pack("<2I2Q", VERSION, header_bytes, header_bytes + len(body), zlib.crc32(sizes + body))
     return MAGIC + promised + sizes + body
 
 
-def _sizes(model: LanguageModel, spec: SymbolSpec, window: int) -> tuple[int, ...]:
+def _sizes(model: LanguageModel, spec: SymbolSpec, window: int, context: int) -> tuple[int, ...]:
     shape, peer = model.shape, spec.peer
     column_width = peer.num_columns if peer.sub_keys == "identity" else peer.d_key
     return (
         shape.d_model, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.vocab_size,
         peer.num_heads, peer.num_keys, peer.num_columns, peer.d_key, column_width, _SUB_KEYS.index(peer.sub_keys),
-        int(peer.query_norm), _GATES.index(peer.gate), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
-        peer.num_experts, spec.coordinates, spec.places, KNOTS, window, CONTEXT, peer.score_features,
+        int(peer.query_norm), _gate_code(peer), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
+        peer.num_experts, spec.coordinates, spec.places, KNOTS, window, context, peer.score_features,
         _terms(model),
     )  # fmt: skip
+
+
+def _gate_code(peer: PeerSpec) -> int:
+    code = GATES[peer.gate].runtime_code
+    if code is None:
+        raise ValueError(f"model.c has no {peer.gate!r} gate; export a model whose gate it has")
+    return code
 
 
 def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
     router = model.routers_of(SymbolRouter)[0].scores
     query_eps = router.query_norm.eps if isinstance(router.query_norm, nn.BatchNorm1d) else 0.0
-    axis_eps, deviations = (router.norm1.eps, router.deviations) if spec.peer.gate == "jumprelu" else (0.0, 0.0)
+    cuts = router.gate.cuts(router)
+    axis_eps, deviations = (0.0, 0.0) if cuts is None else (cuts.rows.eps, cuts.deviations)
     return model.shape.rope_theta, model.shape.norm_eps, query_eps, axis_eps, deviations, spec.peer.tie_margin
 
 
@@ -140,19 +166,18 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
     terms = _terms(model)
     routers = model.routers_of(SymbolRouter)
     for layer, (block, experts) in enumerate(zip(model.blocks(), model.expert_layers_of(SymbolExperts), strict=True)):
-        for name, table in _block_tables(block, routers.get(layer), experts, terms):
+        attention, router = _attention(model, block), routers.get(layer)
+        for name, table in _block_tables(block, attention, router, experts, terms):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
     yield "head", model.lm_head.weight.T
 
 
 def _block_tables(
-    block: Block, router: SymbolRouter | None, experts: SymbolExperts, terms: int
+    block: Block, attention: SoftmaxAttention, router: SymbolRouter | None, experts: SymbolExperts, terms: int
 ) -> Iterator[tuple[str, Tensor]]:
-    attention = block.self_attn
     yield "attention_norm", block.input_layernorm.weight
-    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
-    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
+    yield from _attention_tables(attention)
     yield "expert_norm", block.post_attention_layernorm.weight
     if router is not None:
         yield from _router_tables(router.scores, terms)
@@ -161,6 +186,18 @@ def _block_tables(
     if experts.axis_bias is not None:
         yield from (("row_bias", experts.axis_bias.row), ("column_bias", experts.axis_bias.column))
     yield from ((name.rpartition("_")[0], table) for name, table in tables.items())
+
+
+def _attention(model: LanguageModel, block: Block) -> SoftmaxAttention:
+    if not isinstance(block.self_attn, SoftmaxAttention):
+        kind = model.shape.attention.kind
+        raise ValueError(f"model.c has no {kind!r} attention; export a model whose attention is 'softmax'")
+    return block.self_attn
+
+
+def _attention_tables(attention: SoftmaxAttention) -> Iterator[tuple[str, Tensor]]:
+    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
+    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
 
 
 def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor]]:
@@ -177,10 +214,10 @@ def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor
         yield from _statistics("query", router.query_norm)
     if router.spec.sub_keys != "identity":
         yield from (("row_keys", router.row_keys.mT), ("column_keys", router.column_keys.mT))
-    if router.spec.gate == "jumprelu":
-        yield from _statistics("row", router.norm1)
-        yield from _statistics("column", router.norm2)
-        yield "threshold", router.threshold_H
+    if (cuts := router.gate.cuts(router)) is not None:
+        yield from (*_statistics("row", cuts.rows), *_statistics("column", cuts.columns))
+    if (limit_H := router.gate.limits(router)) is not None:
+        yield "threshold", limit_H
 
 
 def _statistics(name: str, norm: nn.BatchNorm1d) -> Iterator[tuple[str, Tensor]]:

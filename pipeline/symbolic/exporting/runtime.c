@@ -632,7 +632,8 @@ static void route(const Model *model, const Router *router, State *state) {
 /* A cubic B-spline on evenly spaced knots by its four local weights; constant outside its range. */
 static float spline(const Layer *layer, uint32_t row, float z) {
     const float low = layer->spline_low[row], high = layer->spline_high[row];
-    const float place = fminf(fmaxf((z - low) / (high - low), 0), 1) * (KNOTS - 1);
+    const float share = (z - low) / (high - low);
+    const float place = (share < 0 ? 0 : share > 1 ? 1 : share) * (KNOTS - 1); /* nan stays */
     const int cell = place < KNOTS - 2 ? (int)place : KNOTS - 2;
     const float t = place - (float)cell, r = 1 - t;
     const float *c = layer->spline_coefficient + (uint64_t)row * (KNOTS + 2) + cell;
@@ -740,6 +741,21 @@ static void advance(const Model *model, State *state, uint16_t token, int wants_
 
 /* ---- the two commands ---- */
 
+/* The logits of the token after the first `length`. It sees the last `context` of them, as many as the model was
+ * trained on. When they move, every position is another, and the state begins anew. */
+static void read_up_to(const Model *model, State *state, const uint16_t *token, uint64_t length) {
+    const uint64_t start = length > model->s.context ? length - model->s.context : 0;
+    if (start) state->length = 0;
+    for (uint64_t done = start + state->length; done < length; done++)
+        advance(model, state, token[done], done + 1 == length);
+}
+
+static void say_if_longer(const Model *model, const char *what, uint64_t length) {
+    if (length > model->s.context)
+        fprintf(stderr, "%s %llu tokens, and the model was trained on %u of context: each sees the %u before it and no "
+                "older ones\n", what, (unsigned long long)length, model->s.context, model->s.context);
+}
+
 static uint64_t number(const char *text, const char *what, uint64_t least, uint64_t most) {
     char *end;
     errno = 0;
@@ -769,12 +785,13 @@ static void losses(const Model *model, const char *path, uint32_t length) {
         if (token[i] >= model->s.vocabulary)
             die("%s holds token %u at %llu; the model knows 0 to %u", path, token[i], (unsigned long long)i,
                 model->s.vocabulary - 1);
-    State state = new_state(model, length);
+    say_if_longer(model, "the windows are of", length);
+    State state = new_state(model, length < model->s.context ? length : model->s.context);
     double total = 0;
     for (uint64_t w = 0; w < windows; w++, token += length + 1) {
         state.length = 0;
         for (uint32_t t = 0; t < length; t++) {
-            advance(model, &state, token[t], 1);
+            read_up_to(model, &state, token, t + 1);
             total += loss_of(state.logits, model->s.vocabulary, token[t + 1]);
         }
     }
@@ -830,14 +847,12 @@ static void sample(const Model *model, int count, char **given) {
         id[length++] = (uint16_t)number(first < count ? given[i] : word, "a token id", 0, model->s.vocabulary - 1);
     }
     if (!length) die("got no token ids, wanted one at least: give them as arguments or on standard input");
-    const uint64_t context = model->s.context, all = length + tokens;
+    const uint64_t all = length + tokens;
     if (!(id = realloc(id, all * sizeof *id))) die("no memory for %llu tokens", (unsigned long long)all);
-    State state = new_state(model, (uint32_t)context);
-    for (uint64_t done = 0; length < all; length++) {
-        /* What the next token sees is the last `context` tokens. When they move, every position is another. */
-        const uint64_t start = length > context ? length - context : 0;
-        if (start) done = start, state.length = 0;
-        for (; done < length; done++) advance(model, &state, id[done], done + 1 == length);
+    say_if_longer(model, "prompt and sample are", all - 1); /* the last token is read by none */
+    State state = new_state(model, model->s.context);
+    for (; length < all; length++) {
+        read_up_to(model, &state, id, length);
         id[length] = pick(state.logits, model->s.vocabulary, temperature, (uint32_t)top, &seed);
         printf("%u%c", id[length], length + 1 < all ? ' ' : '\n');
         fflush(stdout);

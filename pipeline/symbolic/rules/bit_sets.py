@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.symbolic.rules.logic import Literals
+from pipeline.models.literals import Literals
 
 WORD = 64
 TOKENS_A_PIECE = 512

@@ -1,10 +1,10 @@
-"""Logic over token literals: the sixteen two-input gates, networks of them as tables, and the search for the best gate.
+"""Logic over token literals: the sixteen two-input gates, and the search for the best gate.
 
 Gates are numbered as difflogic numbers them (Petersen et al. 2022): bit 3 - (2 a + b) of the number is the output,
 so 1 is AND, 7 is OR, 6 is XOR and 15 - g is NOT g.
 """
 
-# N tokens, L literals, V vocabulary, O token positions looked back, E experts, C candidates an expert, G gate types
+# E experts, C candidates an expert, G gate types
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,59 +46,6 @@ def _gate_of_symbols(kind: int) -> Boolean:
         if bool(GATE_OUTPUT_G4[kind, x]):
             terms.append(sympy.And(_A if x & 2 else sympy.Not(_A), _B if x & 1 else sympy.Not(_B)))
     return sympy.simplify_logic(sympy.Or(*terms)) if terms else sympy.false
-
-
-@dataclass(frozen=True, slots=True)
-class Literals:
-    """Literal l is true of a token iff the token `offset_L[l]` places back is in the set `member_LV[l]`."""
-
-    member_LV: Tensor
-    """bool"""
-    offset_L: Tensor
-    """uint8; 0 is the current token."""
-
-    def values(self, context_ON: Tensor, which: Tensor | None = None) -> Tensor:
-        """(L, N) bool. `context_ON[o]` is the token o places back, -1 before the beginning (no literal is true)."""
-        member_LV = self.member_LV if which is None else self.member_LV[which]
-        offset_L = self.offset_L if which is None else self.offset_L[which]
-        token_LN = context_ON[offset_L.long()]
-        return member_LV.gather(1, token_LN.clamp(min=0)) & (token_LN >= 0)
-
-
-_CLASSES = {
-    "digit": str.isdigit,
-    "upper": str.isupper,
-    "lower": str.islower,
-    "letters": str.isalpha,
-    "space": lambda text: bool(text) and text.isspace(),
-    "newline": lambda text: "\n" in text,
-    "word start": lambda text: text[:1] == " ",
-    "punctuation": lambda text: bool(text.strip()) and not any(c.isalnum() for c in text),
-    "name part": lambda text: bool(text) and all(c.isalnum() or c == "_" for c in text),
-}
-
-
-def build_literals(
-    vocabulary: list[str], counts_V: Tensor, *, places: int, identities: int
-) -> tuple[Literals, list[str]]:
-    """Class literals at every place, and identity literals of the most frequent tokens at the two nearest.
-
-    Returns the literals and a name for each.
-    """
-    members, offsets, names = [], [], []
-    for back in range(places):
-        for name, test in _CLASSES.items():
-            members.append(torch.tensor([bool(test(text)) for text in vocabulary]))
-            offsets.append(back)
-            names.append(f"{name}[{-back}]" if back else name)
-    for back in range(min(2, places)):
-        for token in counts_V.topk(min(identities, len(vocabulary))).indices.tolist():
-            member_V = torch.zeros(len(vocabulary), dtype=torch.bool)
-            member_V[token] = True
-            members.append(member_V)
-            offsets.append(back)
-            names.append(f"token[{-back}] is {vocabulary[token]!r}")
-    return Literals(torch.stack(members), torch.tensor(offsets, dtype=torch.uint8)), names
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,12 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pipeline.models.literals import Literals
 from pipeline.symbolic.recording import Events
 from pipeline.symbolic.rules.bit_sets import LiteralWords
 from pipeline.symbolic.rules.choice import winners_of
 from pipeline.symbolic.rules.circuits import Circuit
 from pipeline.symbolic.rules.fidelity import true_words
-from pipeline.symbolic.rules.logic import Literals
 from pipeline.symbolic.rules.search import Sample, sample_of, search
 from pipeline.symbolic.rules.statements import pieces
 from pipeline.symbolic.rules.token_logic import candidates, with_own_sets

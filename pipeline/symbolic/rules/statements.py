@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pipeline.models.literals import Literals
 from pipeline.models.tables.experts import TableExperts
 from pipeline.run import steps
 from pipeline.symbolic.formulas.fitting import Formulas
@@ -21,7 +22,6 @@ from pipeline.symbolic.rules.bit_sets import LiteralWords, unpacked
 from pipeline.symbolic.rules.circuits import Circuit, bits, simplified
 from pipeline.symbolic.rules.fidelity import sums_of, worth
 from pipeline.symbolic.rules.gate_nets import Task, fits, learned
-from pipeline.symbolic.rules.logic import Literals
 from pipeline.symbolic.rules.search import sample_of, search
 from pipeline.symbolic.rules.token_logic import TokenStatements, best_statements, candidates, with_own_sets
 from pipeline.symbolic.rules.trees import grown_tree, patterns

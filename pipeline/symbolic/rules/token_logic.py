@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from kernels.expert_sum.bags import bag_sum
+from pipeline.models.literals import Literals
 from pipeline.symbolic.recording import Events
-from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4, Literals, best_gates
+from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4, best_gates
 
 CANDIDATES = 16
 LARGEST_SET = 12

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels.activations import activation
 from pipeline.models.language_model import LanguageModel
+from pipeline.models.literals import Literals
 from pipeline.models.symbols import activation_code
 from pipeline.models.tables.experts import TableExperts
 from pipeline.symbolic.formulas.fitting import Formulas, fit_formulas, own_formulas
@@ -18,7 +19,6 @@ from pipeline.symbolic.formulas.functions import SPLINE_CODE
 from pipeline.symbolic.formulas.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.rules.circuits import Circuit, laid_out, passing_gates
-from pipeline.symbolic.rules.logic import Literals
 from pipeline.symbolic.rules.statements import Rules, Statements, fit_statements
 from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose_sharing, comparison_bits
 

@@ -8,6 +8,7 @@ import torch
 from kernels.activations import ACTIVATIONS
 from kernels.expert_sum import reference, triton
 from kernels.packing import pack_int4, unpack_int4
+from kernels.pairs import tokens_of_pairs
 from tests.kernels.triton.device import DEVICE, fill_new_tensors_with_nan
 from tests.tolerances import assert_close
 
@@ -63,7 +64,7 @@ def ours(x_TD, u, bias_E, v, expert_P, start_T1, gate_P, dy_TD, act):
     memories = {t.untyped_storage().data_ptr() for t in (pre_P, dgate_P, du_P, dv_P)}
     assert len(memories) == 4 or not len(pre_P)  # operators may not return two views of one tensor
     y_TD, pre_P, dx_TD, dgate_P, du_P, dv_P = (t.cpu() for t in (y_TD, pre_P, dx_TD, dgate_P, du_P, dv_P))
-    token_P = reference.tokens_of_pairs(start_T1)
+    token_P = tokens_of_pairs(start_T1)
     zeros_ED = torch.zeros_like(u[2])
     du_ED = zeros_ED.index_add(0, expert_P, du_P[:, None] * x_TD.float()[token_P])
     dv_ED = zeros_ED.index_add(0, expert_P, dv_P[:, None] * dy_TD.float()[token_P])
@@ -76,7 +77,7 @@ def theirs(x_TD, u, bias_E, v, expert_P, start_T1, gate_P, dy_TD, act):
     leaves = [t.double().requires_grad_() for t in (x_TD, u[2], bias_E, v[2], gate_P)]
     x, u_ED, bias, v_ED, gate = leaves
     y_TD = reference.expert_sum(x, u_ED, bias, v_ED, expert_P, start_T1, gate, act)
-    token_P = reference.tokens_of_pairs(start_T1)
+    token_P = tokens_of_pairs(start_T1)
     pre_P = (x[token_P] * u_ED[expert_P]).sum(-1) + bias[expert_P]
     return y_TD, pre_P, *torch.autograd.grad(y_TD, leaves, dy_TD.double())
 

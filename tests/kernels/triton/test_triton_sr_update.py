@@ -9,7 +9,8 @@ from kernels.packing import latent, split_latent, unpack_int4
 from kernels.philox import row_uniforms
 from kernels.sr_update import stock
 from kernels.sr_update import triton as kernels
-from kernels.sr_update.reference import GROWTH, sr_update_row
+from kernels.sr_update.constants import GROWTH
+from kernels.sr_update.reference import sr_update_row
 from tests.kernels.triton.device import DEVICE, fill_new_tensors_with_nan
 from tests.tolerances import assert_close
 

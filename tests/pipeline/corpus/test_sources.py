@@ -1,15 +1,25 @@
 """One's own files, folders and tables become documents; what cannot be read says so in one sentence."""
 
 import json
+from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from pipeline.corpus.documents import Document, sample_of, text_sha256, without_repeats
+from pipeline.corpus.documents import Document, held_out_first, sample_of, text_sha256, without_repeats
 from pipeline.corpus.sources import Reading, Source, read_sources, sources_sha256
+from pipeline.run import Run, running
 
-READING = Reading(validation_share=0.05, held_out_share=0.1, max_bytes=10**9, text_field="text", hf_split="train")
+READING = Reading(
+    validation_share=0.05,
+    held_out_share=0.1,
+    max_bytes=10**9,
+    text_field="text",
+    domain_field="domain",
+    unreadable="refuse",
+    hf_split="train",
+)
 
 
 def read(*sources, **changes):
@@ -44,9 +54,10 @@ def test_the_last_tenth_of_the_bytes_of_a_single_text_is_held_out_and_validation
 
 
 def test_a_text_is_not_cut_inside_a_character(tmp_path):
-    (tmp_path / "a.txt").write_text("ü" * 15, encoding="utf-8")
+    letters = "àáâãäåæçèéêëìíî"
+    (tmp_path / "a.txt").write_text(letters, encoding="utf-8")
     splits = read(tmp_path / "a.txt")
-    assert "".join(texts(splits.documents)) == "ü" * 15
+    assert "".join(texts(splits.documents)) == letters
 
 
 def test_a_folder_gives_its_text_files_by_name_and_holds_out_the_last(tmp_path):
@@ -145,7 +156,14 @@ def bad(name, content, message):
         ),
         bad("empty.txt", b"", r"'.*empty.txt' is empty; name a file that holds text"),
         bad("nul.txt", b"a\0b", r"'.*nul.txt' is not text: it holds NUL bytes; convert it"),
-        bad("latin.txt", b"caf\xe9 " * 30, r"'.*latin.txt' is not UTF-8 text: 20% .* convert it to UTF-8"),
+        bad("latin.txt", b"ok\n\ncaf\xe9 " * 30, r"'.*latin.txt' line 3 is not UTF-8 text: .* byte 0xe9 .* convert"),
+        bad("one.txt", b"a" * 500 + b"\xff" + b"b" * 500, r"'.*one.txt' line 1 is not UTF-8 text: .* byte 0xff"),
+        bad("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', r"'.*latin.jsonl' line 2 is not UTF-8 text: .* 0xe9"),
+        bad("deep.jsonl", b'{"text": "a"}\n' + b"[" * 200_000, r"deep.jsonl line 2 is nested too deeply to be read"),
+        bad("digits.jsonl", b'{"text": "a", "n": ' + b"1" * 5000 + b"}", r"line 1 has a number of too many digits"),
+        bad("long.jsonl", b'{"' + b"x" * 100_000 + b'": 1}', r"^.{,400}has no field 'text' \(it has: x{117}...\); set"),
+        bad("null.jsonl", b'{"text": null}', r"null.jsonl line 1: field 'text' is null; .* by unreadable=skip"),
+        bad("domain.jsonl", b'{"text": "a", "domain": 3}', r"field 'domain' is int, not a string; set domain_field"),
         bad("photo.png", b"text", r"'.*photo.png' has the unknown suffix '.png'; wanted .txt, .jsonl"),
         bad("short.txt", b"a", r"'.*short.txt' has 1 bytes of text, too few to hold some out; give more text"),
         bad("other.jsonl", b'{"id": 1, "body": ""}', r"no field 'text' \(it has: id, body\); set text_field"),
@@ -175,9 +193,191 @@ def test_parquet_without_the_field_names_the_fields_that_it_has(tmp_path):
         read(tmp_path / "a.parquet")
 
 
-def test_a_few_invalid_bytes_are_replaced(tmp_path):
-    (tmp_path / "a.txt").write_bytes(b"a" * 500 + b"\xff" + b"b" * 500)
-    assert "\N{REPLACEMENT CHARACTER}" in read(tmp_path / "a.txt").train[0].text
+def test_a_null_in_parquet_is_told_with_its_row_or_left_out_and_counted(tmp_path):
+    column = [f"text {i}" for i in range(13)]
+    pyarrow.parquet.write_table(pyarrow.table({"text": [*column[:7], None, *column[7:]]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet row 7, counted from 0: field 'text' is null; fill it, or leave"):
+        read(tmp_path / "a.parquet")
+    splits = read(tmp_path / "a.parquet", unreadable="skip")
+    assert texts(splits.documents) == column
+    assert splits.num_unreadable == 1
+
+
+def test_parquet_that_is_not_utf8_is_told_with_its_row(tmp_path):
+    latin = pyarrow.array([b"cafe", b"caf\xe9"], pyarrow.binary()).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"text": latin}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet row 1, counted from 0 is not UTF-8 text"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_damaged_parquet_file_is_told(tmp_path):
+    rows = pyarrow.table({"text": [f"text {i * i} of many" for i in range(5000)]})
+    pyarrow.parquet.write_table(rows, tmp_path / "a.parquet")
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[4:60] = b"\xff" * 56
+    (tmp_path / "a.parquet").write_bytes(data)
+    with pytest.raises(ValueError, match=r"'.*a.parquet' is a damaged parquet file; check it or leave it out"):
+        read(tmp_path / "a.parquet")
+
+
+def test_a_file_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("one two")
+    monkeypatch.setattr(Path, "open", lambda *_: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+    with pytest.raises(ValueError, match=r"'.*a.txt' cannot be read \(Permission denied\); make it readable"):
+        digest(tmp_path / "a.txt")
+
+
+def test_what_is_unreadable_is_left_out_and_counted_where_that_is_asked_for(tmp_path):
+    lines = [b'{"text": "text %d"}' % i for i in range(10)]
+    lines[3:3] = [b"[" * 200_000, b'{"text": "caf\xe9"}', b'{"text": 4}', b'{"body": ""}', b"no JSON"]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    (tmp_path / "b.txt").write_bytes(b"caf\xe9")
+    said: list[str] = []
+    with running(Run(report=lambda progress: said.append(progress.what))):
+        splits = read(tmp_path, unreadable="skip")
+    assert sorted(texts(splits.documents)) == [f"text {i}" for i in range(10)]
+    assert splits.num_unreadable == 6
+    assert any("6 rows or files were left out as unreadable" in one and "line 4 is nested too" in one for one in said)
+    (tmp_path / "a.jsonl").unlink()
+    with pytest.raises(ValueError, match=r"holds no text that can be read \('.*b.txt' line 1 is not UTF-8 text"):
+        read(tmp_path, unreadable="skip")
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.json"])
+def test_a_byte_order_mark_is_no_text(tmp_path, name):
+    content = "one two three four" if name == "a.txt" else '{"text": "one two three four"}'
+    (tmp_path / name).write_text(content, encoding="utf-8-sig")
+    assert "".join(texts(read(tmp_path / name).documents)) == "one two three four"
+
+
+def test_json_lines_are_read_as_such_under_the_name_json_and_other_json_is_text(tmp_path):
+    rows = [{"text": f"text {i}"} for i in range(10)]
+    write_jsonl(tmp_path / "lines.json", rows)
+    assert texts(read(tmp_path / "lines.json").documents) == [f"text {i}" for i in range(10)]
+    for name, content in {
+        "one": '{"a":\n {"text": "b c d e f"}}',
+        "list": json.dumps(rows),
+        "open": "{no JSON" * 9,
+    }.items():
+        (tmp_path / f"{name}.json").write_text(content)
+        assert "".join(texts(read(tmp_path / f"{name}.json").documents)) == content
+
+
+def test_rows_name_their_domains_and_each_is_split_by_itself(tmp_path):
+    rows = [{"text": f"{kind} {i}", "domain": kind} for kind in ("Law", "code") for i in range(10)]
+    write_jsonl(tmp_path / "a.jsonl", [*rows, *({"text": f"none {i}", "domain": None} for i in range(10))])
+    splits = read(tmp_path / "a.jsonl")
+    assert splits.domains == ("law", "code", "a")
+    assert texts(splits.held_out) == ["Law 9", "code 9", "none 9"]
+    assert read(tmp_path / "a.jsonl", domain_field="").domains == ("a",)
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"{i}", "kind": "x"} for i in range(10)])
+    assert read(tmp_path / "b.jsonl", domain_field="kind").domains == ("x",)
+
+
+def test_too_many_domains_are_refused_at_once_and_a_domain_too_small_by_name(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "domain": f"host{i}"} for i in range(2000)])
+    with pytest.raises(ValueError, match=r"2,000 domains were named and 256 is the most; .* an empty domain_field"):
+        read(tmp_path / "a.jsonl")
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"text {i}"} for i in range(9)] + [{"text": "x", "domain": "law"}])
+    with pytest.raises(ValueError, match=r"'.*b.jsonl, domain law' has 1 bytes of text, too few to hold some out"):
+        read(tmp_path / "b.jsonl")
+
+
+def told(*sources, **changes):
+    said: list[str] = []
+    with running(Run(report=lambda progress: said.append(progress.what))):
+        read(*sources, **changes)
+    return said
+
+
+def test_what_is_not_read_is_told_by_name_with_its_size(tmp_path):
+    (tmp_path / "README.md").write_text("one two three four five")
+    (tmp_path / "data.jsonl.gz").write_bytes(b"x" * 4321)
+    (tmp_path / ".git").mkdir()
+    (tmp_path / ".git" / "a.txt").write_text("12345")
+    (said,) = told(tmp_path)
+    assert "4,326 bytes are left out" in said
+    assert "'data.jsonl.gz' (4,321 bytes), '.git' (5 bytes)" in said
+    (tmp_path / "README.md").unlink()
+    with pytest.raises(ValueError, match=r"holds no text files; wanted .*'data.jsonl.gz' \(4,321 bytes\)"):
+        read(tmp_path)
+
+
+def test_fields_without_use_merged_domains_and_cut_text_are_told(tmp_path):
+    rows = [{"text": f"text {i}", "id": i, "domain": "C++" if i % 2 else "C#"} for i in range(12)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    unused, merged = told(tmp_path / "a.jsonl")
+    assert "no use is made of the fields 'id'" in unused
+    assert "the domains 'C#', 'C++' are one here, 'c'" in merged
+    cut, *_ = told(tmp_path / "a.jsonl", max_bytes=60)
+    assert "only the first 60 bytes are taken" in cut
+
+
+def test_artifacts_in_a_source_folder_are_no_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one two three four five")
+    before, text = digest(f"d={tmp_path}"), text_sha256_of(f"d={tmp_path}")
+    artifact = tmp_path / "store" / "prepare-corpus-0123456789ab"
+    artifact.mkdir(parents=True)
+    for name in ("manifest.json", "contents.json", "notes.md"):
+        (artifact / name).write_text('{"text": 1}')
+    assert digest(f"d={tmp_path}") == before
+    assert text_sha256_of(f"d={tmp_path}") == text
+    (said,) = told(tmp_path)
+    assert "'store/prepare-corpus-0123456789ab' (33 bytes)" in said
+
+
+@pytest.mark.parametrize("source", ["", " ", "hf:", "a=hf:"])
+def test_a_source_that_names_nothing_is_refused(source):
+    with pytest.raises(ValueError, match="names nothing to read; name a file, a folder or hf:NAME"):
+        Source.parse(source)
+
+
+def test_no_held_out_text_of_one_source_is_in_train_of_another(tmp_path):
+    rows = [{"text": f"row {i} of sixty"} for i in range(60)]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    write_jsonl(tmp_path / "b.jsonl", rows[::-1])
+    splits = read(tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    train, validation, held_out = map(texts, (splits.train, splits.validation, splits.held_out))
+    assert held_out == [f"row {i} of sixty" for i in (54, 55, 56, 57, 58, 59, 5, 4, 3, 2, 1, 0)]
+    assert not set(held_out) & {*train, *validation}
+    assert not set(validation) & set(train)
+    assert sorted([*train, *validation, *held_out]) == sorted(row["text"] for row in rows)
+    assert splits.num_dropped == 60
+
+
+def test_the_end_of_a_text_that_only_repeats_its_beginning_is_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("to be or not to be, that is the question\n" * 300)
+    with pytest.raises(
+        ValueError, match=r"nothing of '.*a.txt' is left for the split 'validation': 2 documents repeat"
+    ):
+        read(tmp_path / "a.txt")
+
+
+def test_a_domain_that_repeats_has_no_held_out_text_left_and_that_is_told(tmp_path):
+    (tmp_path / "play.txt").write_text("to be or not to be, that is the question\n" * 300)
+    write_jsonl(tmp_path / "other.jsonl", [{"text": f"row {i}"} for i in range(20)])
+    said = told(tmp_path / "play.txt", tmp_path / "other.jsonl")
+    assert said == [
+        f"the split {split!r} has no text of the domain 'play': all of it repeats other text"
+        for split in ("validation", "held_out")
+    ]
+
+
+def test_repeats_of_documents_below_five_lines_are_found():
+    long = " ".join(f"word{i}" for i in range(100))
+    train = [document(long), document("a\nb\nc")]
+    held_out = [
+        document("a \n\n b\nc\n"),  # the same words
+        document(long.replace("word50", "other")),  # one word is another
+        document(long[: len(long) // 3]),  # a part
+        document("a\nb\nd"),
+        document(" ".join(f"new{i}" if i > 40 else f"word{i}" for i in range(100))),  # mostly new
+    ]
+    splits = held_out_first(train, [document("v")], held_out)
+    assert splits.held_out == (held_out[0], *held_out[3:])
+    assert splits.train == (train[0],)
+    assert splits.num_dropped == 3
+    assert without_repeats(train, [document("v")], held_out).held_out == tuple(held_out[3:])
 
 
 def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path):
@@ -188,7 +388,7 @@ def test_half_a_surrogate_pair_in_json_is_replaced(tmp_path):
 
 def test_all_held_out_documents_repeating_the_others_is_an_error(tmp_path):
     write_jsonl(tmp_path / "same.jsonl", [{"text": "same"}] * 10)
-    with pytest.raises(ValueError, match=r"repeats its other documents; give more varied text"):
+    with pytest.raises(ValueError, match=r"is left for the split 'train': 9 documents repeat .* give more varied"):
         read(tmp_path / "same.jsonl")
 
 

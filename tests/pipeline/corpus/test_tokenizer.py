@@ -55,6 +55,6 @@ def test_training_twice_gives_the_same_file():
 
 
 def test_a_tokenizer_opens_from_its_own_file():
-    opened = BpeTokenizer.from_json(BPE.to_files()["tokenizer.json"].decode())
+    opened = BpeTokenizer.from_json(BPE.to_files()["tokenizer.json"])
     assert opened.token_bytes == BPE.token_bytes
     assert opened.encode("the <|end|> mean") == BPE.encode("the <|end|> mean")

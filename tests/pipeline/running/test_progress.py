@@ -2,9 +2,9 @@
 
 import pytest
 
-from pipeline.run import Progress
+from pipeline.run import Progress, Run, running, say
 from pipeline.running import progress as module
-from pipeline.running.progress import Lines, line, say_kernels
+from pipeline.running.progress import Lines, line, say_kernels, shown
 
 
 def at(step: int, seconds: float, what: str = "train", **numbers: float) -> Progress:
@@ -47,3 +47,11 @@ def test_stock_ops_are_told_where_the_cpu_runs_them_for_want_of_kernels(monkeypa
     say_kernels(device)
     out, err = capsys.readouterr()
     assert (out, err.count("\n"), err.count("`make native`")) == ("", lines, lines)
+
+
+def test_a_sentence_is_told_at_once_without_a_count_as_it_stands(capsys):
+    said: list[str] = []
+    with shown("prepare-corpus") as terminal, running(Run(report=lambda p: (terminal(p), Lines("s", said.append)(p)))):
+        say("left out: '[bold]a.gz'")
+    assert said == ["s · left out: '[bold]a.gz'"]
+    assert capsys.readouterr().err == "prepare-corpus · left out: '[bold]a.gz'\n"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from pipeline.symbolic.recording import Events
 
 # N tokens, E events

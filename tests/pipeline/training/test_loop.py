@@ -10,7 +10,8 @@ from torch import nn
 from artifacts import ArtifactError
 from pipeline.run import Run, running
 from pipeline.training import training_curve as curve
-from pipeline.training.loop import Rate, TrainingConfig, fit
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Rate, fit
 from pipeline.training.losses import next_token
 from pipeline.training.sealed_file import load_sealed, save_sealed
 from pipeline.training.training_curve import to_csv
@@ -132,6 +133,21 @@ def test_the_rate_warms_up_in_a_line_and_decays_in_a_cosine():
     assert all(a > b for a, b in itertools.pairwise(shares[10:]))
     assert 0.2 <= shares[-1] < 0.201
     assert TrainingConfig(steps=5, warmup_steps=0).rate_share(0) == 1
+
+
+def test_a_warm_up_longer_than_the_training_ends_with_it_and_the_recipe_says_so():
+    for config in (TrainingConfig(steps=8), TrainingConfig(steps=8, warmup_steps=16)):
+        assert config.model_dump()["warmup_steps"] == 8
+        assert [config.rate_share(step) for step in range(8)] == [(step + 1) / 8 for step in range(8)]
+    assert TrainingConfig().warmup_steps == 100
+    assert TrainingConfig(steps=100).warmup_steps == 100
+
+
+@pytest.mark.parametrize(("steps", "warmup", "told"), [(3, 3, True), (3, 50, True), (3, 2, False), (1, 1, False)])
+def test_a_warm_up_of_the_whole_training_is_said(corpus, caplog, steps, warmup, told):
+    config = TrainingConfig(steps=steps, batch_size=3, context_length=7, warmup_steps=warmup)
+    trained(corpus, Bigrams(), config=config)
+    assert (f"train: warm-up takes all {steps} steps" in caplog.text) == told
 
 
 def test_the_checkpoint_interval_is_no_part_of_the_recipe():

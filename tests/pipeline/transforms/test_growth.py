@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from kernels.cells import starts
 from kernels.packing import unpack_int4
+from kernels.pairs import starts
 from pipeline.models import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.run import Run, running

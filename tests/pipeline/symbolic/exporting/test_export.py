@@ -11,18 +11,23 @@ import torch
 
 from artifacts import ArtifactError, Recipe, Store
 from kernels.packing import pack_int4
-from pipeline.generate import CONTEXT, Sampling, generate
+from pipeline.generate import Sampling, generate
+from pipeline.models.peer import gates
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
-from pipeline.models.transformer import TransformerShape
+from pipeline.models.transformer import ATTENTIONS, TransformerShape
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.exporting.export import MAGIC, export, tables_file, write_folder
 from pipeline.symbolic.formulas.functions import CATALOGUE, SPLINE_CODE
+from tests.best_pair_gate import BestPair
 from tests.circumstance import CIRCUMSTANCE
+from tests.plus_one_attention import KIND, PlusOneSpec
 from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_corpus, tiny_model
 
 VOCABULARY, LENGTH, PLACES, COORDINATES = 256, 24, 3, 4
+CONTEXT = 64
+"""Tokens that a model was trained on."""
 DENSE_ROWS, LITERALS, GATES, SPLINES = 6, 5, 23, 3
 SPARSE = {"query_norm": False, "sub_keys": "identity", "d_key": JUMP.num_keys}
 PEERS = {
@@ -116,7 +121,7 @@ def compiled(tmp_path_factory, corpus) -> Path:
         pytest.skip("no C compiler was found; install gcc or clang to run exported models")
     folder = tmp_path_factory.mktemp("program")
     program = folder / "made" / "model"
-    write_folder(symbols(JUMP), corpus, "tiny", program.parent, num_tokens=64, length=LENGTH)
+    write_folder(symbols(JUMP), corpus, "tiny", program.parent, num_tokens=64, length=LENGTH, context=CONTEXT)
     done = subprocess.run(
         ["make", "CFLAGS=-O3 -Wall -Wextra -Werror"], cwd=program.parent, capture_output=True, text=True
     )
@@ -132,14 +137,14 @@ def run(program: Path, folder: Path, *arguments, given=""):
 @pytest.mark.parametrize("name", PEERS)
 def test_losses_and_likeliest_tokens_are_those_of_python(compiled, corpus, tmp_path, name):
     model = symbols(PEERS[name])
-    made = write_folder(model, corpus, name, tmp_path / "out", num_tokens=600, length=LENGTH)
+    made = write_folder(model, corpus, name, tmp_path / "out", num_tokens=600, length=LENGTH, context=CONTEXT)
     done = run(compiled, made.folder, "losses", made.folder / "tokens.bin")
     assert done.returncode == 0, done.stderr
     assert float(done.stdout.split()[0]) == pytest.approx(made.loss_nats, abs=1e-4)
     assert made.num_tokens == 600
     prompt = corpus.tokenizer.encode("the red ")
     sampling = Sampling(tokens=40, temperature=0, top_k=1, seed=0)
-    wanted = list(generate(model, prompt, sampling))
+    wanted = list(generate(model, prompt, sampling, context=CONTEXT))
     assert len(set(wanted)) > 3
     as_arguments = run(compiled, made.folder, "sample", "--tokens", 40, *prompt)
     assert [*map(int, as_arguments.stdout.split())] == wanted
@@ -153,23 +158,58 @@ def test_an_untrained_router_and_one_without_symbols_of_some_kinds(compiled, cor
     for block in model.blocks():
         if block.router is not None:
             block.router.scores.threshold_H.fill_(-torch.inf)
-    made = write_folder(model, corpus, "few", tmp_path / "out", num_tokens=300, length=LENGTH)
+    made = write_folder(model, corpus, "few", tmp_path / "out", num_tokens=300, length=LENGTH, context=CONTEXT)
     done = run(compiled, made.folder, "losses", made.folder / "tokens.bin", LENGTH)
     assert float(done.stdout.split()[0]) == pytest.approx(made.loss_nats, abs=1e-4), done.stderr
 
 
 def test_what_is_older_than_the_context_is_forgotten_as_in_python(compiled, corpus, tmp_path):
     model = symbols(JUMP)
-    made = write_folder(model, corpus, "long", tmp_path / "out", num_tokens=64, length=LENGTH)
+    made = write_folder(model, corpus, "long", tmp_path / "out", num_tokens=64, length=LENGTH, context=CONTEXT)
     prompt = torch.randint(VOCABULARY, (CONTEXT - 2,), generator=torch.Generator().manual_seed(4)).tolist()
-    wanted = list(generate(model, prompt, Sampling(tokens=6, temperature=0, top_k=1, seed=0)))
+    sampling = Sampling(tokens=6, temperature=0, top_k=1, seed=0)
+    wanted = list(generate(model, prompt, sampling, context=CONTEXT))
     done = run(compiled, made.folder, "sample", "--tokens", 6, given=" ".join(map(str, prompt)))
     assert [*map(int, done.stdout.split())] == wanted
+    assert done.stderr == (
+        "prompt and sample are 67 tokens, and the model was trained on 64 of context: each sees the 64 before it and "
+        "no older ones\n"
+    )
+    fits = run(compiled, made.folder, "sample", "--tokens", 3, given=" ".join(map(str, prompt)))
+    assert (fits.returncode, fits.stderr) == (0, "")
+
+
+@torch.no_grad()
+def cropped_losses(model, window_T, context) -> list[float]:
+    """The loss of every target of a window of inputs and their targets, each after `context` tokens or fewer."""
+    seen = [window_T[max(0, t - context) : t] for t in range(1, len(window_T))]
+    return [
+        float(torch.nn.functional.cross_entropy(model(inputs_T[None])[0, -1:], window_T[t + 1, None]))
+        for t, inputs_T in enumerate(seen)
+    ]
+
+
+def test_windows_longer_than_the_trained_context_lose_what_they_do_with_cropped_context(compiled, corpus, tmp_path):
+    model, context = symbols(JUMP), LENGTH // 3
+    made = write_folder(model, corpus, "cropped", tmp_path / "out", num_tokens=96, length=LENGTH, context=context)
+    assert (made.length, made.num_tokens) == (context, 96)
+    content = torch.frombuffer(bytearray((made.folder / "tokens.bin").read_bytes()), dtype=torch.int16).long()
+    done = run(compiled, made.folder, "losses", made.folder / "tokens.bin")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert float(done.stdout.split()[0]) == pytest.approx(made.loss_nats, abs=1e-4)
+    (tmp_path / "long.bin").write_bytes(content[: 2 * (LENGTH + 1)].to(torch.int16).numpy().tobytes())
+    windows_WT = content[: 2 * (LENGTH + 1)].view(2, LENGTH + 1)
+    wanted = [loss for window_T in windows_WT for loss in cropped_losses(model, window_T, context)]
+    whole = [loss for window_T in windows_WT for loss in cropped_losses(model, window_T, LENGTH)]
+    done = run(compiled, made.folder, "losses", tmp_path / "long.bin", LENGTH)
+    assert float(done.stdout.split()[0]) == pytest.approx(sum(wanted) / len(wanted), abs=1e-4)
+    assert abs(sum(wanted) - sum(whole)) / len(wanted) > 1e-3  # what it would lose with all of it
+    assert "the windows are of 24 tokens, and the model was trained on 8 of context" in done.stderr
 
 
 def test_sampling_draws_by_its_seed_among_the_likeliest(compiled, corpus, tmp_path):
     model = symbols(JUMP)
-    made = write_folder(model, corpus, "drawn", tmp_path / "out", num_tokens=64, length=LENGTH)
+    made = write_folder(model, corpus, "drawn", tmp_path / "out", num_tokens=64, length=LENGTH, context=CONTEXT)
 
     def drawn(seed):
         options = ("--tokens", 1, "--temperature", 1.5, "--top-k", 3, "--seed", seed)
@@ -184,7 +224,9 @@ def test_sampling_draws_by_its_seed_among_the_likeliest(compiled, corpus, tmp_pa
 
 
 def test_the_folder_says_what_it_is_and_holds_the_tokenizer_if_any(corpus, tmp_path):
-    made = write_folder(symbols(SOFTMAX), corpus, "some-model", tmp_path / "out", num_tokens=64, length=LENGTH)
+    made = write_folder(
+        symbols(SOFTMAX), corpus, "some-model", tmp_path / "out", num_tokens=64, length=LENGTH, context=CONTEXT
+    )
     assert {path.name for path in made.folder.iterdir()} == {
         "model.c", "tables.bin", "tokens.bin", "README.md", "Makefile",
     }  # fmt: skip
@@ -201,10 +243,21 @@ def test_a_folder_that_holds_something_and_a_model_without_symbols_are_refused(c
     with pytest.raises(ValueError, match="is no empty folder"):
         export(Store(tmp_path / "store"), "latest", tmp_path / "full", num_tokens=64, length=LENGTH)
     with pytest.raises(ValueError, match="a 'dense' has no symbols to export"):
-        tables_file(tiny_model(DENSE, vocab_size=VOCABULARY), window=LENGTH)
+        tables_file(tiny_model(DENSE, vocab_size=VOCABULARY), window=LENGTH, context=CONTEXT)
     with pytest.raises(ArtifactError):
         export(Store(tmp_path / "store"), "latest", tmp_path / "new", num_tokens=64, length=LENGTH)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_gate_and_an_attention_that_the_program_does_not_have_are_refused_by_name(monkeypatch, corpus, tmp_path):
+    monkeypatch.setitem(gates.GATES, "best-pair", BestPair())
+    with pytest.raises(ValueError, match=r"model\.c has no 'best-pair' gate"):
+        tables_file(symbols(SOFTMAX.model_copy(update={"gate": "best-pair"})), window=LENGTH, context=CONTEXT)
+    monkeypatch.setitem(ATTENTIONS, KIND, PlusOneSpec)
+    other = symbols(JUMP, shape=SHAPE.model_copy(update={"attention": PlusOneSpec()}))
+    with pytest.raises(ValueError, match=r"model\.c has no 'softmax-plus-one' attention"):
+        write_folder(other, corpus, "other", tmp_path / "other", num_tokens=64, length=LENGTH, context=CONTEXT)
+    assert list(tmp_path.iterdir()) == []
 
 
 HEADER_BYTES = 168
@@ -212,7 +265,7 @@ HEADER_BYTES = 168
 
 @pytest.fixture(scope="module")
 def sound() -> bytes:
-    return tables_file(symbols(JUMP), window=LENGTH)
+    return tables_file(symbols(JUMP), window=LENGTH, context=CONTEXT)
 
 
 def place_of(content: bytes, name: str) -> int:
@@ -349,7 +402,8 @@ def test_the_command_writes_a_folder_from_a_store_and_tells_what_it_cannot_do(co
     store, model = Store(tmp_path / "store"), symbols(JUMP)
 
     def publish(stage, value, **inputs):
-        recipe = Recipe(stage=stage, stage_version=1, config={}, seed=0, inputs=inputs)
+        config = {"training": {"context_length": LENGTH}} if inputs else {}
+        recipe = Recipe(stage=stage, stage_version=1, config=config, seed=0, inputs=inputs)
         return store.publish(
             recipe=recipe, kind=value.kind, spec=value.spec.model_dump(mode="json"), tensors=value.to_tensors(),
             metrics={}, files={}, circumstance=CIRCUMSTANCE,
@@ -360,14 +414,20 @@ def test_the_command_writes_a_folder_from_a_store_and_tells_what_it_cannot_do(co
 
     corpus_id = publish("prepare-corpus", corpus)
     made = publish("distill-symbols", model, corpus=corpus_id)
-    assert command("latest", "new", "--tokens", "96", "--length", str(LENGTH)) == 0
-    assert "nats a token on 96 tokens" in capsys.readouterr().out
+    assert command("latest", "new", "--tokens", "96", "--length", "999999") == 0
+    out, err = capsys.readouterr()
+    assert "nats a token on 96 tokens" in out
+    assert err == "--length: got 999999, and the model was trained on 24 tokens of context: the windows are of 24\n"
+    assert command("latest", "same", "--tokens", "96") == 0
+    assert capsys.readouterr().err == ""
+    assert (tmp_path / "same" / "tokens.bin").read_bytes() == (tmp_path / "new" / "tokens.bin").read_bytes()
     assert made in (tmp_path / "new" / "README.md").read_text()
     folder = tmp_path / "new"
     done = run(compiled, folder, "losses", folder / "tokens.bin")
     assert done.returncode == 0, done.stderr
     for id, folder, options in (
-        ("latest", "new", ()), (corpus_id, "other", ()), ("latest", "other", ("--length", "999999")),
+        ("latest", "new", ()), (corpus_id, "other", ()), ("latest", "other", ("--length", "0")),
+        ("latest", "other", ("--tokens", "0")),
     ):  # fmt: skip
         assert command(id, folder, *options) == 2
         out, err = capsys.readouterr()

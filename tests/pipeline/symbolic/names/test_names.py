@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from kernels.symbol_table.tables import context_of
+from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.symbolic.names.names import Name, Names, TopToken, gate_words
@@ -20,7 +21,8 @@ from pipeline.symbolic.names.naming import (
     search,
 )
 from pipeline.symbolic.recording import Events, LayerRecord
-from pipeline.symbolic.rules.logic import Literals, build_literals, gate
+from pipeline.symbolic.rules.literals import build_literals
+from pipeline.symbolic.rules.logic import gate
 from pipeline.symbolic.rules.token_logic import (
     CANDIDATES,
     OR,

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from kernels.symbol_table.tables import context_of
+from pipeline.models.literals import Literals
 from pipeline.symbolic.rules.bit_sets import LiteralWords, count, everything, packed, unpacked
-from pipeline.symbolic.rules.logic import Literals
 
 # X sets, N tokens, L literals, V vocabulary
 

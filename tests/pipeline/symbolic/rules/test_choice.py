@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pipeline.models.literals import Literals
 from pipeline.symbolic.rules.choice import rule_metrics, winners
 from pipeline.symbolic.rules.circuits import Circuit
-from pipeline.symbolic.rules.logic import Literals
 from pipeline.symbolic.rules.statements import LEARNERS, Rules, Statements
 from pipeline.symbolic.rules.token_logic import TokenStatements
 

@@ -7,16 +7,10 @@ import sympy
 import torch
 
 from kernels.symbol_table.tables import context_of
+from pipeline.models.literals import Literals
 from pipeline.symbolic.recording import Events
-from pipeline.symbolic.rules.logic import (
-    GATE_NAMES,
-    GATE_OUTPUT_G4,
-    Literals,
-    best_gates,
-    build_literals,
-    gate,
-    gate_symbol,
-)
+from pipeline.symbolic.rules.literals import build_literals
+from pipeline.symbolic.rules.logic import GATE_NAMES, GATE_OUTPUT_G4, best_gates, gate, gate_symbol
 from pipeline.symbolic.rules.token_logic import own_sets
 
 # N tokens, L literals, V vocabulary, E experts, C candidates

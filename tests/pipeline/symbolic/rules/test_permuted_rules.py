@@ -3,11 +3,12 @@
 import pytest
 import torch
 
-from kernels.cells import starts
+from kernels.pairs import starts
 from kernels.symbol_table.tables import context_of
+from pipeline.models.literals import Literals
 from pipeline.symbolic.recording import Events
 from pipeline.symbolic.rules import permuted_rules
-from pipeline.symbolic.rules.logic import Literals, build_literals
+from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.rules.permuted_rules import Samples, best_rule_f1, permuted_rule_f1
 
 # N tokens, E experts, V vocabulary

@@ -1,0 +1,60 @@
+"""The folders from which runs that are started from outside, by form or API, may read and to which they may write."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from pipeline.corpus.sources import TABLE_SUFFIXES, TEXT_SUFFIXES, Source
+from pipeline.stage import StageConfig
+from stages.prepare_corpus import PrepareCorpusConfig
+
+ALLOWED = "LEGIBLE_ALLOWED_FOLDERS"
+"""In the environment of `serve`, and so of the runs that it starts: a JSON list of folders. Unset, any may be used."""
+
+_READ = TEXT_SUFFIXES | TABLE_SUFFIXES
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", re.ASCII)
+
+
+def allow(folders: Sequence[Path]) -> None:
+    """From now on, runs of this process and of those that it starts are held to these folders and what is below."""
+    os.environ[ALLOWED] = json.dumps([str(folder.resolve()) for folder in folders])
+
+
+def check_allowed(store: str, config: StageConfig) -> None:
+    """ValueError if the store, or text to be read, lies elsewhere; symbolic links count as what they lead to."""
+    if ALLOWED not in os.environ:
+        return
+    folders = [Path(folder) for folder in json.loads(os.environ[ALLOWED])]
+    _check("store", [store], folders)
+    if isinstance(config, PrepareCorpusConfig):
+        _check("sources", (path for text in config.sources for path in _local(text)), folders)
+
+
+def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> None:
+    for path in paths:
+        real = Path(os.path.realpath(path))
+        if not any(real.is_relative_to(folder) for folder in folders):
+            shown = str(path) if str(real) == str(path) else f"{path}, which is {real}"
+            raise ValueError(
+                f"{what}: got {shown[:400]}; served runs take what is below {' or '.join(map(str, folders))} alone; "
+                "name more folders with `python flows.py serve --allow DIR`"
+            )
+
+
+def _local(text: str) -> Iterator[Path]:
+    """What a source may read on this machine: nothing for a data set of the hub."""
+    source = Source.parse(text)
+    for location in _hub_locations(source.location) if source.is_hf else [source.location]:
+        path = Path(location).expanduser()
+        yield path
+        yield from (file for file in path.rglob("*") if file.is_symlink() and file.suffix.lower() in _READ)
+
+
+def _hub_locations(location: str) -> list[str]:
+    """What `hf:` may stand before on this machine: `datasets` takes a folder for a data set, too."""
+    location = location.removeprefix("hf:")
+    name = re.split("[:@]", location)[0]
+    is_hub = _HUB_NAME.fullmatch(name) and not any(Path(path).exists() for path in (name, location))
+    return [] if is_hub else [name, location]
