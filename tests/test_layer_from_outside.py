@@ -19,8 +19,8 @@ from pipeline.models.registry import LAYER_KINDS
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import Run, running
 from pipeline.symbolic.recording import record
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import fit_part, from_next_tokens
-from pipeline.training.loop import TrainingConfig
 from pipeline.training.table_start import draw_tables
 from stages.pretraining import pretrain
 from tests.circumstance import CIRCUMSTANCE

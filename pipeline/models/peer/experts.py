@@ -14,13 +14,12 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
-from kernels.jump_router import axis_bias
 from kernels.pairs import tokens_of_pairs
 from pipeline.models.contract import ExpertLayer, Pairs, Table
 from pipeline.models.derived import Derived
 from pipeline.models.number_types import at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
-from pipeline.models.peer.routing import PassingKeys, PeerRouting
+from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.parameter import ParameterTable
 
@@ -34,17 +33,9 @@ class AxisBias(nn.Module):
         self.column = nn.Parameter(torch.zeros(spec.num_columns, d_model))
 
     def forward(self, routing: PeerRouting) -> Tensor:
-        axes = routing.axes
-        if axes is None:
-            raise AssertionError("axis biases need the log gates of a jumprelu router")
-        if isinstance(axes, PassingKeys):
-            if not torch.is_grad_enabled():
-                wide = at_least_float32(self.row), at_least_float32(self.column)
-                made_ND = axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], *wide)
-                return made_ND.type_as(self.row)
-            axes = axes.log_gates()
-        gate1_NI, gate2_NJ = (log_gate_NHX.exp().sum(1) for log_gate_NHX in axes)
-        return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
+        if routing.axes is None:
+            raise AssertionError("axis biases need a gate whose axes have gates of their own")
+        return routing.axes.weighted(self.row, self.column)
 
 
 def expert_layer(

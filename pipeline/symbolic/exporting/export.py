@@ -62,13 +62,11 @@ def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
     artifact = store.open(id, kind="symbols")
-    model = codec.load(artifact)
+    model = codec.load_as(LanguageModel, artifact)
     corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
     if corpus_id is None:
         raise ArtifactError(f"{artifact.id} was made from no corpus, so it has no held-out tokens; distil it again")
-    corpus = codec.load(store.open(corpus_id, kind="corpus"))
-    assert isinstance(model, LanguageModel)
-    assert isinstance(corpus, Corpus)
+    corpus = codec.load_as(Corpus, store.open(corpus_id, kind="corpus"))
     context = trained_length(store, artifact.id)
     length = context if length is None else length
     return write_folder(
