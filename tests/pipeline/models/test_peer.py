@@ -4,6 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
+from kernels.activations import activation
 from kernels.pairs import starts
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import PeerExperts
@@ -205,15 +206,15 @@ def test_experts_lie_evenly_over_the_cells(num_experts):
     assert torch.equal(index.cell_of_experts().sort().values, index.cell_of_experts())
 
 
-def test_activations_are_what_the_output_is_made_of():
+def test_pairs_are_what_the_output_is_made_of():
     router, experts, x_ND = layer(SOFTMAX.model_copy(update={"num_experts": 83}))
     routing = router(x_ND, TOKENS)
-    expert_P, gate_P, hidden_P = experts.activations(x_ND, routing)
-    _, start_N1, _ = experts.index(routing)
+    pairs = experts.pairs(x_ND, routing)
+    strength_P = pairs.gate_P * activation(SOFTMAX.activation).f(pairs.pre_PM[:, 0])
     y_ND = torch.stack(
         [
-            ((gate_P * hidden_P)[a:b, None] * experts.v[expert_P[a:b]]).sum(0)
-            for a, b in zip(start_N1.tolist(), start_N1.tolist()[1:], strict=False)
+            (strength_P[pairs.token_P == n][:, None] * experts.v[pairs.expert_P[pairs.token_P == n]]).sum(0)
+            for n in range(len(x_ND))
         ]
     )
     assert_close(experts(x_ND, routing), y_ND, 1e-13)
