@@ -221,8 +221,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.models.peer import PeerSpec
-from pipeline.models.tables.quantized import TableExperts
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import TableExperts
 
 
 def resident_bytes():

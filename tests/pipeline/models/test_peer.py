@@ -4,7 +4,6 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from kernels.activations import activation
 from kernels.pairs import starts
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import PeerExperts
@@ -209,12 +208,12 @@ def test_experts_lie_evenly_over_the_cells(num_experts):
 def test_pairs_are_what_the_output_is_made_of():
     router, experts, x_ND = layer(SOFTMAX.model_copy(update={"num_experts": 83}))
     routing = router(x_ND, TOKENS)
-    pairs = experts.pairs(x_ND, routing)
-    strength_P = pairs.gate_P * activation(SOFTMAX.activation).f(pairs.pre_PM[:, 0])
+    pairs, (_, start_N1, _) = experts.pairs(x_ND, routing), experts.index(routing)
+    hidden_P = torch.nn.functional.gelu(pairs.pre_PM[:, 0])
     y_ND = torch.stack(
         [
-            (strength_P[pairs.token_P == n][:, None] * experts.v[pairs.expert_P[pairs.token_P == n]]).sum(0)
-            for n in range(len(x_ND))
+            ((pairs.gate_P * hidden_P)[a:b, None] * experts.v[pairs.expert_P[a:b]]).sum(0)
+            for a, b in zip(start_N1.tolist(), start_N1.tolist()[1:], strict=False)
         ]
     )
     assert_close(experts(x_ND, routing), y_ND, 1e-13)
@@ -225,7 +224,7 @@ def test_pairs_are_what_the_output_is_made_of():
     [
         ({"sub_keys": "identity", "d_key": 5}, "identity keys have d_key = num_keys = 7, not 5"),
         ({"pairs_per_head": 8}, "pairs_per_head=8 is more than num_keys=7"),
-        ({"active_keys": 7}, "active_keys=7 must be below num_keys=7"),
+        ({"gate": "jumprelu", "active_keys": 7}, "active_keys=7 must be below num_keys=7"),
         ({"accumulator": True, "precision": "int8"}, "only int4 tables have an accumulator; precision is int8"),
         ({"axis_bias": True}, "axis_bias needs the jumprelu gate"),
     ],

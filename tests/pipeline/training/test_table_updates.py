@@ -10,7 +10,7 @@ from kernels.packing import unpack_int4
 from kernels.sr_update import RowGradients
 from pipeline.models.tables.row_steps import CLIP_DEVIATIONS
 from pipeline.run import Run, running
-from pipeline.training import table_updates as table_training
+from pipeline.training import table_start
 from pipeline.training.losses import next_token
 from pipeline.training.table_start import draw_tables
 from pipeline.training.table_updates import Int4Tables, table_layers
@@ -132,7 +132,7 @@ def test_the_same_seed_draws_the_same_whatever_else_was_drawn(precision):
 
 
 def test_tables_of_many_pieces_start_alike_at_every_precision_and_to_their_last_row(monkeypatch):
-    monkeypatch.setattr(table_training, "VALUES_A_PIECE", 5 * D)  # 37 rows: seven pieces and two rows
+    monkeypatch.setattr(table_start, "VALUES_A_PIECE", 5 * D)  # 37 rows: seven pieces and two rows
     weights = drawn("float32")[1]
     step = drawn("int8")[0].blocks()[0].moe.u.scale_E[0].item()
     for weight, parameter, value in zip(weights, drawn("float")[1], drawn("int8")[1], strict=True):
