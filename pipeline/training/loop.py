@@ -18,7 +18,6 @@ from kernels.packing import LAYOUT
 from pipeline.corpus.splits import Split
 from pipeline.corpus.windows import random_windows
 from pipeline.models.soundness import check_sound
-from pipeline.models.transformer import Transformer
 from pipeline.run import Progress, current_run
 from pipeline.training.checkpoint_form import problem_of
 from pipeline.training.config import TrainingConfig
@@ -237,11 +236,10 @@ class _Checkpoint:
             model.load_state_dict(saved["model"])
         except RuntimeError as error:
             raise unusable(self.path, f"is of another model: {' '.join(str(error).split())}") from None
-        if isinstance(model, Transformer):
-            try:
-                check_sound(model)
-            except ArtifactError as error:
-                raise unusable(self.path, f"is of another model: {error}") from None
+        try:
+            check_sound(model)
+        except ArtifactError as error:
+            raise unusable(self.path, f"is of another model: {error}") from None
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])
