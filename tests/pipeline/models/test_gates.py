@@ -93,7 +93,7 @@ def test_a_gate_from_outside_is_one_entry(monkeypatch):
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     assert model.blocks()[0].router.row_keys.grad.abs().max() > 0
-    numbers = measure_routing(model.eval(), HeldOut(tiny_corpus(), MeasureConfig(tokens=256), 16))
+    numbers = measure_routing(model.eval(), HeldOut(corpus=tiny_corpus(), config=MeasureConfig(tokens=256), context_length=16))
     assert numbers["active_experts_per_token"] == pytest.approx(spec.num_heads * 37 / 25, rel=0.5)  # 37 in 25 cells
     assert "firing_mismatches" not in numbers
     x_ND = model.trace(tokens).expert_inputs[0].detach()

@@ -275,7 +275,7 @@ def test_cells_that_do_not_hold_all_experts_in_order_are_refused(sample, at, val
     ours.index.place(start_C1)
     with pytest.raises(
         ValueError,
-        match=r"'experts\.index\.offset_C1' holds \d+ at \d+; it takes starts of cells that rise from 0 to 43",
+        match=r"'experts\.index\.offset_C1' holds .* starts of cells that rise from 0 to 43",
     ):
         ours.check("experts")
 
