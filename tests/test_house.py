@@ -199,7 +199,7 @@ def test_production_reads_no_oracle():
         if file.name != "reference.py"
         and re.search(r"^from \S+ import reference|\.reference import", file.read_text(), re.M)
     }
-    assert readers == {"pipeline/measuring/routing.py"}
+    assert readers == {"pipeline/models/peer/layer.py"}
 
 
 OPEN_ALL = """

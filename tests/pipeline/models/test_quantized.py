@@ -8,7 +8,7 @@ from kernels.packing import unpack_int4
 from pipeline.measuring.swapped import experts_zeroed
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import PeerRouter
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.tables.int8 import Int8Table
 from pipeline.models.tables.rounding import (
@@ -124,7 +124,7 @@ def test_quantizing_what_was_quantized_changes_nothing(quantize):
     torch.testing.assert_close(same_scale, scale_E, rtol=2**-10, atol=0)
 
 
-def float_twin(experts: QuantizedExperts) -> PeerExperts:
+def float_twin(experts: TableExperts) -> PeerExperts:
     """The same experts over dequantized float tables."""
     twin = PeerExperts(experts.spec.model_copy(update={"precision": "float", "accumulator": False}), D)
     every = torch.arange(experts.spec.num_experts)
