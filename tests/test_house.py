@@ -195,7 +195,7 @@ OPEN_ALL = """
 import sys
 sys.modules["sympy"] = sys.modules["kan"] = None
 import torch
-import pipeline.generate
+import pipeline.generate.command
 from artifacts import Store
 from pipeline import codec
 store = Store(sys.argv[1])
