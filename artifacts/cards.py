@@ -4,15 +4,13 @@ import base64
 import json
 from collections.abc import Mapping, Sequence
 
+from artifacts.columns import COMPARABLE, HEADLINE, changed, names
 from artifacts.comparison import compare
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
-from artifacts.meanings import COMPARABLE, changed, in_order, meaning
+from artifacts.meanings import in_order, meaning
 from artifacts.names import enumerated
-
-# Names of artifacts/meanings.py. The first that an artifact has stands on its node.
-HEADLINES = ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
 
 
 def mermaid(
@@ -98,7 +96,7 @@ def run_card(
 
 def headline(manifest: Manifest) -> str:
     """The one metric that says most about the artifact, or nothing."""
-    name = next((name for name in HEADLINES if name in manifest.metrics), None)
+    name = next((name for name in names(HEADLINE) if name in manifest.metrics), None)
     return f"{name} {number(manifest.metrics[name])}" if name else ""
 
 

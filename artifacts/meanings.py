@@ -200,27 +200,6 @@ STUDY: Mapping[str, str] = {
 """Of a study, by forms of names."""
 
 
-COMPARABLE = frozenset(
-    (
-        "held_out_loss_nats",
-        "held_out_bits_per_byte",
-        "loss_without_experts_nats",
-        "active_experts_per_token",
-        "num_experts",
-        "expert_bytes",
-        "table_bytes_per_parameter",
-        "effective_experts",
-        "num_parameters",
-    )
-)
-"""What two models of one corpus can be compared by. Others are differences themselves, or of the stage's work."""
-
-
-def changed(name: str, value: float, before: Mapping[str, float]) -> float | None:
-    """How much more this metric is than before, if that says anything."""
-    return value - before[name] if name in COMPARABLE and name in before else None
-
-
 def in_order(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
     """What says most comes first."""
     places = {name: place for place, name in enumerate((*MODEL, *CORPUS, *REPORT))}

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from artifacts.cards import mermaid, metrics_table, number
+from artifacts.columns import HUB, names
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.markdown import code, fenced, folded, table
@@ -22,22 +23,6 @@ from artifacts.verification import Damage
 LIBRARY = "legible-experts"
 LICENSE = "mit"  # of the code; lineage knows none of the text
 CORPUS, REPORT = "corpus", "report"  # the kinds that are no models
-RESULTS = (
-    "held_out_bits_per_byte",
-    "held_out_loss_nats",
-    "loss_increase_nats",
-    "kl_to_teacher_nats",
-    "loss_recovered",
-    "loss_recovered_over_biases",
-    "loss_recovered_biases_alone",
-    "loss_recovered_gate_constant_magnitude",
-    "loss_recovered_gate_constant_magnitude_over_biases",
-    "loss_recovered_constant_magnitude",
-    "loss_recovered_constant_magnitude_over_biases",
-    "loss_recovered_permuted_firing",
-    "loss_recovered_permuted_firing_over_biases",
-)
-"""The metrics that the Hub shows beside a model: of held-out text, controls included."""
 
 
 def model_card(manifest: Manifest, ancestry: Sequence[Manifest], missing: Sequence[Damage] = ()) -> str:
@@ -76,7 +61,7 @@ def metadata(manifest: Manifest, ancestry: Sequence[Manifest]) -> dict[str, Any]
 
 def _results(manifest: Manifest, ancestry: Sequence[Manifest]) -> list[dict[str, Any]]:
     """What was measured on the held-out text of a corpus; nothing without knowing which."""
-    measured = [name for name in RESULTS if name in manifest.metrics]
+    measured = [name for name in names(HUB) if name in manifest.metrics]
     corpus = next((ancestor for ancestor in ancestry if ancestor.kind == CORPUS), None)
     if not measured or corpus is None:
         return []

@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("study", metavar="STUDY", help="id of a study's report, or its beginning")
     parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")
     parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
-    values = parser.parse_args(arguments)
+    values = parser.parse_intermixed_args(arguments)
     report = codec.load(Store(values.store).open(values.study, kind="report"))
     assert isinstance(report, Report)
     arms = losses_by_seed(report)

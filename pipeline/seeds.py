@@ -11,18 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from artifacts import ArtifactError, Manifest, Store, canonical_json, sha256_of_bytes, show_every_text, told
+from artifacts.columns import PAIRS, SEEDS, columns
+from artifacts.markdown import table
 from pipeline.measuring.alike import context_of, unlike
 from pipeline.studies.intervals import paired
-
-COLUMNS = (
-    ("bits/byte", "held_out_bits_per_byte", "{:.4f}"),
-    ("loss, nats", "held_out_loss_nats", "{:.4f}"),
-    ("Δ to parent, nats", "loss_increase_nats", "{:+.4f}"),
-    ("KL, nats", "kl_to_teacher_nats", "{:.5f}"),
-    ("recovered", "loss_recovered", "{:.4f}"),
-    ("bytes/expert", "expert_bytes", "{:.0f}"),
-    ("train tokens", "train_tokens", "{:,.0f}"),
-)
 
 
 def newest_by_seed(manifests: Sequence[Manifest]) -> dict[str, dict[int, Manifest]]:
@@ -45,17 +37,17 @@ def spread(values: Sequence[float], form: str) -> str:
 
 def model_table(stages: dict[str, dict[int, Manifest]]) -> str:
     """A row for every stage that measured a model."""
-    lines = ["| stage | seeds | " + " | ".join(title for title, _, _ in COLUMNS) + " | context | seconds |"]
-    lines.append("| --- | ---: | " + "---: | " * len(COLUMNS) + "---: | ---: |")
+    shown, rows = columns(SEEDS), []
     for stage, by_seed in stages.items():
         made = list(by_seed.values())
         if not any("held_out_loss_nats" in manifest.metrics for manifest in made):
             continue
-        cells = [spread([m.metrics[name] for m in made if name in m.metrics], form) for _, name, form in COLUMNS]
+        cells = [spread([m.metrics[c.metric] for m in made if c.metric in m.metrics], c.form) for c in shown]
         contexts = [context for m in made if (context := context_of(m.lineage.config)) is not None]
         cells += [spread(contexts, "{:.0f}"), spread([m.lineage.seconds for m in made], "{:.0f}")]
-        lines.append(f"| `{stage}` | {len(made)} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append((f"`{stage}`", str(len(made)), *cells))
+    head = ("stage", "seeds", *(column.heading for column in shown), "context", "seconds")
+    return table(head, rows, numbers_from=1)
 
 
 def unlike_seeds(stages: dict[str, dict[int, Manifest]], manifests: Sequence[Manifest]) -> list[str]:
@@ -90,13 +82,6 @@ def _text_of(corpus: Manifest) -> str:
 
 
 BASELINE, RIVAL = "train-dense", "train-monet"
-COMPARED = (
-    ("loss, nats", "held_out_loss_nats", "{:.4f}"),
-    ("bits/byte", "held_out_bits_per_byte", "{:.4f}"),
-    ("parameters", "num_parameters", "{:,.0f}"),
-    ("train tokens", "train_tokens", "{:,.0f}"),
-)
-"""What dense is set against Monet by: whether it is as good, as large and as long trained."""
 
 
 def pairs_of(stages: dict[str, dict[int, Manifest]]) -> list[tuple[Manifest, Manifest]]:
@@ -123,14 +108,15 @@ def _why_no_pair(dense: Manifest, monet: Manifest) -> str:
 
 def difference_table(pairs: Sequence[tuple[Manifest, Manifest]]) -> str:
     """Dense minus Monet, paired by seed: the mean difference and its 95 % interval by Student's t, of two seeds on."""
-    lines = [f"| {len(pairs)} seeds | dense | Monet | dense - Monet, 95 % |", "| --- | ---: | ---: | ---: |"]
-    for title, name, form in COMPARED:
+    rows = []
+    for column in columns(PAIRS):
+        name, form = column.metric, column.form
         known = [(dense, monet) for dense, monet in pairs if name in dense.metrics and name in monet.metrics]
         if not known:
             continue
         dense, monet = ([pair[side].metrics[name] for pair in known] for side in (0, 1))
-        lines.append(f"| {title} | {spread(dense, form)} | {spread(monet, form)} | {_difference(dense, monet, form)} |")
-    return "\n".join(lines)
+        rows.append((column.heading, spread(dense, form), spread(monet, form), _difference(dense, monet, form)))
+    return table((f"{len(pairs)} seeds", "dense", "Monet", "dense - Monet, 95 %"), rows, numbers_from=1)
 
 
 def _difference(values: Sequence[float], baseline: Sequence[float], form: str) -> str:
@@ -143,12 +129,9 @@ def _difference(values: Sequence[float], baseline: Sequence[float], form: str) -
 
 def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
     """A row for each of these metrics of one stage."""
-    lines = ["| metric | value |", "| --- | ---: |"]
-    for name in names:
-        values = [m.metrics[name] for m in by_seed.values() if name in m.metrics]
-        if values:
-            lines.append(f"| `{name}` | {spread(values, '{:.4g}')} |")
-    return "\n".join(lines)
+    values = {name: [m.metrics[name] for m in by_seed.values() if name in m.metrics] for name in names}
+    rows = [(f"`{name}`", spread(of_name, "{:.4g}")) for name, of_name in values.items() if of_name]
+    return table(("metric", "value"), rows, numbers_from=1)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
 """Monet -> PEER: start from the exact mapping, drop pairs and neurons, distil what was lost back in."""
 
+from collections.abc import Mapping
 from typing import Annotated
 
 import torch
@@ -8,20 +9,21 @@ from torch import Tensor
 
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.training import Panel, training_curve
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure_against, validation_loss
 from pipeline.measuring.routing import effective, measure_routing
 from pipeline.measuring.sizes import measure_size, measure_tables
 from pipeline.models import LanguageModel, MonetModel
 from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import calibration_batches
-from pipeline.training.loop import Batch, Losses, Rate, TrainingConfig, fit
+from pipeline.training.loop import Batch, Fitted, Losses, Rate, fit
 from pipeline.training.losses import layer_match, logit_kl
-from pipeline.training.training_curve import to_csv
+from pipeline.training.training_curve import Curve, to_csv
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.sparsity import Sparsity, hold_zeros, sparsified
 
@@ -66,7 +68,8 @@ def distill_peer(
     num_all = _spec(peer).num_experts
     if config.num_experts > num_all:
         raise ValueError(f"num_experts={config.num_experts} is more than the {num_all} neurons a block of this Monet")
-    error = _conversion_error(monet, peer, corpus, config)
+    held_out = HeldOut(corpus, config.measure, config.training.context_length)
+    error = _conversion_error(monet, peer, held_out)
     batches = calibration_batches(corpus, config.training, config.calibration_tokens)
     _set_thresholds(peer, batches)
     energies = contribution_energies(peer, batches)
@@ -74,27 +77,12 @@ def distill_peer(
     peer = keep_experts(peer, kept)
     if not config.sparsity.dense:
         peer = sparsified(peer, batches, config.sparsity)
-    few = config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
-    undistilled = measure_against(peer, monet, corpus, few, config.training.context_length)
-
-    for name, parameter in peer.named_parameters():
-        parameter.requires_grad_(".moe." in name or ".router." in name)
-    hold_zeros(peer)
-    peer.train()
-    for block in peer.blocks():
-        if isinstance(block.router, PeerRouter):
-            # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
-            block.router.norm1.eval()
-            block.router.norm2.eval()
-    fitted = fit(
-        peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
-        rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
-    )  # fmt: skip
-    peer.requires_grad_(True)
+    undistilled = measure_against(peer, monet, held_out.few)
+    fitted = _distil(peer, monet, corpus, config)
     metrics = {
-        **measure_against(peer, monet, corpus, config.measure, config.training.context_length),
-        "validation_loss_nats": validation_loss(peer, corpus, config.measure, config.training.context_length),
-        **measure_routing(peer, corpus, config.measure, config.training.context_length),
+        **measure_against(peer, monet, held_out),
+        "validation_loss_nats": validation_loss(peer, held_out),
+        **measure_routing(peer, held_out),
         **measure_tables(peer),
         **measure_size(peer),
         **fitted.losses,
@@ -107,6 +95,31 @@ def distill_peer(
         "train_tokens": float(config.training.train_tokens + sum(b.numel() for b in batches)),
         "tokens_per_second": fitted.tokens_per_second,
     }
+    title = f"PEER, {config.num_experts:,} of {num_all:,} experts a block: distilled from Monet"
+    files = {"plot.png": _picture(title, fitted.curve, metrics), "training.csv": to_csv(fitted.curve)}
+    return Output(value=peer, metrics=metrics, files=files)
+
+
+def _distil(peer: LanguageModel, monet: LanguageModel, corpus: Corpus, config: DistillPeerConfig) -> Fitted:
+    """Trains the experts and routers of `peer`, in place, against its teacher."""
+    for name, parameter in peer.named_parameters():
+        parameter.requires_grad_(".moe." in name or ".router." in name)
+    hold_zeros(peer)
+    peer.train()
+    for block in peer.blocks():
+        if isinstance(block.router, PeerRouter):
+            # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
+            block.router.gate.hold_statistics(block.router)
+    fitted = fit(
+        peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
+        rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
+    )  # fmt: skip
+    peer.requires_grad_(True)
+    return fitted
+
+
+def _picture(title: str, curve: Curve, metrics: Mapping[str, float]) -> bytes:
+    """Layers first, then logits, as they are matched."""
     panels = [
         Panel(number="layer_error_share", label="error of the layers' outputs,\nshare of the teacher's square"),
         Panel(
@@ -116,9 +129,7 @@ def distill_peer(
             baseline=("held out, before distilling", metrics["undistilled_kl_to_teacher_nats"]),
         ),
     ]
-    title = f"PEER, {config.num_experts:,} of {num_all:,} experts a block: distilled from Monet"
-    files = {"plot.png": training_curve(title, fitted.curve, panels), "training.csv": to_csv(fitted.curve)}
-    return Output(value=peer, metrics=metrics, files=files)
+    return training_curve(title, curve, panels)
 
 
 def _spec(peer: LanguageModel) -> PeerSpec:
@@ -135,13 +146,12 @@ def _router_parameters(peer: LanguageModel) -> list[torch.nn.Parameter]:
 
 
 @torch.no_grad()
-def _conversion_error(monet: LanguageModel, peer: LanguageModel, corpus: Corpus, config: DistillPeerConfig) -> float:
+def _conversion_error(monet: LanguageModel, peer: LanguageModel, held_out: HeldOut) -> float:
     """Largest difference of a logit between the Monet and the PEER that nothing was dropped from."""
-    few = config.measure.model_copy(update={"tokens": 4 * config.training.context_length})
     device = current_run().device
     return max(
         (monet(inputs.to(device)) - peer(inputs.to(device))).abs().max().item()
-        for inputs, _ in held_out_batches(corpus, few, config.training.context_length, "check the conversion")
+        for inputs, _ in held_out.of_tokens(4 * held_out.context_length).batches("check the conversion")
     )
 
 
@@ -151,9 +161,7 @@ def _set_thresholds(peer: LanguageModel, batches: list[Tensor]) -> None:
     traces = [peer.trace(tokens_BT).routings for tokens_BT in batches]
     for layer, block in enumerate(peer.blocks()):
         if isinstance(block.router, PeerRouter):
-            row_NHI = torch.cat([routings[layer].log_gate1_NHI for routings in traces])
-            column_NHJ = torch.cat([routings[layer].log_gate2_NHJ for routings in traces])
-            block.router.threshold_H.copy_(threshold_for(row_NHI, column_NHJ, block.router.spec.pairs_per_head))
+            block.router.gate.aim(block.router, [routings[layer] for routings in traces])
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import random_windows
 from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against
 from pipeline.measuring.sizes import measure_size
 from pipeline.models import Int4Model, LanguageModel
@@ -37,7 +37,7 @@ from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock, fit_bl
 from pipeline.symbolic.writing.controls import control_metrics
 from pipeline.symbolic.writing.held_out import blocks_on, executed_firing, statements_on
 from pipeline.symbolic.writing.length_curve import Point, length_curve
-from pipeline.symbolic.writing.replacement import shortest, symbol_model
+from pipeline.symbolic.writing.replacement import BLOCK_CHECK_TOKENS, shortest, symbol_model
 from pipeline.symbolic.writing.tier_metrics import firing_metrics, tier_metrics
 
 _TIER_WORDS = {
@@ -117,41 +117,18 @@ def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
     """PEER int4 -> symbols: formulas and logic in tables, replacing every expert of the model."""
-    if config.coordinates[-1] > int4.shape.d_model:
-        raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
-    assert isinstance(int4.spec.experts, PeerSpec)
-    if (groups := int4.spec.experts.scale_groups) > 1:
-        raise ValueError(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
+    _check_fits(config, int4)
     began = time.monotonic()
     fit = record(int4, _sample(corpus, config, "fit", config.sample_tokens), places=config.places, what="record")
     check = record(int4, _sample(corpus, config, "check", config.check_tokens), places=config.places, what="record")
-    vocabulary = [corpus.tokenizer.decode([v]) for v in range(corpus.spec.vocab_size)]
-    counts_V = torch.bincount(fit[0].events.context_ON[0], minlength=corpus.spec.vocab_size)
-    literals, names = build_literals(vocabulary, counts_V, places=config.places, identities=config.identities)
-
-    fitted: list[FittedBlock] = []
-    blocks: list[BlockSymbols] = []
-    generator = current_run().generator("gate networks")
-    for layer in range(len(int4.blocks())):
-        block = fit_block(
-            int4, layer, fit[layer], check[layer], literals, names,
-            ladder=config.coordinates, samples=config.samples, generator=generator,
-        )  # fmt: skip
-        symbols = _shortest(block, corpus, config, 1 - config.least_r2)
-        if config.kan_experts:
-            most = config.coordinates[-1]
-            block = with_kans(block, symbols, fit[layer], check[layer], number=config.kan_experts, most=most)
-            # Experts that KANs help may choose again, at the same budget.
-            again = _shortest(block, corpus, config, symbols.lost) if block.kans.won else symbols
-            symbols = replace(again, kans=replace(block.kans, chosen=again.kans.chosen))
-        fitted.append(block)
-        blocks.append(symbols)
+    words = _words(corpus, fit[0], config)
+    fitted, blocks = _written(int4, fit, check, words, corpus, config)
     model = symbol_model(int4, blocks, vocab_size=corpus.spec.vocab_size, places=config.places)
     seconds = time.monotonic() - began
     num_experts = sum(len(block.tier_E) for block in blocks)
     began = time.monotonic()
-    words = Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
-    held_batches = _held_out(corpus, config)
+    held_out = HeldOut(corpus, config.measure, config.context_length)
+    held_batches = _reported(corpus, config)
     held = record(int4, held_batches, places=config.places, what="record held-out")
     reported = [
         replace(block, statements=statements_on(block.statements, of.events))
@@ -159,18 +136,15 @@ def distill_symbols(
     ]
     quantities = _names(int4, reported, fit, held, words)
     naming_seconds = time.monotonic() - began
-    points = length_curve(
-        int4, fitted, held, corpus, lost=config.budgets, places=config.places,
-        measure=_smaller(config), context_length=config.context_length,
-    )  # fmt: skip
-    measured = measure_against(model, int4, corpus, config.measure, config.context_length)
+    points = length_curve(int4, fitted, held, held_out.few, lost=config.budgets, places=config.places)
+    measured = measure_against(model, int4, held_out)
     metrics = {
         **measured,
-        **_controls(int4, check, measured, corpus, config),
+        **_controls(int4, check, measured, held_out),
         **tier_metrics(reported, model),
         **firing_metrics(reported, executed_firing(model, held, held_batches, "executed firing")),
         **rule_metrics([block.statements for block in blocks], [block.statements for block in reported]),
-        "rule_f1_permuted_mean": _permuted_rules(blocks, (fit, check, held), literals),
+        "rule_f1_permuted_mean": _permuted_rules(blocks, (fit, check, held), words.literals),
         **_name_metrics(quantities),
         "reported_tokens": float(sum(tokens_BT.numel() for tokens_BT in held_batches)),
         "naming_seconds": naming_seconds,
@@ -179,16 +153,11 @@ def distill_symbols(
         "distillation_seconds": seconds,
         "train_tokens": float(config.sample_tokens + config.check_tokens),
     }
-    # The best rule of all learners is shown with the F1 that chose it.
-    shown = [
-        replace(block, statements=replace(block.statements, rules=chosen.statements.rules))
-        for block, chosen in zip(reported, blocks, strict=True)
-    ]
-    names_by_block = [block.literal_names for block in blocks]
+    shown = showcases(model, _shown(reported, blocks), held, quantities, words)
     files = {
-        "literals.json": json.dumps(names_by_block).encode(),
+        "literals.json": json.dumps([block.literal_names for block in blocks]).encode(),
         names_file.FILE: quantities.model_dump_json().encode(),
-        symbols_page.FILE: symbols_page.page(metrics, showcases(model, shown, held, quantities, words)).encode(),
+        symbols_page.FILE: symbols_page.page(metrics, shown).encode(),
         "plot.png": _picture(metrics),
         length_file.FILE: length_file.to_csv(points),
         "length.png": _length_picture(points, metrics),
@@ -196,11 +165,69 @@ def distill_symbols(
     return Output(value=model, metrics=metrics, files=files)
 
 
-def _shortest(block: FittedBlock, corpus: Corpus, config: DistillSymbolsConfig, lost: float) -> BlockSymbols:
-    return shortest(
-        block, corpus, lost=lost, least_recovered=config.least_recovered, places=config.places,
-        context_length=config.context_length,
-    )  # fmt: skip
+def _check_fits(config: DistillSymbolsConfig, int4: LanguageModel) -> None:
+    if config.coordinates[-1] > int4.shape.d_model:
+        raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
+    assert isinstance(int4.spec.experts, PeerSpec)
+    if (groups := int4.spec.experts.scale_groups) > 1:
+        raise ValueError(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
+
+
+def _words(corpus: Corpus, sample: LayerRecord, config: DistillSymbolsConfig) -> Words:
+    """The literals over tokens, by how frequent these are in the sample."""
+    vocabulary = [corpus.tokenizer.decode([v]) for v in range(corpus.spec.vocab_size)]
+    counts_V = torch.bincount(sample.events.context_ON[0], minlength=corpus.spec.vocab_size)
+    literals, names = build_literals(vocabulary, counts_V, places=config.places, identities=config.identities)
+    return Words(literals=literals, literal_names=names, vocabulary=vocabulary, decode=corpus.tokenizer.decode)
+
+
+def _written(
+    int4: LanguageModel,
+    fit: Sequence[LayerRecord],
+    check: Sequence[LayerRecord],
+    words: Words,
+    corpus: Corpus,
+    config: DistillSymbolsConfig,
+) -> tuple[list[FittedBlock], list[BlockSymbols]]:
+    """Every block's experts as fitted and as written."""
+    generator = current_run().generator("gate networks")
+    block_check = HeldOut(corpus, MeasureConfig(tokens=BLOCK_CHECK_TOKENS), config.context_length)
+    fitted: list[FittedBlock] = []
+    blocks: list[BlockSymbols] = []
+    for layer in range(len(int4.blocks())):
+        block = fit_block(
+            int4, layer, fit[layer], check[layer], words.literals, list(words.literal_names),
+            ladder=config.coordinates, samples=config.samples, generator=generator,
+        )  # fmt: skip
+        block, symbols = _written_block(block, fit[layer], check[layer], block_check, config)
+        fitted.append(block)
+        blocks.append(symbols)
+    return fitted, blocks
+
+
+def _written_block(
+    block: FittedBlock, fit: LayerRecord, check: LayerRecord, block_check: HeldOut, config: DistillSymbolsConfig
+) -> tuple[FittedBlock, BlockSymbols]:
+    """The block's symbols; where KANs are tried, with what they found, also in the fitted block."""
+    symbols = _shortest(block, block_check, config, 1 - config.least_r2)
+    if not config.kan_experts:
+        return block, symbols
+    block = with_kans(block, symbols, fit, check, number=config.kan_experts, most=config.coordinates[-1])
+    # Experts that KANs help may choose again, at the same budget.
+    again = _shortest(block, block_check, config, symbols.lost) if block.kans.won else symbols
+    return block, replace(again, kans=replace(block.kans, chosen=again.kans.chosen))
+
+
+def _shown(reported: Sequence[BlockSymbols], chosen: Sequence[BlockSymbols]) -> list[BlockSymbols]:
+    """What is reported, but that the best rule of all learners is shown with the F1 that chose it."""
+    return [
+        replace(block, statements=replace(block.statements, rules=by.statements.rules))
+        for block, by in zip(reported, chosen, strict=True)
+    ]
+
+
+def _shortest(block: FittedBlock, held_out: HeldOut, config: DistillSymbolsConfig, lost: float) -> BlockSymbols:
+    return shortest(block, held_out, lost=lost, least_recovered=config.least_recovered, places=config.places)
 
 
 def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: int) -> list[Tensor]:
@@ -213,10 +240,10 @@ def _sample(corpus: Corpus, config: DistillSymbolsConfig, purpose: str, tokens: 
     ]
 
 
-def _held_out(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
+def _reported(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
     """(B, T) held-out windows of about `report_tokens` tokens."""
-    measured = MeasureConfig(tokens=config.report_tokens)
-    return [inputs_BT for inputs_BT, _ in held_out_batches(corpus, measured, config.context_length, "read held-out")]
+    held_out = HeldOut(corpus, MeasureConfig(tokens=config.report_tokens), config.context_length)
+    return [inputs_BT for inputs_BT, _ in held_out.batches("read held-out")]
 
 
 def _names(
@@ -249,22 +276,16 @@ def _name_metrics(names: Names) -> dict[str, float]:
     }
 
 
-def _smaller(config: DistillSymbolsConfig) -> MeasureConfig:
-    """For what stands beside the result."""
-    return config.measure.model_copy(update={"tokens": min(config.measure.tokens, 16_384)})
-
-
 def _controls(
     int4: LanguageModel,
     check: list[LayerRecord],
     measured: Mapping[str, float],
-    corpus: Corpus,
-    config: DistillSymbolsConfig,
+    held_out: HeldOut,
 ) -> dict[str, float]:
     """On the tokens that the symbols, as `measured`, were measured on."""
 
     def loss_of(model: LanguageModel) -> float:
-        return measure(model, corpus, config.measure, config.context_length)["held_out_loss_nats"]
+        return measure(model, held_out)["held_out_loss_nats"]
 
     return control_metrics(int4, check, measured, loss_of, current_run().generator("permuted firing"))
 

@@ -7,14 +7,14 @@ from pydantic import Field, model_validator
 
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.training import Panel, training_curve
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure_against
 from pipeline.measuring.routing import measure_routing
 from pipeline.measuring.sizes import measure_size, measure_training_tables
 from pipeline.models import Int4Model, LanguageModel
 from pipeline.stage import Output, StageConfig, stage
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import Part, calibration_batches, fit_part, from_next_tokens, from_teacher
-from pipeline.training.loop import TrainingConfig
 from pipeline.training.table_updates import Int4Tables
 from pipeline.training.training_curve import Curve, to_csv
 from pipeline.transforms.precision import requantized
@@ -79,11 +79,11 @@ def finetune_int4(
     fitted = fit_part(
         model, config.trained, loss, corpus=corpus, training=config.training, tables=tables, what="fine-tune"
     )  # fmt: skip
-    length = config.training.context_length
-    before = measure_against(model, int4, corpus, config.measure, length)
+    held_out = HeldOut(corpus, config.measure, config.training.context_length)
+    before = measure_against(model, int4, held_out)
     metrics = {
-        **measure_against(model, peer, corpus, config.measure, length),
-        **measure_routing(model, corpus, config.measure, length),
+        **measure_against(model, peer, held_out),
+        **measure_routing(model, held_out),
         **measure_training_tables(model),
         **measure_size(model),
         **fitted.losses,

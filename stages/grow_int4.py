@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.studies import intervals
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure_against
 from pipeline.measuring.routing import measure_routing
 from pipeline.measuring.sizes import measure_size, measure_tables
@@ -30,9 +30,10 @@ def grow_int4(config: GrowInt4Config, *, corpus: Annotated[Corpus, "corpus"], in
     model, generator = int4, current_run().generator("new experts")
     for _ in range(config.doublings):
         model = doubled(model, generator)
+    held_out = HeldOut(corpus, config.measure, config.context_length)
     metrics = {
-        **measure_against(model, int4, corpus, config.measure, config.context_length),
-        **measure_routing(model, corpus, config.measure, config.context_length),
+        **measure_against(model, int4, held_out),
+        **measure_routing(model, held_out),
         **measure_tables(model),
         **measure_size(model),
     }

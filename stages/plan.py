@@ -18,7 +18,7 @@ from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Stage, StageConfig
 from pipeline.studies.variants import ArmConfig
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
 from stages.finetune_int4 import FinetuneInt4Config, finetune_int4

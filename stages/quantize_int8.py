@@ -5,17 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.figures.tables import quantization_error
-from pipeline.measuring.drift import drift_csv, drift_metrics, measure_firings
-from pipeline.measuring.held_out import MeasureConfig
-from pipeline.measuring.loss import measure_against
-from pipeline.measuring.routing import measure_routing
-from pipeline.measuring.sizes import measure_tables
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.models import LanguageModel, PeerModel
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training.distillation import ShortDistillation, distilled
-from pipeline.transforms.precision import rows_below_smallest_scale, sqnr_db, to_int8
-from pipeline.transforms.table_error import table_errors
+from pipeline.training.distillation import ShortDistillation
+from pipeline.transforms.precision import to_int8
+from stages.quantizing import quantized
 
 
 class QuantizeInt8Config(StageConfig):
@@ -33,19 +28,6 @@ def quantize_int8(
     config: QuantizeInt8Config, *, corpus: Annotated[Corpus, "corpus"], peer: PeerModel
 ) -> Output[LanguageModel]:
     """PEER -> PEER int8: rows of u and v at one byte a weight, measured against the float PEER."""
+    held_out = HeldOut(corpus, config.measure, config.context_length)
     rounded = to_int8(peer)
-    model = distilled(rounded, peer, config.distillation, corpus=corpus, context_length=config.context_length)
-    firings = measure_firings(model, peer, corpus, config.measure, config.context_length)
-    metrics = {
-        **measure_against(model, peer, corpus, config.measure, config.context_length),
-        **measure_routing(model, corpus, config.measure, config.context_length),
-        **measure_tables(model),
-        **drift_metrics(firings),
-        "sqnr_db": sqnr_db(model, peer),
-        "rows_below_smallest_scale": float(rows_below_smallest_scale(model, peer)),
-    }
-    title = (
-        f"PEER in int8: {metrics['sqnr_db']:.1f} dB, held-out loss {metrics['loss_increase_nats']:+.4f} nats a token"
-    )
-    files = {"plot.png": quantization_error(title, table_errors(model, peer)), "drift.csv": drift_csv(firings)}
-    return Output(value=model, metrics=metrics, files=files)
+    return quantized(rounded, peer, config.distillation, held_out, precision="int8")

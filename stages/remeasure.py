@@ -17,7 +17,7 @@ from rich.console import Console
 from artifacts import Manifest, Store
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import measure, measure_against, validation_loss
 from pipeline.models import LanguageModel
 from pipeline.stage import StageConfig, chosen_device, device_name
@@ -72,17 +72,17 @@ def remeasured(manifest: Manifest, store: Store, device: torch.device) -> Remeas
 
 def _measured(manifest: Manifest, step: Step, store: Store, device: torch.device) -> dict[str, float]:
     config = step.stage.config_type.model_validate(manifest.lineage.config)
-    measured, length = _how(config)
     inputs = {role: store.open(ref.id) for role, ref in manifest.lineage.inputs.items()}
     corpus, model = codec.load(inputs["corpus"]), _model(codec.load(store.open(manifest.id)), device)
     assert isinstance(corpus, Corpus)
+    held_out = _held_out(corpus, config)
     if step.teacher is None:
-        numbers = measure(model, corpus, measured, length)
+        numbers = measure(model, held_out)
     else:
         teacher = _model(codec.load(inputs[step.teacher]), device)
-        numbers = measure_against(model, teacher, corpus, measured, length)
+        numbers = measure_against(model, teacher, held_out)
     if "validation_loss_nats" in manifest.metrics:
-        numbers["validation_loss_nats"] = validation_loss(model, corpus, measured, length)
+        numbers["validation_loss_nats"] = validation_loss(model, held_out)
     return numbers
 
 
@@ -91,11 +91,11 @@ def _model(value: object, device: torch.device) -> LanguageModel:
     return value.to(device).eval()
 
 
-def _how(config: StageConfig) -> tuple[MeasureConfig, int]:
-    """A stage's measure and context length: its training's, or a field of its own."""
+def _held_out(corpus: Corpus, config: StageConfig) -> HeldOut:
+    """By a stage's measure, in windows of its training's length or that of a field of its own."""
     values = {name: getattr(config, name) for name in type(config).model_fields}
     length = values["context_length"] if "context_length" in values else values["training"].context_length
-    return values["measure"], length
+    return HeldOut(corpus, values["measure"], length)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     store, device, console = Store(options.store), chosen_device(options.device), Console(soft_wrap=True)
     manifests = [store.manifest(id) for id in options.ids] or store.manifests()
     found = []

@@ -4,11 +4,13 @@ Compressors stand beside them, and a sentence wherever two figures that are set 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 from pydantic import Field
 
+from artifacts.columns import REPORT, columns
+from artifacts.markdown import table
 from pipeline.figures.chain import chain_costs
 from pipeline.measuring.alike import ALIKE, context_of, unlike
 from pipeline.report import Report, ReportSpec, Row
@@ -114,29 +116,12 @@ def _count(value: float) -> str:
     return f"{value:,.0f}"
 
 
-# Title of the column, metric, form.
-COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("bits/byte", BITS, "{:.4f}".format),
-    ("loss, nats/token", "held_out_loss_nats", "{:.4f}".format),
-    ("Δ against parent, nats", "loss_increase_nats", "{:+.4f}".format),
-    ("KL, nats", "kl_to_teacher_nats", "{:.5f}".format),
-    ("recovered", "loss_recovered", "{:.4f}".format),
-    ("bytes/expert", "expert_bytes", _count),
-    ("table bytes/parameter", "table_bytes_per_parameter", "{:.3f}".format),
-    ("active experts/token", "active_experts_per_token", "{:.1f}".format),
-    ("parameters", "num_parameters", _count),
-    ("train tokens", "train_tokens", _count),
-    ("context", CONTEXT, _count),
-)
-
-
 def _page(rows: Sequence[Row], corpus: Measured) -> str:
-    head = ["model", *(title for title, _, _ in COLUMNS), "seconds"]
-    lines = [head, ["---", *(["---:"] * (len(head) - 1))], *(_cells(row) for row in rows)]
+    head = ("model", *(column.heading for column in columns(REPORT)), "seconds")
     made_of = "\n".join(f"- {name}: `{id}`" for name, id in (("corpus", corpus.id), *((r.name, r.id) for r in rows)))
     return (
         "# From text to symbols\n\n"
-        f"{_table(lines)}\n\n"
+        f"{table(head, [_cells(row) for row in rows], numbers_from=1)}\n\n"
         "Losses are over the held-out split; differences are paired, token by token, with the model that each was "
         "made from: PEER with Monet, int8 and int4 with PEER, the fine-tuned int4 with the float PEER, symbols with "
         "the fine-tuned int4. `recovered` saturates on small models: read it beside Δ and KL. `train tokens` are those "
@@ -148,21 +133,17 @@ def _page(rows: Sequence[Row], corpus: Measured) -> str:
     )
 
 
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def _beside_compressors(corpus: Measured) -> str:
     """A table of compressors, or nothing of a corpus that was prepared before they were measured."""
     found = corpus.metrics
     known = [names for names in COMPRESSORS if found.keys() >= set(names[1:])]
     if not known:
         return ""
-    lines = [["compressor", "cold, bits/byte", "primed, bits/byte"], ["---", "---:", "---:"]]
-    lines += [[name, f"{found[cold]:.4f}", f"{found[primed]:.4f}"] for name, cold, primed in known]
+    head = ("compressor", "cold, bits/byte", "primed, bits/byte")
+    lines = [(name, f"{found[cold]:.4f}", f"{found[primed]:.4f}") for name, cold, primed in known]
     return (
         "## Beside compressors\n\n"
-        f"{_table(lines)}\n\n"
+        f"{table(head, lines, numbers_from=1)}\n\n"
         f"Of the text of {_count(found['held_out_tokens_compressed'])} held-out tokens, in the windows that models are "
         "measured on, one after the other. Primed: after the text of "
         f"{_count(found['primed_train_tokens'])} train tokens ({_count(found['primed_train_bytes'])} bytes), in "
@@ -189,8 +170,7 @@ def _unlike(rows: Sequence[Row], corpus: Measured) -> str:
 
 
 def _cells(row: Row) -> list[str]:
-    cells = [form(row.metrics[metric]) if metric in row.metrics else "" for _, metric, form in COLUMNS]
-    return [row.name, *cells, f"{row.seconds:,.1f}"]
+    return [row.name, *(column.text(row.metrics) for column in columns(REPORT)), f"{row.seconds:,.1f}"]
 
 
 def _picture(rows: Sequence[Row], corpus: Measured, config: ReportConfig) -> bytes:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from artifacts.markdown import table
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.studies import intervals
 from pipeline.report import Report, ReportSpec, trial_row
@@ -124,14 +125,13 @@ def _page(
     against: Mapping[str, Interval],
     choices: str,
 ) -> str:
-    lines = ["| arm | what it is | held-out loss, nats | minus float32 under the same rule, nats |"]
-    lines.append("| --- | --- | ---: | ---: |")
-    for name, said in words.items():
-        difference = f"{against[name]}" if name in against else ""
-        lines.append(f"| {name} | {said} | {interval(losses[name]).mean:.4f} | {difference} |")
+    head = ("arm", "what it is", "held-out loss, nats", "minus float32 under the same rule, nats")
+    rows = [
+        (name, said, f"{interval(losses[name]).mean:.4f}", str(against.get(name, ""))) for name, said in words.items()
+    ]
     seeds = len(next(iter(losses.values())))
     return (
-        "# What int4 training needs\n\n" + "\n".join(lines) + "\n\n"
+        f"# What int4 training needs\n\n{table(head, rows, numbers_from=2)}\n\n"
         f"Means over {seeds} seeds. A seed's arms start from the same weights and see the same batches; differences "
         "are paired by seed, with 95 % intervals of Student's t. Only the expert tables differ between arms; AdamW's "
         "also decay and count in the clipped norm of the gradient. The first arms are each at a rate of their own "

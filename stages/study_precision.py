@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from artifacts.markdown import table
 from pipeline.capacity.storage import INFERENCE, TRAINING, Storage, neuron_bytes
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.studies import Measurement, lines_by_size
@@ -68,6 +69,12 @@ class Cell:
     @property
     def name(self) -> str:
         return f"{self.format}_{self.factor}n"
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Of the page's table."""
+        sizes = (f"{size / 1e6:.2f}" for size in (self.inference_bytes, self.training_bytes))
+        return self.format, f"{self.factor}N", *sizes, f"{self.table_rate:g}", f"{interval(self.losses).mean:.4f}"
 
 
 @stage(name="study-precision", version=2)
@@ -173,24 +180,14 @@ def _at_equal_bytes(cells: Mapping[str, Cell]) -> dict[str, Interval]:
 
 
 def _page(cells: Mapping[str, Cell], equal: Mapping[str, Interval], choices: str) -> str:
-    lines = [
-        "| format | pool | MB, inference | MB, training | peak step | held-out loss, nats |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for cell in cells.values():
-        loss = interval(cell.losses)
-        lines.append(
-            f"| {cell.format} | {cell.factor}N | {cell.inference_bytes / 1e6:.2f} | {cell.training_bytes / 1e6:.2f} "
-            f"| {cell.table_rate:g} | {loss.mean:.4f} |"
-        )
+    head = ("format", "pool", "MB, inference", "MB, training", "peak step", "held-out loss, nats")
     says = "\n".join(f"- {arm.name}: {arm.says}" for arm in FORMATS)
-    pairs = ["| difference | nats |", "| --- | ---: |", *(f"| {name} | {value} |" for name, value in equal.items())]
+    pairs = [(name, str(value)) for name, value in equal.items()]
     return (
-        "# What a byte buys\n\n" + "\n".join(lines) + f"\n\n{says}\n\n"
+        f"# What a byte buys\n\n{table(head, [cell.row for cell in cells.values()], numbers_from=1)}\n\n{says}\n\n"
         "All are trained on the same number of tokens, of one seed on the same batches. At equal pools their weights "
         "start alike. Differences are paired by seed, with 95 % intervals of Student's t.\n\n"
-        + "\n".join(pairs)
-        + f"\n\n{choices}\n![loss against bytes](plot.png)\n"
+        f"{table(('difference', 'nats'), pairs, numbers_from=1)}\n\n{choices}\n![loss against bytes](plot.png)\n"
     )
 
 

@@ -12,7 +12,7 @@ from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from stages.pretraining import pretrain
 
 

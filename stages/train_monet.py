@@ -10,7 +10,8 @@ from pipeline.models import LanguageModel
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import Trace, TransformerShape
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training.loop import Losses, TrainingConfig
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Losses
 from pipeline.training.losses import ambiguity, uniformity
 from stages.pretraining import pretrain
 

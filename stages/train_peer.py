@@ -13,7 +13,8 @@ from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Output, StageConfig, stage
-from pipeline.training.loop import Rate, TrainingConfig
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Rate
 from pipeline.training.table_start import draw_tables
 from pipeline.training.table_updates import Int4Tables
 from stages.pretraining import pretrain

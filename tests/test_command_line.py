@@ -59,7 +59,7 @@ def test_a_stage_takes_its_inputs_by_role_and_its_settings_as_config():
     assert isinstance(command, StageCommand)
     assert (command.given, command.seed, command.force) == ({"monet": "latest"}, 5, True)
     assert command.config == Plan().distill_peer.model_copy(
-        update={"training": Plan().distill_peer.training.model_copy(update={"steps": 3})}
+        update={"training": Plan().distill_peer.training.model_copy(update={"steps": 3, "warmup_steps": 3})}
     )
 
 

@@ -8,7 +8,8 @@ from pipeline.corpus.windows import random_windows
 from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.gates import threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.transformer import TransformerSpec
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.precision import to_int4

@@ -12,16 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from artifacts.csv_file import csv_file
 from kernels.pairs import tokens_of_pairs
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.tables.experts import QuantizedExperts
-
-MOST_TOKENS = 16_384
-"""Behind what is said of single experts, as behind `measure_routing`."""
 
 DRIFTED_ABOVE = 0.1
 """Drift of an expert that is said to have drifted: one firing in ten is not the teacher's."""
@@ -62,15 +59,12 @@ class Firings:
 
 
 @torch.no_grad()
-def measure_firings(
-    student: LanguageModel, teacher: LanguageModel, corpus: Corpus, config: MeasureConfig, context_length: int
-) -> list[Firings]:
-    """Of every block, over at most MOST_TOKENS held-out tokens. ValueError for models of two pools of experts."""
+def measure_firings(student: LanguageModel, teacher: LanguageModel, held_out: HeldOut) -> list[Firings]:
+    """Of every block, over FEW_TOKENS held-out tokens at most. ValueError for models of two pools of experts."""
     _check_one_pool(student, teacher)
     device = student.lm_head.weight.device
-    smaller = config.model_copy(update={"tokens": min(config.tokens, MOST_TOKENS)})
     total: list[Firings] = []
-    for inputs_BT, _ in held_out_batches(corpus, smaller, context_length, "measure drift"):
+    for inputs_BT, _ in held_out.few.batches("measure drift"):
         inputs = inputs_BT.to(device)
         ours, theirs = _pairs(student, inputs), _pairs(teacher, inputs)
         batch = [
@@ -102,17 +96,15 @@ def drift_metrics(firings: Sequence[Firings]) -> dict[str, float]:
 
 def drift_csv(firings: Sequence[Firings]) -> bytes:
     """A line an expert that fires in either model, in order of blocks and experts."""
-    lines = ["block,expert,fired_teacher,fired_student,fired_both,drift,gate_teacher,gate_student\n"]
+    rows: list[Sequence[object]] = []
     for block, f in enumerate(firings):
         expert_X = torch.nonzero(f.either_E)[:, 0]
-        columns = (f.teacher_E, f.student_E, f.both_E, f.drift_E, f.teacher_gate_E, f.student_gate_E)
-        lines += [
-            f"{block},{expert},{teacher},{student},{both},{drift:.6g},{teacher_gate:.6g},{student_gate:.6g}\n"
-            for expert, teacher, student, both, drift, teacher_gate, student_gate in zip(
-                expert_X.tolist(), *(column_E[expert_X].tolist() for column_E in columns), strict=True
-            )
-        ]
-    return "".join(lines).encode()
+        counts, numbers = (f.teacher_E, f.student_E, f.both_E), (f.drift_E, f.teacher_gate_E, f.student_gate_E)
+        columns = [expert_X.tolist(), *(count_E[expert_X].tolist() for count_E in counts)]
+        columns += [[f"{number:.6g}" for number in number_E[expert_X].tolist()] for number_E in numbers]
+        rows += [(block, *cells) for cells in zip(*columns, strict=True)]
+    head = "block expert fired_teacher fired_student fired_both drift gate_teacher gate_student"
+    return csv_file(head.split(), rows)
 
 
 def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches, validation_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.swapped import experts_zeroed
 from pipeline.models.transformer import Transformer
 
@@ -24,10 +23,10 @@ def token_losses(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def validation_loss(model: Transformer, corpus: Corpus, config: MeasureConfig, context_length: int) -> float:
+def validation_loss(model: Transformer, held_out: HeldOut) -> float:
     """Mean loss in nats a token on the validation split."""
     loss, device = WindowMean(), model.lm_head.weight.device
-    for inputs_BT, targets_BT in validation_batches(corpus, config, context_length, "measure on validation"):
+    for inputs_BT, targets_BT in held_out.validation_batches():
         loss.add(token_losses(model(inputs_BT.to(device)), targets_BT.to(device)))
     return loss.mean
 
@@ -52,15 +51,15 @@ class WindowMean:
 
 
 @torch.no_grad()
-def measure(model: Transformer, corpus: Corpus, config: MeasureConfig, context_length: int) -> dict[str, float]:
+def measure(model: Transformer, held_out: HeldOut) -> dict[str, float]:
     """Held-out loss of a model a token and a byte."""
     loss, nats, text_bytes, tokens = WindowMean(), 0.0, 0, 0
-    for inputs_BT, targets_BT in held_out_batches(corpus, config, context_length):
+    for inputs_BT, targets_BT in held_out.batches():
         device = model.lm_head.weight.device
         losses_BT = token_losses(model(inputs_BT.to(device)), targets_BT.to(device))
         loss.add(losses_BT)
         nats += losses_BT.double().sum().item()
-        text_bytes += int(corpus.token_bytes_V[targets_BT].sum())
+        text_bytes += int(held_out.corpus.token_bytes_V[targets_BT].sum())
         tokens += targets_BT.numel()
     return {
         "held_out_loss_nats": loss.mean,
@@ -71,14 +70,12 @@ def measure(model: Transformer, corpus: Corpus, config: MeasureConfig, context_l
 
 
 @torch.no_grad()
-def measure_against(
-    student: Transformer, teacher: Transformer, corpus: Corpus, config: MeasureConfig, context_length: int
-) -> dict[str, float]:
+def measure_against(student: Transformer, teacher: Transformer, held_out: HeldOut) -> dict[str, float]:
     """Held-out loss of the student, and paired with its teacher: increase, KL, share of the loss recovered."""
     own, increase, divergence, parent, ablated = WindowMean(), WindowMean(), WindowMean(), WindowMean(), WindowMean()
     nats, text_bytes, tokens = 0.0, 0, 0
     device = student.lm_head.weight.device
-    for inputs_BT, targets_BT in held_out_batches(corpus, config, context_length, "measure against the parent"):
+    for inputs_BT, targets_BT in held_out.batches("measure against the parent"):
         inputs, targets = inputs_BT.to(device), targets_BT.to(device)
         student_BTV, teacher_BTV = student(inputs), teacher(inputs)
         with experts_zeroed(teacher):
@@ -96,7 +93,7 @@ def measure_against(
         )
         divergence.add((log_teacher.exp() * (log_teacher - log_student)).sum(-1))
         nats += student_loss_BT.double().sum().item()
-        text_bytes += int(corpus.token_bytes_V[targets_BT].sum())
+        text_bytes += int(held_out.corpus.token_bytes_V[targets_BT].sum())
         tokens += targets_BT.numel()
     return {
         "held_out_loss_nats": own.mean,

@@ -3,12 +3,11 @@
 import math
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kernels.pairs import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, held_out_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.monet import MonetRouting
 from pipeline.models.peer.experts import PeerExperts
@@ -26,15 +25,12 @@ def effective(gates_X: Tensor) -> float:
 
 
 @torch.no_grad()
-def measure_routing(
-    model: LanguageModel, corpus: Corpus, config: MeasureConfig, context_length: int
-) -> dict[str, float]:
-    """How many experts are active and effective, and (jumprelu) whether retrieval obeys the firing rule."""
+def measure_routing(model: LanguageModel, held_out: HeldOut) -> dict[str, float]:
+    """How many experts are active and effective, and whether retrieval obeys the firing rule, if the gate has one."""
     gate_sums: dict[tuple[int, ...], Tensor] = {}
     pairs = tokens = 0
     mismatches: list[int] = []
-    smaller = config.model_copy(update={"tokens": min(config.tokens, 16_384)})
-    for inputs_BT, _ in held_out_batches(corpus, smaller, context_length, "measure routing"):
+    for inputs_BT, _ in held_out.few.batches("measure routing"):
         trace = model.trace(inputs_BT.to(model.lm_head.weight.device))
         tokens += inputs_BT.numel()
         for layer, (block, routing) in enumerate(zip(model.blocks(), trace.routings, strict=True)):
@@ -48,7 +44,7 @@ def measure_routing(
                 sums_E = torch.zeros(block.moe.spec.num_experts).index_add(0, expert_P.cpu(), gate_P.float().cpu())
                 gate_sums[(layer,)] = gate_sums.get((layer,), torch.zeros(())) + sums_E
                 pairs += len(expert_P)
-                if block.router is not None and routing.log_gate1_NHI is not None:
+                if isinstance(block.router, PeerRouter) and block.router.gate.limits(block.router) is not None:
                     mismatches.append(firing_mismatches(block.router, routing))
     if not gate_sums:
         return {}
@@ -56,18 +52,17 @@ def measure_routing(
     numbers = {"effective_experts": sum(sizes) / len(sizes), "effective_experts_least": min(sizes)}
     if pairs:
         numbers["active_experts_per_token"] = pairs / tokens / len(model.blocks())
-    if mismatches:  # a softmax router has no firing rule to be at odds with
+    if mismatches:
         numbers["firing_mismatches"] = float(sum(mismatches))
     return numbers
 
 
-def firing_mismatches(router: nn.Module, routing: PeerRouting) -> int:
+def firing_mismatches(router: PeerRouter, routing: PeerRouting) -> int:
     """Pairs on which retrieval and the rule, applied to every cell of the grid, do not agree."""
-    if not isinstance(router, PeerRouter) or routing.log_gate1_NHI is None or routing.log_gate2_NHJ is None:
-        raise AssertionError("only a jumprelu router has a firing rule")
-    token_P, _, r_P, c_P = product_keys.product_key_threshold(
-        routing.log_gate1_NHI, routing.log_gate2_NHJ, router.threshold_H
-    )
+    row_NHI, column_NHJ, limit_H = routing.log_gate1_NHI, routing.log_gate2_NHJ, router.gate.limits(router)
+    if row_NHI is None or column_NHJ is None or limit_H is None:
+        raise AssertionError(f"the {router.spec.gate} gate compares pairs with each other, which is no rule for one")
+    token_P, _, r_P, c_P = product_keys.product_key_threshold(row_NHI, column_NHJ, limit_H)
     cells = router.spec.num_cells
     by_rule = torch.bincount(
         token_P * cells + r_P * router.spec.num_columns + c_P, minlength=len(routing.start_N1) * cells

@@ -1,6 +1,6 @@
 """A model with other expert layers for a while."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,13 +20,21 @@ class Nothing(nn.Module):
 
 
 @contextmanager
-def experts_zeroed(model: Transformer) -> Iterator[None]:
-    """Within it, every expert layer of the model adds nothing to the residual stream."""
-    experts = [block.moe for block in model.blocks()]
+def swapped(model: Transformer, experts: Mapping[int, nn.Module]) -> Iterator[None]:
+    """Within it, these blocks of the model have these expert layers."""
+    blocks = model.blocks()
+    before = {layer: blocks[layer].moe for layer in experts}
     try:
-        for block in model.blocks():
-            block.moe = Nothing()
+        for layer, other in experts.items():
+            blocks[layer].moe = other
         yield
     finally:
-        for block, moe in zip(model.blocks(), experts, strict=True):
-            block.moe = moe
+        for layer, own in before.items():
+            blocks[layer].moe = own
+
+
+@contextmanager
+def experts_zeroed(model: Transformer) -> Iterator[None]:
+    """Within it, every expert layer of the model adds nothing to the residual stream."""
+    with swapped(model, {layer: Nothing() for layer in range(len(model.blocks()))}):
+        yield

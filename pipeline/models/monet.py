@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from kernels.monet_mix import monet_mix
+from pipeline.models.axis_threshold import axis_deviations, passing_logits
 from pipeline.models.number_types import FullStatistics
 
 
@@ -63,25 +64,6 @@ class MonetSpec(BaseModel):
     def threshold_deviations(self) -> float:
         """tau of the axis threshold, mean + tau standard deviations."""
         return axis_deviations(self.active_sub_experts, self.num_sub_experts)
-
-
-def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margin: float = 0.0) -> Tensor:
-    """(N, H, I) logits, those below the axis threshold at minus infinity; the best one of a head always passes.
-
-    In float32 whatever the model's dtype, or higher if it is. `norm` is a batch norm of the
-    heads: one mean and variance each, over tokens and sub-experts. Those within `margin`, in their deviations, of the
-    best pass like it.
-    """
-    logits_NHI = logits_NHI if logits_NHI.dtype == torch.float64 else logits_NHI.float()
-    normal_NHI = norm(logits_NHI)
-    limit_NH1 = (normal_NHI.amax(-1, keepdim=True) - margin).clamp(max=deviations)
-    return logits_NHI.masked_fill(normal_NHI < limit_NH1, -torch.inf)
-
-
-def axis_deviations(active: int, num_keys: int) -> float:
-    """Standard deviations above the mean that a fraction active / num_keys of normal logits exceeds."""
-    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64)
-    return float(torch.special.ndtri(quantile))
 
 
 @dataclass(frozen=True, slots=True)

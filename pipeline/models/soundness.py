@@ -50,7 +50,6 @@ _INT8 = _Rule(lambda value_X: value_X < -INT8_MOST, f"values from -{INT8_MOST} t
 _INT4_TABLE = {"weight_EB": _NIBBLES, "scale_E": _SCALE, "scale_EG": _SCALE, "moment_E": _NOT_NEGATIVE}
 _RULES: dict[type[nn.Module], dict[str, _Rule]] = {
     nn.BatchNorm1d: {"running_var": _NOT_NEGATIVE},
-    PeerRouter: {"threshold_H": _THRESHOLD},
     Int8Table: {"value_ED": _INT8, "scale_E": _SCALE},
     Int4Table: _INT4_TABLE,
 }
@@ -63,13 +62,19 @@ def check_sound(model: Transformer) -> None:
         for name, tensor in _own_tensors(module):
             if isinstance(module, SymbolExperts) and tensor.is_floating_point():
                 continue  # `_check_symbols` below names them as tables
-            rule = _RULES.get(type(module), {}).get(name, _rule_of(tensor.dtype))
+            rule = _rules_of(module).get(name, _rule_of(tensor.dtype))
             if rule is not None:
                 _refuse_where(rule.wrong(tensor), tensor, f"{path}.{name}", rule.takes)
         if isinstance(module, CellIndex):
             _check_cells(module, path)
     for layer, block in enumerate(model.blocks()):  # last, since it reads tensors of modules within it
         _check_symbols(block.moe, layer)
+
+
+def _rules_of(module: nn.Module) -> dict[str, _Rule]:
+    if isinstance(module, PeerRouter):
+        return dict.fromkeys(module.gate.thresholds, _THRESHOLD)
+    return _RULES.get(type(module), {})
 
 
 def _rule_of(dtype: torch.dtype) -> _Rule | None:

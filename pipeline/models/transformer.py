@@ -1,17 +1,30 @@
-"""The one transformer: RoPE, RMSNorm, grouped-query attention; its expert layer is an argument.
+"""The one transformer: RoPE, RMSNorm, and the attention that its shape names; its expert layer is an argument."""
 
-Names and numerics of the attention part are those of Llama as Monet's public release uses them.
-"""
+# B sequences, T tokens a sequence, N = B * T tokens, D model width
 
-# B sequences, T tokens a sequence, N = B * T tokens, D model width, H query heads, G key-value heads, K head width
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pipeline.models.attention import AttentionSpec, SoftmaxAttentionSpec, rotary
+
+ATTENTIONS: dict[str, type[AttentionSpec]] = {"softmax": SoftmaxAttentionSpec}
+"""The spec of each kind of attention."""
+
+
+def _of_its_kind(attention: object) -> object:
+    """The spec that a mapping is of, by its kind."""
+    if not isinstance(attention, Mapping):
+        return attention
+    kind = attention.get("kind")
+    if kind not in ATTENTIONS:
+        raise ValueError(f"unknown kind of attention {kind!r}; known are: {', '.join(ATTENTIONS)}")
+    return ATTENTIONS[kind].model_validate(attention)
 
 
 class TransformerShape(BaseModel):
@@ -25,6 +38,12 @@ class TransformerShape(BaseModel):
     num_kv_heads: int = Field(default=4, ge=1, le=256, description="Key-value heads, a divisor of the query heads.")
     rope_theta: float = Field(default=10_000.0, gt=1, le=1e12, description="Base of the rotary position embedding.")
     norm_eps: float = Field(default=1e-6, gt=0, lt=1, description="Added to the mean square in RMSNorm.")
+    attention: Annotated[SerializeAsAny[AttentionSpec], BeforeValidator(_of_its_kind)] = Field(
+        default=SoftmaxAttentionSpec(),
+        description="What mixes the tokens.",
+        # Recipes and specs without it are as old as the store: they mean the default and keep their ids.
+        exclude_if=lambda attention: attention == SoftmaxAttentionSpec(),
+    )
 
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerShape":
@@ -67,47 +86,13 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
 
 
-def rotary(length: int, head_width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(T, K) cosines and sines; the two halves of a head turn together (Llama's convention)."""
-    frequency_F = theta ** (-torch.arange(0, head_width, 2, device=device, dtype=torch.float32) / head_width)
-    angle_TF = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequency_F
-    angle_TK = torch.cat([angle_TF, angle_TF], dim=-1)
-    return angle_TK.cos(), angle_TK.sin()
-
-
-def rotate(x_BHTK: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-    first, second = x_BHTK.chunk(2, dim=-1)
-    cos, sin = (t.to(x_BHTK.dtype) for t in turn)
-    return x_BHTK * cos + torch.cat([-second, first], dim=-1) * sin
-
-
-class Attention(nn.Module):
-    def __init__(self, spec: TransformerSpec) -> None:
-        super().__init__()
-        self.head_width = spec.d_model // spec.num_heads
-        kv_width = self.head_width * spec.num_kv_heads
-        self.q_proj = nn.Linear(spec.d_model, spec.d_model, bias=False)
-        self.k_proj = nn.Linear(spec.d_model, kv_width, bias=False)
-        self.v_proj = nn.Linear(spec.d_model, kv_width, bias=False)
-        self.o_proj = nn.Linear(spec.d_model, spec.d_model, bias=False)
-        self.grouped = spec.num_kv_heads != spec.num_heads
-
-    def forward(self, x_BTD: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
-        q, k, v = (
-            proj(x_BTD).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-            for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        mixed_BHTK = F.scaled_dot_product_attention(
-            rotate(q, turn), rotate(k, turn), v, is_causal=True, enable_gqa=self.grouped
-        )
-        return self.o_proj(mixed_BHTK.transpose(1, 2).flatten(2))
-
-
 class Block(nn.Module):
     def __init__(self, spec: TransformerSpec, experts: ExpertLayers, layer: int) -> None:
         super().__init__()
         self.input_layernorm = RMSNorm(spec.d_model, spec.norm_eps)
-        self.self_attn = Attention(spec)
+        self.self_attn = spec.attention.layer(
+            d_model=spec.d_model, num_heads=spec.num_heads, num_kv_heads=spec.num_kv_heads
+        )
         self.post_attention_layernorm = RMSNorm(spec.d_model, spec.norm_eps)
         self.router = experts.router(spec.d_model, layer)
         self.moe = experts.experts(spec.d_model, layer)
@@ -134,7 +119,7 @@ class Backbone(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Tokens to next-token logits. Parameters start at N(0, 0.02), residual projections smaller with depth."""
+    """Tokens to next-token logits."""
 
     def __init__(self, spec: TransformerSpec, experts: ExpertLayers) -> None:
         super().__init__()
@@ -144,13 +129,10 @@ class Transformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for name, parameter in self.named_parameters():
-            if ".self_attn." in name or "embed_tokens" in name or "lm_head" in name:
-                width = parameter.shape[1]
-                nn.init.normal_(parameter, std=0.02 if "embed" in name else width**-0.5)
-            if name.endswith("o_proj.weight"):
-                # GPT-2's rule: each block adds to the stream twice, so its variance must not grow with depth.
-                parameter.data.mul_((2 * self.shape.num_layers) ** -0.5)
+        nn.init.normal_(self.model.embed_tokens.weight, std=0.02)
+        for block in self.blocks():
+            block.self_attn.initialise(self.shape.num_layers)
+        nn.init.normal_(self.lm_head.weight, std=self.shape.d_model**-0.5)
 
     def blocks(self) -> list[Block]:
         return [block for block in self.model.layers if isinstance(block, Block)]

@@ -11,19 +11,11 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from artifacts import Store, writing_to_stdout
+from artifacts.columns import RUN, columns
 from kernels.backends import cpu_library
 from pipeline.run import Progress
 from pipeline.stage import Device, Made
 from pipeline.threads import waiting_said
-
-# Title of the column, metric, form.
-COLUMNS: tuple[tuple[str, str, Callable[[float], str]], ...] = (
-    ("bits/byte", "held_out_bits_per_byte", "{:.4f}".format),
-    ("Δ nats", "loss_increase_nats", "{:+.4f}".format),
-    ("KL nats", "kl_to_teacher_nats", "{:.5f}".format),
-    ("recovered", "loss_recovered", "{:.4f}".format),
-    ("bytes/expert", "expert_bytes", "{:,.0f}".format),
-)
 
 
 def say_kernels(device: Device) -> None:
@@ -132,11 +124,12 @@ def print_results(made: Sequence[Made], store: Store, seconds: float) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", no_wrap=True)
     table.add_column("artifact", no_wrap=True)
-    for title in ("made in", *(title for title, _, _ in COLUMNS)):
+    measured = columns(RUN)
+    for title in ("made in", *(column.heading for column in measured)):
         table.add_column(title, justify="right", no_wrap=True)
     for one in made:
         manifest = store.manifest(one.id)
-        figures = [form(manifest.metrics[name]) if name in manifest.metrics else "" for _, name, form in COLUMNS]
+        figures = [column.text(manifest.metrics) for column in measured]
         table.add_row(manifest.lineage.stage, one.id, "reused" if one.reused else duration(one.seconds), *figures)
     console = Console()
     if not console.is_terminal:  # a file has no width: nothing is cut off

@@ -5,6 +5,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from artifacts.markdown import table
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Choice:
@@ -41,15 +43,12 @@ def choose_rates(tried: Sequence[tuple[str, float]], numbers: Sequence[Mapping[s
 def page_of_choices(choices: Mapping[str, Choice], seeds: Sequence[int]) -> str:
     """What was tried, what was chosen, on what and by which seeds, and which choices a wider range might change."""
     rates = sorted({rate for choice in choices.values() for rate in choice.losses})
-    lines = ["| validation loss, nats | " + " | ".join(f"{rate:g}" for rate in rates) + " |"]
-    lines.append("| --- |" + " ---: |" * len(rates))
-    for arm, choice in choices.items():
-        cells = [_cell(choice, rate) for rate in rates]
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
+    head = ("validation loss, nats", *(f"{rate:g}" for rate in rates))
+    rows = [(arm, *(_cell(choice, rate) for rate in rates)) for arm, choice in choices.items()]
     by = f"seeds {seeds[0]} to {seeds[-1]}, which are" if len(seeds) > 1 else f"seed {seeds[0]}, which is"
     return (
-        "\n".join(lines) + f"\n\nEach takes its rate of least validation loss (bold), mean over {by} not "
-        f"reported. {_ends(choices)}\n"
+        f"{table(head, rows, numbers_from=1)}\n\nEach takes its rate of least validation loss (bold), mean over {by} "
+        f"not reported. {_ends(choices)}\n"
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, validation_loss
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.experts import PeerExperts
@@ -15,8 +15,9 @@ from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import current_run
 from pipeline.studies.row_rule_tables import ArmTables, Rounding
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import from_next_tokens
-from pipeline.training.loop import Rate, Tables, TrainingConfig, fit
+from pipeline.training.loop import Rate, Tables, fit
 from pipeline.training.table_start import draw_tables
 from pipeline.training.table_updates import Int4Tables
 from pipeline.transforms.precision import requantized
@@ -83,9 +84,10 @@ def train_arm(arm: Arm, config: ArmConfig, corpus: Corpus, table_rate: float) ->
         model, split=corpus.train, config=config.training, loss=from_next_tokens(model), what="train",
         rates=_rates(model, table_rate / config.training.learning_rate), tables=_tables(arm, model, table_rate),
     )  # fmt: skip
-    measured = measure(model, corpus, config.measure, config.training.context_length)
+    held_out = HeldOut(corpus, config.measure, config.training.context_length)
+    measured = measure(model, held_out)
     return {
-        "validation_loss_nats": validation_loss(model, corpus, config.measure, config.training.context_length),
+        "validation_loss_nats": validation_loss(model, held_out),
         "held_out_loss_nats": measured["held_out_loss_nats"],
         "held_out_loss_standard_error_nats": measured["held_out_loss_standard_error_nats"],
         "tokens_per_second": fitted.tokens_per_second,

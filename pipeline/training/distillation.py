@@ -11,7 +11,8 @@ from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import random_windows
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import current_run
-from pipeline.training.loop import Batch, Fitted, Losses, Tables, TrainingConfig, fit
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Batch, Fitted, Losses, Tables, fit
 from pipeline.training.losses import layer_match, logit_kl, next_token
 from pipeline.training.table_updates import Int4Tables
 from pipeline.transforms.precision import requantized

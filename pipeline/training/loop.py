@@ -4,7 +4,6 @@ A run that is killed goes on from its last checkpoint, with the same bits as one
 """
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
@@ -23,6 +21,7 @@ from pipeline.models.soundness import check_sound
 from pipeline.models.transformer import Transformer
 from pipeline.run import Progress, current_run
 from pipeline.training.checkpoint_form import problem_of
+from pipeline.training.config import TrainingConfig
 from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 from pipeline.training.training_curve import Curve, Record
 
@@ -33,54 +32,6 @@ Losses = tuple[Tensor, Mapping[str, float]]
 
 MOST_SKIPPED = 10
 """Steps in a row that may give a loss or a gradient that is not finite: one bad batch is no end, a lost model is."""
-
-
-class TrainingConfig(BaseModel):
-    """How long and how fast a model trains: AdamW, linear warm-up, cosine decay."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    steps: int = Field(default=1500, ge=1, le=10_000_000, description="Optimizer steps.")
-    batch_size: int = Field(default=8, ge=1, le=65_536, description="Sequences a step.")
-    context_length: int = Field(default=128, ge=2, le=65_536, description="Tokens a sequence.")
-    learning_rate: float = Field(
-        default=3e-3,  # of 2e-3, 3e-3 and 4.5e-3 (docs/benchmarks/2026-11-29-rates.md)
-        gt=0,
-        le=1,
-        description="Peak learning rate of AdamW.",
-    )
-    final_rate_share: float = Field(
-        default=0.05, ge=0, le=1, description="Learning rate at the end, as a share of the peak."
-    )
-    warmup_steps: int = Field(
-        default=100,
-        ge=0,
-        validate_default=True,
-        description="Steps of linear warm-up; more than `steps` become `steps`.",
-    )
-    weight_decay: float = Field(default=0.1, ge=0, le=1, description="AdamW's decay, of matrices only.")
-    beta2: float = Field(default=0.99, gt=0, lt=1, description="AdamW's decay of the second moment.")
-    gradient_clip: float = Field(default=1.0, gt=0, description="Largest norm of all gradients together.")
-    checkpoint_seconds: float = Field(
-        default=60.0, gt=0, description="Seconds between checkpoints; does not affect the result.", exclude=True
-    )
-
-    @field_validator("warmup_steps")
-    @classmethod
-    def _ends_in_time(cls, warmup_steps: int, info: ValidationInfo) -> int:
-        """In the config itself, so that a recipe names the warm-up that its artifact had."""
-        return min(warmup_steps, info.data.get("steps", warmup_steps))
-
-    @property
-    def train_tokens(self) -> int:
-        return self.steps * self.batch_size * self.context_length
-
-    def rate_share(self, step: int) -> float:
-        """The learning rate of this step as a share of the peak."""
-        if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
-        done = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
-        return self.final_rate_share + (1 - self.final_rate_share) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,45 +96,26 @@ def fit(
             "lower warmup_steps", what, config.steps,
         )  # fmt: skip
     optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
-    peaks = [group["lr"] for group in optimizer.param_groups]
+    mover = _Mover(optimizer, config, tables, what)
     generator = run.generator(f"{what} batches")
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
     checkpoint = _Checkpoint(run.checkpoints / f"{what.replace(' ', '-')}.pt" if run.checkpoints else None)
-    tokens_a_step = config.batch_size * config.context_length
-    record = Record(steps=config.steps, tokens_a_step=tokens_a_step)
+    record = Record(steps=config.steps, tokens_a_step=config.tokens_a_step)
     first, spent = checkpoint.restore(model, optimizer, generator, record)
     start = last_saved = last_told = time.monotonic()
-    skipped_in_a_row = 0
     for step in range(first, config.steps):
-        share = config.rate_share(step)
-        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
-            group["lr"] = peak * share
         inputs, targets = random_windows(
             split, batch=config.batch_size, length=config.context_length, generator=generator
         )
         total, numbers = loss((inputs.to(run.device), targets.to(run.device)), step)
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, config.gradient_clip)
-        if bool(torch.isfinite(total) & torch.isfinite(norm)) and (tables is None or tables.finite()):
-            skipped_in_a_row = 0
-            optimizer.step()
-            if tables is not None:
-                numbers = {**numbers, **tables.step(step, share)}
-            record.add(step, numbers)
-        else:
-            skipped_in_a_row += 1
-            if skipped_in_a_row == MOST_SKIPPED:
-                raise RuntimeError(
-                    f"{what}: the loss ({total.item():.4g}) or its gradient is not finite at step {step} and at the "
-                    f"{MOST_SKIPPED - 1} before it; lower the learning rate"
-                )
-            if tables is not None:
-                tables.skip()
+        moved = mover.move(total, step)
+        if moved is None:
             record.skip(step)
+        else:
+            numbers = {**numbers, **moved}
+            record.add(step, numbers)
         now = time.monotonic()
         if now - last_told > 0.5 or step + 1 == config.steps:
-            speed = (step + 1 - first) * tokens_a_step / (now - start)
+            speed = (step + 1 - first) * config.tokens_a_step / (now - start)
             shown = {**numbers, "tokens_per_second": speed}
             run.report(Progress(what=what, step=step + 1, total=config.steps, seconds=now - start, numbers=shown))
             last_told = now
@@ -200,6 +132,43 @@ def fit(
         seconds=seconds,
         tokens_per_second=config.train_tokens / seconds,
     )
+
+
+class _Mover:
+    """Moves parameters and tables against a loss, unless it or a gradient is not finite. Made before a restore."""
+
+    def __init__(
+        self, optimizer: torch.optim.Optimizer, config: TrainingConfig, tables: Tables | None, what: str
+    ) -> None:
+        self.optimizer, self.config, self.tables, self.what = optimizer, config, tables, what
+        self.peaks = [group["lr"] for group in optimizer.param_groups]
+        self.trained = [p for group in optimizer.param_groups for p in group["params"]]
+        self.skipped_in_a_row = 0
+
+    def move(self, total: Tensor, step: int) -> Mapping[str, float] | None:
+        """The numbers of the tables; None if nothing moved. RuntimeError after MOST_SKIPPED of those in a row."""
+        share = self.config.rate_share(step)
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.config.gradient_clip)
+        if bool(torch.isfinite(total) & torch.isfinite(norm)) and (self.tables is None or self.tables.finite()):
+            self.skipped_in_a_row = 0
+            self.optimizer.step()
+            return {} if self.tables is None else self.tables.step(step, share)
+        self._skip(total, step)
+        return None
+
+    def _skip(self, total: Tensor, step: int) -> None:
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row == MOST_SKIPPED:
+            raise RuntimeError(
+                f"{self.what}: the loss ({total.item():.4g}) or its gradient is not finite at step {step} and at the "
+                f"{MOST_SKIPPED - 1} before it; lower the learning rate"
+            )
+        if self.tables is not None:
+            self.tables.skip()
 
 
 def _groups(model: nn.Module, config: TrainingConfig, rates: Iterable[Rate]) -> list[dict[str, Any]]:

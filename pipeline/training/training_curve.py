@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from artifacts.csv_file import csv_file
+
 MOST_POINTS = 200
 
 Sums = dict[str, tuple[float, int]]
@@ -98,11 +100,8 @@ class Record:
 def to_csv(curve: Curve) -> bytes:
     """A line a point; a number that no step of its interval reported is left empty."""
     names = list(dict.fromkeys(name for point in curve for name in point.numbers))
-    lines = [["step", "tokens", *names]]
-    for point in curve:
-        numbers = [repr(point.numbers[name]) if name in point.numbers else "" for name in names]
-        lines.append([str(point.step), str(point.tokens), *numbers])
-    return "".join(",".join(line) + "\n" for line in lines).encode()
+    rows = ((point.step, point.tokens, *(point.numbers.get(name, "") for name in names)) for point in curve)
+    return csv_file(("step", "tokens", *names), rows)
 
 
 def _are_sums(sums: Any) -> bool:

@@ -8,8 +8,6 @@ ones, whose u is random and whose v is zero. Nothing changes until training move
 
 # D model width, H heads, I sub-keys of the rows, J of the columns, E experts, F = 2 E of the larger pool, C cells
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update.row_rule import INT4, NIBBLES
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.experts import AxisBias
+from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.experts import QuantizedExperts
@@ -37,11 +36,7 @@ def doubled(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
     if not isinstance(spec, PeerSpec) or spec.precision != "int4" or spec.scale_groups > 1:
         groups = f" with scale_groups={spec.scale_groups}" if isinstance(spec, PeerSpec) else ""
         raise ValueError(f"only int4 tables with one scale a row grow; this is a {model.kind!r}{groups}")
-    if spec.gate == "softmax" and 2 * spec.pairs_per_head > (1 if spec.aspect % 2 else 2) * spec.num_keys:
-        raise ValueError(
-            f"a head would keep {2 * spec.pairs_per_head} pairs of {spec.num_keys} rows; grow a pool of more keys, or "
-            "with fewer pairs_per_head"
-        )
+    GATES[spec.gate].check_doubling(spec)
     axis, larger_spec = spec.doubled_grid()
     # Every pair is found twice, so a head must keep or fire twice as many.
     twice = {"pairs_per_head": 2 * spec.pairs_per_head, "tie_margin": TIE_MARGIN}
@@ -77,8 +72,7 @@ def _twin_keys(new: PeerRouter, old: PeerRouter, axis: int) -> None:
     else:
         target, source = ((new.row_keys, old.row_keys), (new.column_keys, old.column_keys))[axis]
         target.copy_(torch.cat([source, source], dim=1))
-    if old.spec.gate == "jumprelu":
-        new.threshold_H.copy_(old.threshold_H - math.log(2))
+    old.gate.copy_doubled(new, old)
 
 
 def _add_experts(

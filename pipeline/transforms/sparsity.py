@@ -17,7 +17,7 @@ from kernels.activations import activation
 from kernels.pairs import tokens_of_pairs
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.models.tables.int4 import Int4Table
@@ -128,7 +128,7 @@ def _hold(parameter: Tensor) -> None:
 
 
 def _fit_router(ours: PeerRouter, theirs: PeerRouter, x_ND: Tensor) -> None:
-    """Features and loadings whose scores are nearest to the old ones on these states, then the thresholds."""
+    """Features and loadings whose scores are nearest to the old ones on these states, then what the gate keeps."""
     mean_D = x_ND.mean(0)
     centred_ND = (x_ND - mean_D).double()
     variance_D, basis_DD = torch.linalg.eigh(centred_ND.T @ centred_ND / len(x_ND))
@@ -143,12 +143,7 @@ def _fit_router(ours: PeerRouter, theirs: PeerRouter, x_ND: Tensor) -> None:
     ours.features.weight.copy_(feature_RD * sign_R[:, None])
     ours.query.weight.copy_(loading_SR * sign_R)
     ours.query.bias.copy_(intercept_S + row_SD @ mean_D - ours.query.weight @ (ours.features.weight @ mean_D))
-    for norm, score_NHX in zip((ours.norm1, ours.norm2), ours.scores(x_ND), strict=True):
-        assert norm.running_mean is not None
-        assert norm.running_var is not None
-        norm.running_mean.copy_(score_NHX.mean((0, 2)))
-        norm.running_var.copy_(score_NHX.var((0, 2)))
-    ours.threshold_H.copy_(threshold_for(*ours.log_gates(x_ND), ours.spec.pairs_per_head))
+    ours.gate.fit(ours, x_ND)
 
 
 def dictionary(row_SD: Tensor, num_directions: int, terms: int) -> tuple[Tensor, Tensor]:

@@ -26,8 +26,10 @@ Seconds = tuple[float, float]
 
 def start(words: Sequence[str], tree: Path) -> Seconds:
     """RuntimeError where Python does not end well."""
+    # With bytecode, as at any start but the first.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     before = time.monotonic()
-    process = subprocess.Popen([sys.executable, *words], cwd=tree, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *words], cwd=tree, env=environment, stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:

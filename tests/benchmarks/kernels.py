@@ -31,7 +31,7 @@ from kernels.product_key_topk import product_key_topk
 from kernels.sr_update import NibbleTable, RowGradients, UpdateCounts, sr_update
 from kernels.symbol_table import SymbolLayer, stock
 from kernels.symbol_table.tables import SymbolTables, Tier, shapes
-from pipeline.models.monet import axis_deviations
+from pipeline.models.axis_threshold import axis_deviations
 from tests.benchmarks import baselines
 from tests.tolerances import relative_rms
 

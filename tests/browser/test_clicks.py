@@ -127,7 +127,7 @@ def test_one_stage_runs_again_from_its_form_and_its_card_stands_beside_the_old_o
     server = subprocess.Popen(serve, cwd=flows.ROOT, stdout=subprocess.DEVNULL)
     try:
         page.goto(f"{url}/v2/deployments")
-        page.get_by_role("link", name="quantize-int4").first.click(timeout=90_000)
+        page.get_by_role("link", name="quantize-int4").first.click(timeout=240_000)
         page.get_by_role("button", name="Run", exact=True).click()
         page.get_by_text("Custom run").click()
         page.get_by_text("Scales tried a row").wait_for()
@@ -156,7 +156,7 @@ def fill(page, label: str, value: str) -> None:
     labelled.locator("xpath=ancestor::*[.//input or .//textarea][1]").locator("input,textarea").first.fill(value)
 
 
-def wait_for_another(store: Store, old: ArtifactId, seconds: float = 120) -> ArtifactId:
+def wait_for_another(store: Store, old: ArtifactId, seconds: float = 300) -> ArtifactId:
     end = time.monotonic() + seconds
     while (new := made_by(store, "quantize-int4")) == old:
         assert time.monotonic() < end, "the run that was submitted made nothing"

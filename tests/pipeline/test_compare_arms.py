@@ -43,6 +43,8 @@ def test_the_difference_is_paired_by_seed_whatever_the_seeds_do_to_both(study, c
     assert main([id, "better", "plain", "--store", str(store.root)]) == 0
     told = capsys.readouterr().out
     assert told == "better minus plain: -0.1333 ± 0.1434 nats a token (95 %, paired over 3 seeds)\n"
+    assert main([id, "--store", str(store.root), "better", "plain"]) == 0
+    assert capsys.readouterr().out == told
 
 
 def test_without_arms_they_are_listed_with_their_means(study, capsys):

@@ -16,7 +16,7 @@ from pipeline.models.dense import DenseSpec
 from pipeline.models.trained_length import trained_length
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import run_stage
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from stages.prepare_corpus import PrepareCorpusConfig, prepare_corpus
 from stages.train_dense import MeasureConfig, TrainDenseConfig, train_dense
 from tests.circumstance import CIRCUMSTANCE

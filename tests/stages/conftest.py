@@ -6,7 +6,7 @@ from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.monet import MonetSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.run import Run, running
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from pipeline.transforms.sparsity import Sparsity
 from stages.distill_peer import DistillPeerConfig, distill_peer
 from stages.train_monet import TrainMonetConfig, train_monet

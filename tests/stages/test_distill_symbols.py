@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from artifacts.meanings import MODEL
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import random_windows
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
 from pipeline.symbolic import tiers as tiers_of_experts
@@ -28,7 +28,7 @@ from pipeline.symbolic.showing.firing_rules import rule_circuit
 from pipeline.symbolic.tiers import Options, Tier
 from pipeline.symbolic.writing.assembly import fit_block
 from pipeline.symbolic.writing.held_out import statements_on, worth_on
-from pipeline.symbolic.writing.replacement import shortest, symbol_model
+from pipeline.symbolic.writing.replacement import BLOCK_CHECK_TOKENS, shortest, symbol_model
 from pipeline.transforms.sparsity import Sparsity, sparsified
 from stages.distill_symbols import DistillSymbolsConfig, distill_symbols
 from tests.pictures import assert_picture
@@ -324,7 +324,8 @@ def test_the_error_that_an_option_promises_is_the_error_that_its_tables_make(cor
     monkeypatch.setattr(tiers_of_experts, "choose", take)
     monkeypatch.setattr(rules, "WORTH_A_LITERAL_F1", -1.0)  # longer rules for all, however little they add
     fitted, check = fitted_block(corpus, int4)
-    block = shortest(fitted, corpus, lost=0.5, least_recovered=1e-9, places=2, context_length=32)
+    held_out = HeldOut(corpus, MeasureConfig(tokens=BLOCK_CHECK_TOKENS), 32)
+    block = shortest(fitted, held_out, lost=0.5, least_recovered=1e-9, places=2)
     assert int((taken[-1] == option).sum()) > 2
     assert torch.equal(block.exact_E, taken[-1] == OPTIONS["exact"])
     experts = symbol_model(int4, [block] * LAYERS, vocab_size=256, places=2).blocks()[0].moe

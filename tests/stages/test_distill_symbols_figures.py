@@ -5,7 +5,7 @@ import torch
 
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure_against
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
@@ -41,7 +41,7 @@ def without_experts(int4: LanguageModel) -> LanguageModel:
 
 
 def test_what_biases_alone_recover_is_what_experts_that_write_nothing_do(made, corpus, int4):
-    measured = measure_against(without_experts(int4), int4, corpus, MeasureConfig(tokens=512), 32)
+    measured = measure_against(without_experts(int4), int4, HeldOut(corpus, MeasureConfig(tokens=512), 32))
     assert made.metrics["loss_recovered_biases_alone"] == pytest.approx(measured["loss_recovered"], abs=1e-6)
     biases, parent = measured["held_out_loss_nats"], measured["held_out_loss_nats"] - measured["loss_increase_nats"]
     share = (biases - made.metrics["held_out_loss_nats"]) / (biases - parent)

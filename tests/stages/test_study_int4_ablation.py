@@ -10,7 +10,7 @@ import torch
 from artifacts.meanings import meaning
 from pipeline.corpus.splits import Corpus
 from pipeline.measuring import loss
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
@@ -259,7 +259,7 @@ def test_the_validation_loss_is_that_of_the_validation_split_of_the_model_that_i
         corpus.spec, train=corpus.train, validation=corpus.held_out, held_out=corpus.train, tokenizer=corpus.tokenizer
     )
     length = arm_config.training.context_length
-    wanted = loss.measure(model, swapped, arm_config.measure, length)["held_out_loss_nats"]
+    wanted = loss.measure(model, HeldOut(swapped, arm_config.measure, length))["held_out_loss_nats"]
     assert numbers["validation_loss_nats"] == pytest.approx(wanted, rel=1e-6)
     assert numbers["held_out_loss_nats"] == same["held_out_loss_nats"]
     assert abs(numbers["validation_loss_nats"] - numbers["held_out_loss_nats"]) > 1e-4

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from artifacts.meanings import MODEL
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import ByteTokenizer
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.models import LanguageModel
 from pipeline.models.dense import DenseSpec
 from pipeline.models.peer.spec import PeerSpec
@@ -203,11 +203,13 @@ def test_without_context_the_loss_is_the_entropy_of_the_tokens():
     split = make_split([(0, "ab" * 20_000)], tokenizer)
     spec = CorpusSpec(tokenizer="bytes", vocab_size=256, domains=("x",))
     corpus = Corpus(spec, train=split, validation=split, held_out=split, tokenizer=tokenizer)
-    assert loss_without_context(corpus, MeasureConfig(), 50) == pytest.approx(math.log(2), rel=0.02)
+    assert loss_without_context(HeldOut(corpus, MeasureConfig(), 50)) == pytest.approx(math.log(2), rel=0.02)
 
 
 def test_without_context_a_model_that_learnt_the_text_is_not_reached(monet, corpus):
-    assert loss_without_context(corpus, MeasureConfig(tokens=300), 23) > monet.metrics["held_out_loss_nats"] + 0.3
+    assert (
+        loss_without_context(HeldOut(corpus, MeasureConfig(tokens=300), 23)) > monet.metrics["held_out_loss_nats"] + 0.3
+    )
 
 
 def test_the_same_seed_trains_the_same_bits(run_in, corpus, monet_config, training):

@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from kernels.packing import LAYOUT
+from pipeline.models.peer.gates import GATES, GateName
 
 
 class PeerSpec(BaseModel):
@@ -45,7 +46,7 @@ class PeerSpec(BaseModel):
     )
     d_key: int = Field(default=32, ge=1, le=2**15, description="Width of a sub-key; with identity keys num_keys.")
     query_norm: bool = Field(default=True, description="Whether the query passes a batch norm.")
-    gate: Literal["softmax", "jumprelu"] = Field(
+    gate: GateName = Field(
         default="softmax",
         description="Softmax over the best pairs, or every pair whose log gates sum to more than a threshold.",
     )
@@ -88,10 +89,7 @@ class PeerSpec(BaseModel):
     def _fits(self) -> "PeerSpec":
         if self.sub_keys == "identity" and self.d_key != self.num_keys:
             raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
-        if self.gate == "softmax" and self.pairs_per_head > self.num_keys:
-            raise ValueError(f"pairs_per_head={self.pairs_per_head} is more than num_keys={self.num_keys}")
-        if self.gate == "jumprelu" and self.active_keys >= self.num_keys:
-            raise ValueError(f"active_keys={self.active_keys} must be below num_keys={self.num_keys}")
+        GATES[self.gate].check(self)
         if self.accumulator and self.precision != "int4":
             raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
         if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
@@ -104,8 +102,9 @@ class PeerSpec(BaseModel):
             )
         if self.score_terms > self.score_features:
             raise ValueError(f"score_terms={self.score_terms} is more than score_features={self.score_features}")
-        if self.axis_bias and self.gate != "jumprelu":
-            raise ValueError("axis_bias needs the jumprelu gate: the biases are weighted by its gates of one axis")
+        if self.axis_bias and not GATES[self.gate].axis_gates:
+            having = " or ".join(name for name, gate in GATES.items() if gate.axis_gates)
+            raise ValueError(f"axis_bias needs the {having} gate: the biases are weighted by its gates of one axis")
         return self
 
     def doubled_grid(self) -> tuple[int, "PeerSpec"]:

@@ -22,8 +22,11 @@ from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
 from pipeline.measuring.loss import token_losses
+from pipeline.models.attention import SoftmaxAttention
 from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
+from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
 from pipeline.models.trained_length import trained_length
 from pipeline.models.transformer import Block
@@ -34,7 +37,6 @@ NAME_BYTES = 40
 _TYPES = (torch.float32, torch.uint8, torch.int16, torch.int32, torch.float16)
 """As runtime.c numbers them."""
 _SUB_KEYS = ("identity", "shared", "per-head")
-_GATES = ("softmax", "jumprelu")
 _SOURCE, _README = (Path(__file__).with_name(name) for name in ("runtime.c", "runtime.md"))
 _BATCH = 16
 
@@ -129,16 +131,24 @@ def _sizes(model: LanguageModel, spec: SymbolSpec, window: int, context: int) ->
     return (
         shape.d_model, shape.num_layers, shape.num_heads, shape.num_kv_heads, shape.vocab_size,
         peer.num_heads, peer.num_keys, peer.num_columns, peer.d_key, column_width, _SUB_KEYS.index(peer.sub_keys),
-        int(peer.query_norm), _GATES.index(peer.gate), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
+        int(peer.query_norm), _gate_code(peer), peer.pairs_per_head, int(peer.axis_bias), peer.router_group,
         peer.num_experts, spec.coordinates, spec.places, KNOTS, window, context, peer.score_features,
         _terms(model),
     )  # fmt: skip
 
 
+def _gate_code(peer: PeerSpec) -> int:
+    code = GATES[peer.gate].runtime_code
+    if code is None:
+        raise ValueError(f"model.c has no {peer.gate!r} gate; export a model whose gate it has")
+    return code
+
+
 def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
     router = _router(model.blocks()[0])
     query_eps = router.query_norm.eps if isinstance(router.query_norm, nn.BatchNorm1d) else 0.0
-    axis_eps, deviations = (router.norm1.eps, router.deviations) if spec.peer.gate == "jumprelu" else (0.0, 0.0)
+    cuts = router.gate.cuts(router)
+    axis_eps, deviations = (0.0, 0.0) if cuts is None else (cuts.rows.eps, cuts.deviations)
     return model.shape.rope_theta, model.shape.norm_eps, query_eps, axis_eps, deviations, spec.peer.tie_margin
 
 
@@ -160,18 +170,17 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
     yield "embedding", model.model.embed_tokens.weight
     terms = _terms(model)
     for layer, block in enumerate(model.blocks()):
-        for name, table in _block_tables(block, terms):
+        for name, table in _block_tables(block, _attention(model, block), terms):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
     yield "head", model.lm_head.weight.T
 
 
-def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
-    attention, experts = block.self_attn, block.moe
+def _block_tables(block: Block, attention: SoftmaxAttention, terms: int) -> Iterator[tuple[str, Tensor]]:
+    experts = block.moe
     assert isinstance(experts, SymbolExperts)
     yield "attention_norm", block.input_layernorm.weight
-    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
-    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
+    yield from _attention_tables(attention)
     yield "expert_norm", block.post_attention_layernorm.weight
     if block.router is not None:
         yield from _router_tables(_router(block), terms)
@@ -180,6 +189,18 @@ def _block_tables(block: Block, terms: int) -> Iterator[tuple[str, Tensor]]:
     if experts.axis_bias is not None:
         yield from (("row_bias", experts.axis_bias.row), ("column_bias", experts.axis_bias.column))
     yield from ((name.rpartition("_")[0], table) for name, table in tables.items())
+
+
+def _attention(model: LanguageModel, block: Block) -> SoftmaxAttention:
+    if not isinstance(block.self_attn, SoftmaxAttention):
+        kind = model.shape.attention.kind
+        raise ValueError(f"model.c has no {kind!r} attention; export a model whose attention is 'softmax'")
+    return block.self_attn
+
+
+def _attention_tables(attention: SoftmaxAttention) -> Iterator[tuple[str, Tensor]]:
+    yield from (("q", attention.q_proj.weight.T), ("k", attention.k_proj.weight.T))
+    yield from (("v_attention", attention.v_proj.weight.T), ("o", attention.o_proj.weight.T))
 
 
 def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor]]:
@@ -196,10 +217,10 @@ def _router_tables(router: PeerRouter, terms: int) -> Iterator[tuple[str, Tensor
         yield from _statistics("query", router.query_norm)
     if router.spec.sub_keys != "identity":
         yield from (("row_keys", router.row_keys.mT), ("column_keys", router.column_keys.mT))
-    if router.spec.gate == "jumprelu":
-        yield from _statistics("row", router.norm1)
-        yield from _statistics("column", router.norm2)
-        yield "threshold", router.threshold_H
+    if (cuts := router.gate.cuts(router)) is not None:
+        yield from (*_statistics("row", cuts.rows), *_statistics("column", cuts.columns))
+    if (limit_H := router.gate.limits(router)) is not None:
+        yield "threshold", limit_H
 
 
 def _statistics(name: str, norm: nn.BatchNorm1d) -> Iterator[tuple[str, Tensor]]:

@@ -108,19 +108,13 @@ class High:
 def high_scores(router: PeerRouter, record: LayerRecord) -> High:
     """Of all 2 H n scores, heads of the rows first. `record` is of the block that has the router.
 
-    With the jumprelu gate a score is high above its head's threshold, as no log gate of the other axis is above 0;
-    with softmax, among as many best of its head as pairs are kept. Without it no pair with the score can fire.
+    What is high the gate says: without it no pair with the score can fire.
     """
     pairs, best_values, best_tokens = [], [], []
     for first in range(0, len(record.x_ND), TOKENS_A_PIECE):
         x_ND = record.x_ND[first : first + TOKENS_A_PIECE]
         raw_NHI, raw_NHJ = router.scores(x_ND)
-        if router.spec.gate == "jumprelu":
-            # Where the threshold is minus infinity, what passes is still finite and above it.
-            high = [gate_NHX > router.threshold_H[:, None] for gate_NHX in router.log_gates(x_ND)]
-        else:
-            kept = router.spec.pairs_per_head
-            high = [s >= s.topk(min(kept, s.shape[-1]), dim=-1).values[..., -1:] for s in (raw_NHI, raw_NHJ)]
+        high = router.gate.high(router, (raw_NHI, raw_NHJ))
         event_P, token_P = torch.nonzero(torch.cat([part.flatten(1) for part in high], dim=1).T, as_tuple=True)
         pairs.append((event_P, token_P + first))
         raw_NE = torch.cat([raw_NHI.flatten(1), raw_NHJ.flatten(1)], dim=1)

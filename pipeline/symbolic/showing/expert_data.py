@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kernels.symbol_table.functions import KNOTS, SPLINE_CODE
 from pipeline.models.language_model import LanguageModel
+from pipeline.models.peer.gates import GateName
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.formulas.functions import BY_CODE
@@ -30,18 +31,6 @@ from pipeline.symbolic.tiers import TIER_WORDS, Tier
 Terms = tuple[tuple[int, float], ...]
 """Number and coefficient of each thing that is summed."""
 
-JUMP_RULE = (
-    "a and b are the scores of a head's rows and columns. Row r of a head passes iff a_r >= min(cut.limit, the head's "
-    "largest a - cut.margin); columns likewise with b. A_r = a_r - log(sum of exp(a_i) over the head's rows i that "
-    "pass), B_c likewise over its columns. The expert fires by a head iff its row and its column pass and "
-    "A_row + B_column > threshold (null: no threshold). Its gate is the sum of exp(A_row + B_column) over the heads "
-    "that it fires by."
-)
-SOFTMAX_RULE = (
-    "a and b are the scores of a head's rows and columns. The expert fires by a head iff a_row + b_column is among the "
-    "pairs_per_head largest sums of one row and one column of that head. Its gate is the sum, over the heads that it "
-    "fires by, of exp(a_row + b_column) over the sum of exp of those largest sums."
-)
 LOGIC_RULE = (
     "Literal l is true of a token iff the token `back` places before it is one of `tokens`; before the beginning of "
     "the text none is true. Wire w is the literal w of this list, and from the number of literals on the output of a "
@@ -86,7 +75,7 @@ class Cut(Data):
 
 class Axis(Data):
     scores: tuple[Sum, ...] = Field(description="Of every row or column of the head, as the sum over those needs all.")
-    cut: Cut | None = Field(description="Null with the softmax gate.")
+    cut: Cut | None = Field(description="Null where every row or column passes.")
 
 
 class Head(Data):
@@ -99,14 +88,14 @@ class ScoreFiring(Data):
     by: Literal["scores"] = "scores"
     statement: str = Field(description="The comparison, rounded, as the text view has it.")
     rule: str
-    gate: Literal["jumprelu", "softmax"]
+    gate: GateName
     reads: State = Field(description="What features, or scores where there are no features, are sums over.")
     scores_of: Literal["features", "state"]
     features: tuple[tuple[float, ...], ...] = Field(description="Feature i is the product of vector i and the state.")
     row: int
     column: int
     heads: tuple[Head, ...]
-    pairs_per_head: int | None = Field(description="Of the softmax gate.")
+    pairs_per_head: int | None = Field(description="Null with a gate that has thresholds.")
 
 
 class LiteralData(Data):
@@ -220,19 +209,19 @@ def score_firing(model: LanguageModel, layer: int, expert: int, statement: str) 
     spec = router.spec
     row, column = divmod(int(experts.index.cell_of_experts()[expert]), spec.num_columns)
     by_axis = [_sums(*axis) for axis in _score_sums(router)]
-    jump = spec.gate == "jumprelu"
-    norms = (router.norm1, router.norm2) if jump else (None, None)
+    cuts, limit_H = router.gate.cuts(router), router.gate.limits(router)
+    norms = (None, None) if cuts is None else (cuts.rows, cuts.columns)
     heads = []
     for head in range(spec.num_heads):
         rows, columns = (
             Axis(scores=sums[head], cut=None if norm is None else _cut(router, norm, head))
             for sums, norm in zip(by_axis, norms, strict=True)
         )
-        limit = float(router.threshold_H[head]) if jump else -math.inf
+        limit = -math.inf if limit_H is None else float(limit_H[head])
         heads.append(Head(rows=rows, columns=columns, threshold=limit if math.isfinite(limit) else None))
     return ScoreFiring(
         statement=statement,
-        rule=JUMP_RULE if jump else SOFTMAX_RULE,
+        rule=router.gate.rule,
         gate=spec.gate,
         reads=state_of(router_block(model, layer)),
         scores_of="features" if spec.score_features else "state",
@@ -240,7 +229,7 @@ def score_firing(model: LanguageModel, layer: int, expert: int, statement: str) 
         row=row,
         column=column,
         heads=tuple(heads),
-        pairs_per_head=None if jump else spec.pairs_per_head,
+        pairs_per_head=spec.pairs_per_head if limit_H is None else None,
     )
 
 

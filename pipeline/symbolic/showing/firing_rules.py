@@ -72,17 +72,16 @@ def literal_name(experts: SymbolExperts, literal: int, names: Sequence[str], voc
 def _comparisons(router: PeerRouter, experts: SymbolExperts, expert: int, digits: int | None) -> Boolean:
     cell = int(experts.index.cell_of_experts()[expert])
     row, column = divmod(cell, router.spec.num_columns)
-    if router.spec.gate == "softmax":
+    limit_H = router.gate.limits(router)
+    if limit_H is None:
         # No threshold: the pair must be among the best of its head, a relation to all other scores.
         return sympy.Or(
             *(sympy.Symbol(f"({_best(router, head, row, column)})") for head in range(router.spec.num_heads))
         )
     return sympy.Or(
         *(
-            sympy.Gt(
-                _score("A", head, row) + _score("B", head, column), _threshold(float(router.threshold_H[head]), digits)
-            )
-            for head in range(router.spec.num_heads)
+            sympy.Gt(_score("A", head, row) + _score("B", head, column), _threshold(limit, digits))
+            for head, limit in enumerate(limit_H.tolist())
         )
     )
 

@@ -2,24 +2,15 @@
 
 from collections.abc import Sequence
 
+from pipeline.models.peer.gates import GATES
 from pipeline.symbolic.names.names import symbol
-from pipeline.symbolic.showing.expert_data import Axis, Head, LogicFiring, ScoreFiring, Sum, Terms
+from pipeline.symbolic.showing.expert_data import Head, LogicFiring, ScoreFiring, Sum, Terms
 from pipeline.symbolic.showing.magnitudes import DIGITS
 
 TERMS = 16
 """Of a sum that are shown, the largest; of what is left out the share is said."""
 TOKENS = 8
 """Of a literal that are shown."""
-JUMP_WORDS = (
-    "A^h_r = a^h_r - log(sum of exp(a^h_i) over the rows i of head h that pass)",
-    "row r of head h passes iff a^h_r >= min(cut, the head's largest a^h_i - margin)",
-    "B^h_c likewise: b^h_c and the columns; a row or column that does not pass fires nothing",
-    "gate = exp(A^h_r + B^h_c), summed over the heads by which it fires",
-)
-SOFTMAX_WORDS = (
-    "A^h_r = a^h_r and B^h_c = b^h_c; best are the largest sums of one row and one column of the head",
-    "gate = exp(A^h_r + B^h_c) / (sum of exp over the best sums), summed over the heads by which it fires",
-)
 
 
 def number(value: float, *, whole: bool) -> str:
@@ -59,19 +50,19 @@ def score_words(fires: ScoreFiring, layer: int, *, whole: bool) -> list[str]:
     own = f"x is the state that block {layer} normalises for its experts"
     if read == "y":
         own += f"; y is that of block {fires.reads.block}, whose router this block obeys"
-    if fires.gate == "softmax":
-        return [*SOFTMAX_WORDS, made_of, own]
     cuts = [_cuts(index, head, whole=whole) for index, head in enumerate(fires.heads)]
-    return [*JUMP_WORDS, made_of, own, *cuts]
+    return [*GATES[fires.gate].words, made_of, own, *filter(None, cuts)]
 
 
 def _cuts(index: int, head: Head, *, whole: bool) -> str:
-    return f"head {index}: {_cut('rows', head.rows, whole=whole)}; {_cut('columns', head.columns, whole=whole)}"
-
-
-def _cut(name: str, axis: Axis, *, whole: bool) -> str:
-    assert axis.cut is not None
-    return f"{name} cut {number(axis.cut.limit, whole=whole)} margin {number(axis.cut.margin, whole=whole)}"
+    """Nothing where every row and column passes."""
+    axes = (("rows", head.rows.cut), ("columns", head.columns.cut))
+    said = [
+        f"{name} cut {number(cut.limit, whole=whole)} margin {number(cut.margin, whole=whole)}"
+        for name, cut in axes
+        if cut is not None
+    ]
+    return f"head {index}: {'; '.join(said)}" if said else ""
 
 
 def score_lines(fires: ScoreFiring, layer: int, *, whole: bool) -> list[str]:

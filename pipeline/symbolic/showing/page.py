@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from html import escape
 
+from artifacts.columns import SYMBOLS, columns
 from artifacts.meanings import meaning
 from pipeline.symbolic.names.names import FILE as NAMES_FILE
 from pipeline.symbolic.names.names import Name
@@ -11,46 +12,6 @@ from pipeline.symbolic.showing.showcase import Context, LongerRule, Showcase
 from pipeline.symbolic.tiers import TIER_WORDS
 
 FILE = "symbols.html"
-
-BESIDE: Sequence[tuple[str, tuple[str, ...]]] = (
-    (
-        "loss_recovered_over_biases",
-        tuple(
-            f"loss_recovered_{control}_over_biases"
-            for control in ("gate_constant_magnitude", "constant_magnitude", "permuted_firing")
-        ),
-    ),
-    (
-        "loss_recovered",
-        tuple(
-            f"loss_recovered_{control}"
-            for control in ("biases_alone", "gate_constant_magnitude", "constant_magnitude", "permuted_firing")
-        ),
-    ),
-    ("loss_increase_nats", ("loss_increase_standard_error_nats",)),
-    ("kl_to_teacher_nats", ()),
-    ("r2_energy_weighted", ()),
-    ("readable_energy_share", ("energy_share_t0", "energy_share_t4")),
-    ("verbatim_energy_share", ("shortened_energy_share", "other_function_energy_share", "rule_energy_share")),
-    ("verbatim_expert_share", ("shortened_expert_share", "other_function_expert_share", "rule_expert_share")),
-    (
-        "firing_f1_mean",
-        ("firing_f1_same_rate_null_mean", "firing_f1_mean_dropped_as_zero", "rule_firing_f1_mean"),
-    ),
-    ("rule_f1_mean", ("rule_f1_single_gate_mean", "rule_f1_same_rate_null_mean", "rule_f1_permuted_mean")),
-    ("deep_rule_f1_mean", ("deep_rule_f1_gate_mean", "deep_rule_f1_tree_mean", "deep_rule_f1_net_mean")),
-    ("gates_per_rule_mean", ("rule_gates_total", "rule_gates_pass_through")),
-    ("token_logic_f1_mean", ("token_logic_f1_same_rate_null_mean",)),
-    ("score_name_f1_mean", ("score_name_f1_same_rate_null_mean", "score_name_f1_permuted_mean")),
-    ("feature_name_f1_mean", ("feature_name_f1_same_rate_null_mean", "feature_name_f1_permuted_mean")),
-    ("coordinate_name_f1_mean", ("coordinate_name_f1_same_rate_null_mean", "coordinate_name_f1_permuted_mean")),
-    ("formula_coordinates_median", ("formula_coordinates_mean",)),
-    (
-        "description_bits_per_expert",
-        ("description_bits_per_expert_exact", "description_bits_per_expert_with_biases"),
-    ),
-)
-"""Metrics, and the controls, nulls and bounds that they are read beside."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #0f172a;
@@ -92,13 +53,13 @@ def _tiers(metrics: Mapping[str, float]) -> str:
 def _metrics(metrics: Mapping[str, float]) -> str:
     rows = [
         (
-            name,
-            f"{metrics[name]:.4g}",
-            "; ".join(f"{other} {metrics[other]:.4g}" for other in beside if other in metrics),
-            meaning(name, "symbols"),
+            column.metric,
+            f"{metrics[column.metric]:.4g}",
+            "; ".join(f"{other} {metrics[other]:.4g}" for other in column.beside if other in metrics),
+            meaning(column.metric, "symbols"),
         )
-        for name, beside in BESIDE
-        if name in metrics
+        for column in columns(SYMBOLS)
+        if column.metric in metrics
     ]
     return f"<h2>How far to trust them</h2>{_table(('metric', 'value', 'read beside', 'what it is'), rows)}"
 

@@ -5,8 +5,7 @@ A control differs from the model in one thing, and keeps what symbols keep: rout
 
 # N tokens, D model width, E experts, P pairs (a token and an expert), R rows of v in use
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from kernels.activations import activation
 from kernels.expert_sum.bags import bag_sum
 from kernels.pairs import starts
+from pipeline.measuring.swapped import swapped
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.tables.experts import QuantizedExperts
@@ -170,18 +170,5 @@ def control_metrics(
 
 
 def _loss_with(model: LanguageModel, experts: Sequence[nn.Module], loss_of: Callable[[LanguageModel], float]) -> float:
-    with replaced(model, experts):
+    with swapped(model, dict(enumerate(experts))):
         return loss_of(model)
-
-
-@contextmanager
-def replaced(model: LanguageModel, experts: Sequence[nn.Module]) -> Iterator[LanguageModel]:
-    """Within it, the model's blocks use these expert layers."""
-    before = [block.moe for block in model.blocks()]
-    try:
-        for block, moe in zip(model.blocks(), experts, strict=True):
-            block.moe = moe
-        yield model
-    finally:
-        for block, moe in zip(model.blocks(), before, strict=True):
-            block.moe = moe

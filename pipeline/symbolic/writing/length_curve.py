@@ -2,15 +2,13 @@
 
 # E experts
 
-import csv
-import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 
 import torch
 
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig
+from artifacts.csv_file import csv_file
+from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import measure_against
 from pipeline.models.language_model import LanguageModel
 from pipeline.run import steps
@@ -44,20 +42,18 @@ def length_curve(
     model: LanguageModel,
     fitted: Sequence[FittedBlock],
     held: Sequence[LayerRecord],
-    corpus: Corpus,
+    held_out: HeldOut,
     *,
     lost: Sequence[float],
     places: int,
-    measure: MeasureConfig,
-    context_length: int,
 ) -> list[Point]:
     """A point for each budget, measured against `model` on held-out tokens, of which `held` is a record."""
     points = []
     for at in steps("length against fidelity", len(lost)):
         chosen = [block.symbols(lost[at]) for block in fitted]
-        made = symbol_model(model, chosen, vocab_size=corpus.spec.vocab_size, places=places)
+        made = symbol_model(model, chosen, vocab_size=held_out.corpus.spec.vocab_size, places=places)
         blocks = blocks_on(chosen, made, model, held)
-        measured = measure_against(made, model, corpus, measure, context_length)
+        measured = measure_against(made, model, held_out)
         points.append(
             Point(
                 lost=lost[at],
@@ -98,8 +94,5 @@ def formula_coordinates_median(blocks: Sequence[BlockSymbols]) -> float:
 
 def to_csv(points: Sequence[Point]) -> bytes:
     """A line a point, its columns named as the fields."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, [field.name for field in fields(Point)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({name: f"{value:.6g}" for name, value in asdict(point).items()} for point in points)
-    return file.getvalue().encode()
+    names = [field.name for field in fields(Point)]
+    return csv_file(names, ([f"{getattr(point, name):.6g}" for name in names] for point in points))

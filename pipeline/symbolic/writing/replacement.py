@@ -8,10 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from pipeline.corpus.splits import Corpus
-from pipeline.measuring.held_out import MeasureConfig, validation_batches
+from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import token_losses
-from pipeline.measuring.swapped import Nothing
+from pipeline.measuring.swapped import Nothing, swapped
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
@@ -22,26 +21,26 @@ from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock
 
 TIGHTENINGS = 4
 BLOCK_CHECK_TOKENS = 8192
+"""Validation tokens that a block replaced alone is measured on."""
 
 
 def shortest(
     fitted: FittedBlock,
-    corpus: Corpus,
+    held_out: HeldOut,
     *,
     lost: float,
     least_recovered: float,
     places: int,
-    context_length: int,
 ) -> BlockSymbols:
     """The shortest description that gets at most the share `lost` of the experts' variance wrong.
 
     While the block, replaced alone, recovers less of the validation loss than `least_recovered`, that share shrinks
-    with it: what is reported of the held-out split has no part in the choice.
+    with it. Only the validation split of `held_out` is read: what is reported has no part in the choice.
     """
     tightenings = 0
     while True:
         symbols = fitted.symbols(lost)
-        recovered = _recovered_alone(fitted.model, fitted.layer, symbols, corpus, places, context_length)
+        recovered = _recovered_alone(fitted.model, fitted.layer, symbols, held_out, places)
         if recovered >= least_recovered or tightenings == TIGHTENINGS:
             return replace(symbols, recovered=recovered, lost=lost)
         # What is lost grows about as the error that is allowed.
@@ -112,24 +111,15 @@ class _Reading(nn.Module):
 
 
 @torch.no_grad()
-def _recovered_alone(
-    model: LanguageModel, layer: int, symbols: BlockSymbols, corpus: Corpus, places: int, context_length: int
-) -> float:
+def _recovered_alone(model: LanguageModel, layer: int, symbols: BlockSymbols, held_out: HeldOut, places: int) -> float:
     """loss_recovered on validation tokens with only this block replaced, against only this block zeroed."""
-    spec = _spec(model, [symbols], corpus.spec.vocab_size, places)
+    spec = _spec(model, [symbols], held_out.corpus.spec.vocab_size, places)
     reading = _Reading(_symbol_experts(model, layer, symbols, spec, 0))
-    block = model.blocks()[layer]
-    original, losses = block.moe, {"whole": 0.0, "symbols": 0.0, "zeroed": 0.0}
-    config = MeasureConfig(tokens=BLOCK_CHECK_TOKENS)
-    try:
-        for inputs_BT, targets_BT in validation_batches(corpus, config, context_length, f"check block {layer}"):
-            block.moe = original
-            losses["whole"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            block.moe = Nothing()
-            losses["zeroed"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-            reading.tokens_BT = inputs_BT
-            block.moe = reading
-            losses["symbols"] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
-    finally:
-        block.moe = original
+    arms: dict[str, dict[int, nn.Module]] = {"whole": {}, "zeroed": {layer: Nothing()}, "symbols": {layer: reading}}
+    losses = dict.fromkeys(arms, 0.0)
+    for inputs_BT, targets_BT in held_out.validation_batches(f"check block {layer}"):
+        reading.tokens_BT = inputs_BT
+        for name, experts in arms.items():
+            with swapped(model, experts):
+                losses[name] += token_losses(model(inputs_BT), targets_BT).double().sum().item()
     return (losses["zeroed"] - losses["symbols"]) / (losses["zeroed"] - losses["whole"])

@@ -9,9 +9,9 @@ import torch
 
 from artifacts.meanings import MODEL
 from pipeline.corpus.windows import held_out_windows
-from pipeline.measuring import drift
+from pipeline.measuring import held_out
 from pipeline.measuring.drift import DRIFTED_ABOVE, Firings, drift_csv, drift_metrics, measure_firings
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.transforms.precision import to_int4, to_int8
 from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_model
 
@@ -49,7 +49,7 @@ def test_firings_are_those_of_the_table_of_all_tokens_and_experts(corpus, spec):
     teacher = model_of(spec)
     student = to_int4(teacher, clips=1)
     repeated = False
-    found = measure_firings(student, teacher, corpus, CONFIG, LENGTH)
+    found = measure_firings(student, teacher, HeldOut(corpus, CONFIG, LENGTH))
     tables = zip(found, written_out(student, corpus), written_out(teacher, corpus), strict=True)
     for firings, (student_TE, student_gate_TE), (teacher_TE, teacher_gate_TE) in tables:
         assert firings.tokens == len(student_TE)
@@ -68,7 +68,7 @@ def test_firings_are_those_of_the_table_of_all_tokens_and_experts(corpus, spec):
 @pytest.mark.parametrize("spec", [JUMP, SOFTMAX], ids=["jumprelu", "softmax"])
 def test_a_model_has_not_drifted_from_itself(corpus, spec):
     model = model_of(spec)
-    firings = measure_firings(model, model, corpus, CONFIG, LENGTH)
+    firings = measure_firings(model, model, HeldOut(corpus, CONFIG, LENGTH))
     metrics = drift_metrics(firings)
     null = metrics.pop("firing_drift_same_rate_null_mean")
     assert 0.3 < null < 1
@@ -80,7 +80,9 @@ def test_more_bits_drift_less_and_another_models_tables_most(corpus):
     teacher = model_of(JUMP)
     stranger = model_of(JUMP, seed=1)
     students = to_int8(teacher), to_int4(teacher, clips=21), stranger
-    metrics = [drift_metrics(measure_firings(student, teacher, corpus, CONFIG, LENGTH)) for student in students]
+    metrics = [
+        drift_metrics(measure_firings(student, teacher, HeldOut(corpus, CONFIG, LENGTH))) for student in students
+    ]
     for name in ("firing_drift_mean", "firing_drift_gate_weighted", "experts_drifted_share", "gate_shift_mean"):
         int8, int4, other = (m[name] for m in metrics)
         assert 0 <= int8 < int4 < other
@@ -90,7 +92,7 @@ def test_more_bits_drift_less_and_another_models_tables_most(corpus):
 
 def test_drift_is_symmetric(corpus):
     a, b = model_of(JUMP), to_int4(model_of(JUMP), clips=1)
-    there, back = (measure_firings(*pair, corpus, CONFIG, LENGTH) for pair in ((a, b), (b, a)))
+    there, back = (measure_firings(*pair, HeldOut(corpus, CONFIG, LENGTH)) for pair in ((a, b), (b, a)))
     for one, other in zip(there, back, strict=True):
         assert torch.equal(one.drift_E, other.drift_E)
         assert torch.equal(one.teacher_E, other.student_E)
@@ -160,21 +162,21 @@ def test_models_that_fire_nothing_have_finite_metrics_and_an_empty_table(corpus)
     for block in silent.blocks():
         if block.router is not None:
             block.router.threshold_H.fill_(1.0)
-    firings = measure_firings(silent, silent, corpus, CONFIG, LENGTH)
+    firings = measure_firings(silent, silent, HeldOut(corpus, CONFIG, LENGTH))
     assert drift_metrics(firings) == dict.fromkeys(drift_metrics(by_hand()), 0)
     assert drift_csv(firings).count(b"\n") == 1
 
 
 def test_it_is_over_few_tokens_whatever_the_measure_has(corpus, monkeypatch):
-    monkeypatch.setattr(drift, "MOST_TOKENS", 2 * LENGTH)
+    monkeypatch.setattr(held_out, "FEW_TOKENS", 2 * LENGTH)
     model = model_of(JUMP)
     many = CONFIG.model_copy(update={"tokens": 4096})
-    assert measure_firings(model, model, corpus, many, LENGTH)[0].tokens == 2 * LENGTH
+    assert measure_firings(model, model, HeldOut(corpus, many, LENGTH))[0].tokens == 2 * LENGTH
 
 
 def test_every_metric_is_described_and_finite(corpus):
     teacher = model_of(JUMP)
-    metrics = drift_metrics(measure_firings(to_int8(teacher), teacher, corpus, CONFIG, LENGTH))
+    metrics = drift_metrics(measure_firings(to_int8(teacher), teacher, HeldOut(corpus, CONFIG, LENGTH)))
     assert set(metrics) <= set(MODEL)
     assert all(isinstance(value, float) and math.isfinite(value) for value in metrics.values())
 
@@ -188,15 +190,15 @@ def test_every_metric_is_described_and_finite(corpus):
 )
 def test_models_of_two_pools_are_refused(corpus, changes, said):
     with pytest.raises(ValueError, match=said + ".* it takes models of one pool"):
-        measure_firings(model_of(JUMP), model_of(JUMP.model_copy(update=changes)), corpus, CONFIG, LENGTH)
+        measure_firings(model_of(JUMP), model_of(JUMP.model_copy(update=changes)), HeldOut(corpus, CONFIG, LENGTH))
 
 
 def test_models_of_two_depths_are_refused(corpus):
     deeper = tiny_model(JUMP, vocab_size=256, shape=SHAPE.model_copy(update={"num_layers": 4}))
     with pytest.raises(ValueError, match="a student of 3 blocks and a teacher of 4; it takes models of one pool"):
-        measure_firings(model_of(JUMP), deeper, corpus, CONFIG, LENGTH)
+        measure_firings(model_of(JUMP), deeper, HeldOut(corpus, CONFIG, LENGTH))
 
 
 def test_a_dense_model_has_no_experts_that_fire(corpus):
     with pytest.raises(AssertionError, match="only PEER models"):
-        measure_firings(model_of(DENSE), model_of(DENSE), corpus, CONFIG, LENGTH)
+        measure_firings(model_of(DENSE), model_of(DENSE), HeldOut(corpus, CONFIG, LENGTH))

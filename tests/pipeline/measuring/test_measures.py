@@ -9,11 +9,12 @@ from artifacts.meanings import MODEL
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import BpeTokenizer
 from pipeline.corpus.windows import held_out_windows
-from pipeline.measuring.held_out import MeasureConfig
-from pipeline.measuring.loss import measure, measure_against
+from pipeline.measuring import held_out as reader
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
+from pipeline.measuring.loss import measure, measure_against, validation_loss
 from pipeline.measuring.routing import effective, firing_mismatches, measure_routing
 from pipeline.measuring.sizes import measure_size, measure_tables, measure_training_tables
-from pipeline.measuring.swapped import experts_zeroed
+from pipeline.measuring.swapped import experts_zeroed, swapped
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.transformer import TransformerSpec
@@ -51,12 +52,52 @@ def test_without_experts_the_experts_add_nothing_and_come_back(kind):
         assert torch.equal(model(tokens), before)
 
 
-def test_experts_come_back_after_an_error():
-    model, tokens = tiny_model(DENSE), tiny_tokens()
-    before = model(tokens)
-    with pytest.raises(KeyError), experts_zeroed(model):
-        raise KeyError
-    assert torch.equal(model(tokens), before)
+def fail_within(model, experts):
+    """What the blocks have while the others are in, which end in an error."""
+    with swapped(model, experts):
+        within = [block.moe for block in model.blocks()]
+        raise KeyError(within)
+
+
+def test_other_experts_are_those_of_their_blocks_alone_and_go_even_after_an_error():
+    model, other = tiny_model(DENSE), torch.nn.Identity()
+    before = [block.moe for block in model.blocks()]
+    with pytest.raises(KeyError) as raised:
+        fail_within(model, {1: other})
+    assert raised.value.args[0] == [before[0], other, before[2]]
+    assert [block.moe for block in model.blocks()] == before
+
+
+def test_a_split_is_read_once_whatever_measures_it(corpus, monkeypatch):
+    read = []
+
+    def reading(split, **options):
+        read.append((split, options["num_tokens"]))
+        return held_out_windows(split, **options)
+
+    monkeypatch.setattr(reader, "held_out_windows", reading)
+    monkeypatch.setattr(reader, "FEW_TOKENS", 2 * LENGTH)
+    held_out, model = HeldOut(corpus, CONFIG, LENGTH), model_of(JUMP)
+    for _ in range(2):
+        measure(model, held_out)
+        measure_against(model, model, held_out)
+        measure_routing(model, held_out)
+        measure_against(model, model, held_out.few)
+        validation_loss(model, held_out)
+    assert read == [(corpus.held_out, 256), (corpus.held_out, 2 * LENGTH), (corpus.validation, 256)]
+
+
+def test_batches_are_the_windows_in_order_and_few_are_at_most_so_many(corpus):
+    wanted = held_out_windows(corpus.held_out, num_tokens=CONFIG.tokens, length=LENGTH)
+    held_out = HeldOut(corpus, CONFIG, LENGTH)
+    batches = list(held_out.batches())
+    assert [len(inputs_BT) for inputs_BT, _ in batches] == [5, 5, 3]
+    for side in (0, 1):
+        assert torch.equal(torch.cat([batch[side] for batch in batches]), wanted[side])
+    assert held_out.few is held_out
+    many = HeldOut(corpus, MeasureConfig(tokens=65_536), LENGTH)
+    assert (many.few.config.tokens, many.few.config.batch_size) == (16_384, 16)
+    assert many.of_tokens(3 * LENGTH).windows[0].shape == (3, LENGTH)
 
 
 def test_the_loss_is_the_mean_over_the_held_out_windows(corpus):
@@ -65,7 +106,7 @@ def test_the_loss_is_the_mean_over_the_held_out_windows(corpus):
     with torch.no_grad():
         log_p = torch.log_softmax(model(inputs_WT).double(), -1)
     nats_WT = -log_p.gather(-1, targets_WT[..., None])[..., 0]
-    metrics = measure(model, corpus, CONFIG, LENGTH)
+    metrics = measure(model, HeldOut(corpus, CONFIG, LENGTH))
     assert metrics["held_out_loss_nats"] == pytest.approx(nats_WT.mean().item(), rel=1e-6)
     standard_error = nats_WT.mean(1).std().item() / math.sqrt(len(nats_WT))
     assert metrics["held_out_loss_standard_error_nats"] == pytest.approx(standard_error, rel=1e-6)
@@ -76,7 +117,7 @@ def test_a_model_that_knows_nothing_needs_eight_bits_a_byte(corpus):
     model = model_of(DENSE)
     with torch.no_grad():
         model.lm_head.weight.zero_()
-    metrics = measure(model, corpus, CONFIG, LENGTH)
+    metrics = measure(model, HeldOut(corpus, CONFIG, LENGTH))
     assert metrics["held_out_loss_nats"] == pytest.approx(math.log(256))
     assert metrics["held_out_bits_per_byte"] == pytest.approx(8)
     assert metrics["held_out_loss_standard_error_nats"] == pytest.approx(0, abs=1e-9)
@@ -93,7 +134,10 @@ def test_bits_a_byte_are_the_loss_over_the_bytes_its_targets_stand_for():
     _, targets_WT = held_out_windows(split, num_tokens=256, length=LENGTH)
     text_bytes = sum(len(tokenizer.token_bytes[token]) for token in targets_WT.flatten().tolist())
     assert text_bytes > targets_WT.numel()
-    for metrics in (measure(model, corpus, CONFIG, LENGTH), measure_against(model, model, corpus, CONFIG, LENGTH)):
+    for metrics in (
+        measure(model, HeldOut(corpus, CONFIG, LENGTH)),
+        measure_against(model, model, HeldOut(corpus, CONFIG, LENGTH)),
+    ):
         wanted = metrics["held_out_loss_nats"] * targets_WT.numel() / text_bytes / math.log(2)
         assert metrics["held_out_bits_per_byte"] == pytest.approx(wanted, rel=1e-6)
 
@@ -101,15 +145,15 @@ def test_bits_a_byte_are_the_loss_over_the_bytes_its_targets_stand_for():
 @pytest.mark.parametrize("spec", [DENSE, HORIZONTAL, JUMP], ids=["dense", "monet", "peer"])
 def test_a_model_against_itself_lost_nothing(corpus, spec):
     model = model_of(spec)
-    metrics = measure_against(model, model, corpus, CONFIG, LENGTH)
+    metrics = measure_against(model, model, HeldOut(corpus, CONFIG, LENGTH))
     assert metrics["loss_increase_nats"] == 0
     assert metrics["loss_increase_standard_error_nats"] == 0
     assert metrics["kl_to_teacher_nats"] == 0
     assert metrics["loss_recovered"] == 1
-    alone = measure(model, corpus, CONFIG, LENGTH)
+    alone = measure(model, HeldOut(corpus, CONFIG, LENGTH))
     assert {name: metrics[name] for name in alone} == pytest.approx(alone)
     with experts_zeroed(model):
-        without = measure(model, corpus, CONFIG, LENGTH)
+        without = measure(model, HeldOut(corpus, CONFIG, LENGTH))
     assert metrics["loss_without_experts_nats"] == pytest.approx(without["held_out_loss_nats"])
     assert metrics["loss_without_experts_nats"] != pytest.approx(metrics["held_out_loss_nats"], rel=1e-3)
 
@@ -123,19 +167,19 @@ def silenced(model):
 
 
 def test_a_student_without_experts_recovers_nothing(corpus):
-    metrics = measure_against(silenced(model_of(DENSE)), model_of(DENSE), corpus, CONFIG, LENGTH)
+    metrics = measure_against(silenced(model_of(DENSE)), model_of(DENSE), HeldOut(corpus, CONFIG, LENGTH))
     assert metrics["loss_recovered"] == pytest.approx(0, abs=1e-6)
     assert metrics["kl_to_teacher_nats"] > 0.01
 
 
 def test_increase_and_divergence_are_those_of_the_two_models(corpus):
     student, teacher = model_of(DENSE, seed=1), model_of(DENSE)
-    metrics = measure_against(student, teacher, corpus, CONFIG, LENGTH)
+    metrics = measure_against(student, teacher, HeldOut(corpus, CONFIG, LENGTH))
     inputs_WT, _ = held_out_windows(corpus.held_out, num_tokens=CONFIG.tokens, length=LENGTH)
     with torch.no_grad():
         q, p = (torch.softmax(m(inputs_WT).double(), -1) for m in (student, teacher))
     assert metrics["kl_to_teacher_nats"] == pytest.approx((p * (p / q).log()).sum(-1).mean().item(), rel=1e-4)
-    losses = [measure(m, corpus, CONFIG, LENGTH)["held_out_loss_nats"] for m in (student, teacher)]
+    losses = [measure(m, HeldOut(corpus, CONFIG, LENGTH))["held_out_loss_nats"] for m in (student, teacher)]
     assert metrics["loss_increase_nats"] == pytest.approx(losses[0] - losses[1], rel=1e-4)
     assert metrics["loss_increase_standard_error_nats"] > 0
 
@@ -149,12 +193,12 @@ def test_effective_counts_what_is_used_evenly():
 
 
 def test_a_dense_model_has_no_routing(corpus):
-    assert measure_routing(model_of(DENSE), corpus, CONFIG, LENGTH) == {}
+    assert measure_routing(model_of(DENSE), HeldOut(corpus, CONFIG, LENGTH)) == {}
 
 
 def test_routing_counts_experts_as_the_trace_does(corpus):
     model = model_of(JUMP)
-    metrics = measure_routing(model, corpus, CONFIG, LENGTH)
+    metrics = measure_routing(model, HeldOut(corpus, CONFIG, LENGTH))
     inputs_WT, _ = held_out_windows(corpus.held_out, num_tokens=CONFIG.tokens, length=LENGTH)
     with torch.no_grad():
         trace = model.trace(inputs_WT)
@@ -169,12 +213,12 @@ def test_routing_counts_experts_as_the_trace_does(corpus):
 
 def test_a_softmax_router_reaches_as_many_experts_as_it_was_told(corpus):
     spec = SOFTMAX.model_copy(update={"num_experts": 25})
-    metrics = measure_routing(model_of(spec), corpus, CONFIG, LENGTH)
+    metrics = measure_routing(model_of(spec), HeldOut(corpus, CONFIG, LENGTH))
     assert metrics["active_experts_per_token"] == spec.num_heads * spec.pairs_per_head
 
 
 def test_monets_effective_experts_are_of_an_axis(corpus):
-    metrics = measure_routing(model_of(HORIZONTAL), corpus, CONFIG, LENGTH)
+    metrics = measure_routing(model_of(HORIZONTAL), HeldOut(corpus, CONFIG, LENGTH))
     assert 1 < metrics["effective_experts_least"] <= metrics["effective_experts"] <= HORIZONTAL.num_sub_experts
 
 
@@ -257,8 +301,8 @@ def test_parameters_are_counted():
 def test_every_metric_is_described(corpus, spec):
     model = model_of(spec)
     metrics = {
-        **measure_against(model, model, corpus, CONFIG, LENGTH),
-        **measure_routing(model, corpus, CONFIG, LENGTH),
+        **measure_against(model, model, HeldOut(corpus, CONFIG, LENGTH)),
+        **measure_routing(model, HeldOut(corpus, CONFIG, LENGTH)),
         **(measure_tables(model) if spec is JUMP else {}),
         **measure_size(model),
     }

@@ -8,7 +8,8 @@ from torch import nn
 
 from pipeline.models.derived import Kept
 from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.gates import threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.models.tables.rounding import quantize_int4, quantize_int8

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 from kernels.pairs import starts
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.router import THRESHOLD_GAIN, PeerRouter, threshold_for
+from pipeline.models.peer.gates import THRESHOLD_GAIN, threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 from tests.tolerances import assert_close

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pipeline.models.peer.experts import AxisBias
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.gates import threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PassingKeys
 from pipeline.models.peer.spec import PeerSpec
 from tests.tolerances import assert_close

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from pipeline.models.monet import passing_logits
+from pipeline.models.axis_threshold import passing_logits
 from pipeline.models.peer.cells import CellIndex
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import PeerRouter

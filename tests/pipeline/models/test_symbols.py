@@ -7,7 +7,8 @@ from kernels.activations import activation
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetSpec
-from pipeline.models.peer.router import PeerRouter, threshold_for
+from pipeline.models.peer.gates import threshold_for
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
 from pipeline.models.tables.experts import QuantizedExperts
@@ -16,7 +17,7 @@ from pipeline.symbolic.formulas.functions import BY_CODE, SPLINE_CODE
 from pipeline.symbolic.recording import record
 from pipeline.symbolic.rules.logic import gate
 from pipeline.symbolic.tiers import Tier
-from pipeline.symbolic.writing.controls import ConstantMagnitude, PermutedFiring, replaced
+from pipeline.symbolic.writing.controls import ConstantMagnitude, PermutedFiring
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.precision import to_int4
 from pipeline.transforms.pursuit import matching_pursuit
@@ -333,17 +334,3 @@ def test_a_constant_magnitude_is_added_once_wherever_an_expert_fires(int4, sampl
             wanted_ND[token] += mean_E[expert] * experts.v.rows(torch.tensor([expert]))[0]
     with torch.no_grad():
         torch.testing.assert_close(ConstantMagnitude(experts, mean_E)(x_ND, routing.cells), wanted_ND)
-
-
-def test_replaced_experts_come_back_even_after_an_error(int4):
-    before = [block.moe for block in int4.blocks()]
-    others = [torch.nn.Identity() for _ in before]
-
-    def fail_within():
-        with replaced(int4, others):
-            assert [block.moe for block in int4.blocks()] == others
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail_within()
-    assert [block.moe for block in int4.blocks()] == before

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.run import Run, running
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import ShortDistillation, distilled, fit_part, from_next_tokens, from_teacher
-from pipeline.training.loop import TrainingConfig
 from pipeline.training.table_updates import Int4Tables
 from pipeline.transforms.precision import requantized, to_int4, to_int8
 from tests.tiny import INT4, INT8, JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens

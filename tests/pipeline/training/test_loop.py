@@ -10,7 +10,8 @@ from torch import nn
 from artifacts import ArtifactError
 from pipeline.run import Run, running
 from pipeline.training import training_curve as curve
-from pipeline.training.loop import Rate, TrainingConfig, fit
+from pipeline.training.config import TrainingConfig
+from pipeline.training.loop import Rate, fit
 from pipeline.training.losses import next_token
 from pipeline.training.sealed_file import load_sealed, save_sealed
 from pipeline.training.training_curve import to_csv

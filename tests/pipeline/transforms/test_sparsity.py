@@ -12,8 +12,8 @@ from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.run import Run, running
+from pipeline.training.config import TrainingConfig
 from pipeline.training.distillation import calibration_batches, fit_part, from_next_tokens
-from pipeline.training.loop import TrainingConfig
 from pipeline.training.table_updates import Int4Tables
 from pipeline.transforms.growth import doubled
 from pipeline.transforms.precision import requantized, to_int4

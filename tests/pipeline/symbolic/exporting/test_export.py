@@ -12,14 +12,17 @@ import torch
 from artifacts import ArtifactError, Recipe, Store
 from kernels.packing import pack_int4
 from pipeline.generate.sampling import Sampling, generate
+from pipeline.models.peer import gates
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
-from pipeline.models.transformer import TransformerShape
+from pipeline.models.transformer import ATTENTIONS, TransformerShape
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.exporting.export import MAGIC, export, tables_file, write_folder
 from pipeline.symbolic.formulas.functions import CATALOGUE, SPLINE_CODE
+from tests.best_pair_gate import BestPair
 from tests.circumstance import CIRCUMSTANCE
+from tests.plus_one_attention import KIND, PlusOneSpec
 from tests.tiny import DENSE, JUMP, SHAPE, SOFTMAX, tiny_corpus, tiny_model
 
 VOCABULARY, LENGTH, PLACES, COORDINATES = 256, 24, 3, 4
@@ -244,6 +247,17 @@ def test_a_folder_that_holds_something_and_a_model_without_symbols_are_refused(c
     with pytest.raises(ArtifactError):
         export(Store(tmp_path / "store"), "latest", tmp_path / "new", num_tokens=64, length=LENGTH)
     assert not (tmp_path / "new").exists()
+
+
+def test_a_gate_and_an_attention_that_the_program_does_not_have_are_refused_by_name(monkeypatch, corpus, tmp_path):
+    monkeypatch.setitem(gates.GATES, "best-pair", BestPair())
+    with pytest.raises(ValueError, match=r"model\.c has no 'best-pair' gate"):
+        tables_file(symbols(SOFTMAX.model_copy(update={"gate": "best-pair"})), window=LENGTH, context=CONTEXT)
+    monkeypatch.setitem(ATTENTIONS, KIND, PlusOneSpec)
+    other = symbols(JUMP, shape=SHAPE.model_copy(update={"attention": PlusOneSpec()}))
+    with pytest.raises(ValueError, match=r"model\.c has no 'softmax-plus-one' attention"):
+        write_folder(other, corpus, "other", tmp_path / "other", num_tokens=64, length=LENGTH, context=CONTEXT)
+    assert list(tmp_path.iterdir()) == []
 
 
 HEADER_BYTES = 168

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from artifacts import Store
-from pipeline.models.peer.router import threshold_for
+from pipeline.models.peer.gates import threshold_for
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.showing.fired import firings
 from tests import printed_experts
