@@ -15,12 +15,12 @@ from pipeline.models.tables.experts import TableExperts
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.formulas.functions import BY_CODE, SPLINE_CODE
 from pipeline.symbolic.recording import record
-from pipeline.symbolic.rules.logic import gate
 from pipeline.symbolic.tiers import Tier
 from pipeline.symbolic.writing.controls import ConstantMagnitude, PermutedFiring
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.precision import to_int4
 from pipeline.transforms.pursuit import matching_pursuit
+from tests.logic_gates import gate
 
 # N tokens, D model width, E experts, P pairs, B sequences, T tokens a sequence
 
