@@ -21,8 +21,8 @@ from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import measure, measure_against, validation_loss
 from pipeline.models import LanguageModel
 from pipeline.stage import StageConfig, chosen_device, device_name
-from stages.command import exit_code
-from stages.plan import CHAIN, Step
+from stages.chain import CHAIN, Step
+from stages.errors import exit_code
 
 NEAR, FAR = 1e-6, 1e-4
 FIGURES = (

@@ -12,13 +12,14 @@ import pytest
 
 from artifacts import ArtifactError, Store, show_every_text
 from artifacts.__main__ import main as look
-from pipeline.generate import main as generate
+from pipeline.generate.__main__ import main as generate
 from pipeline.running.progress import print_results
 from pipeline.seeds import main as seeds
 from pipeline.stage import Made
 from pipeline.symbolic.__main__ import main as symbolic
 from stages.__main__ import main as run
-from stages.command import exit_code, read_stage
+from stages.command import read_stage
+from stages.errors import exit_code
 from tests.tiny_symbols import LOGIC, symbols_model, symbols_store
 
 ROOT = Path(__file__).resolve().parents[1]

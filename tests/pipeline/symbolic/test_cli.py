@@ -5,11 +5,11 @@ import torch
 
 from artifacts import Circumstance, Recipe, Store
 from pipeline.symbolic.__main__ import main
-from pipeline.symbolic.formulas.functions import BY_NAME
 from pipeline.symbolic.showing.blocks import symbol_experts
 from pipeline.symbolic.showing.magnitudes import coordinates_by_size
 from pipeline.symbolic.showing.scores import score_keys
 from pipeline.symbolic.tiers import Tier
+from tests.catalogue import BY_NAME
 from tests.tiny_symbols import DROPPED, LOGIC, SPLINE, D, E
 
 
