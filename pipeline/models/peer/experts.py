@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from kernels.axis_bias import axis_bias
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
 from kernels.fired_sum import ExpertLayer, ExpertTable
-from kernels.jump_router import axis_bias
 from kernels.pairs import tokens_of_pairs
 from pipeline.models.derived import Kept
 from pipeline.models.number_types import at_least_float32, outside_autocast
