@@ -14,7 +14,7 @@ from pipeline.models import ModelSpec
 from pipeline.models.attention import SoftmaxAttentionSpec, rotary, rotate
 from pipeline.models.transformer import ATTENTIONS, TransformerShape, TransformerSpec
 from pipeline.stage import run_stage
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
 from stages.chain import CHAIN
 from stages.command import read_stage
 from stages.presets import PRESETS
