@@ -1,7 +1,9 @@
 """Every kind of expert layer gives the pairs of which its output is the sum, is built from its spec and is walked."""
 
+import ast
 import math
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,6 +26,7 @@ from tests.tolerances import assert_close
 
 # N tokens, D model width
 
+ROOT = Path(__file__).resolve().parents[3]
 KINDS = {
     **EVERY_KIND,
     "float32": JUMP.model_copy(update={"precision": "float32"}),
@@ -290,3 +293,28 @@ def test_a_table_takes_the_rows_that_are_nearest_to_those_given(precision):
         step_E1[3] = 2.0**-14  # float16 has no finer one that it does not round coarsely
     assert (table.rows(torch.arange(37)) - rows_ED).abs().le(0.502 * step_E1 + 1e-9).all()
     assert table.rows_below_smallest_scale(rows_ED) == (1 if "int" in precision else 0)
+
+
+def asked_classes(tree):
+    """Names of classes that a file asks values for, by isinstance or by a pattern."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            yield from (inner.id for inner in ast.walk(node.args[1]) if isinstance(inner, ast.Name))
+        elif isinstance(node, ast.MatchClass) and isinstance(node.cls, ast.Name):
+            yield node.cls.id
+
+
+def test_no_file_asks_for_the_class_of_a_layer_a_table_or_a_spec_nor_for_pieces_of_parameters_names():
+    layers = [ExpertLayer]
+    for kind in layers:
+        layers += [below for below in kind.__subclasses__() if below.__module__.startswith("pipeline.")]
+    names = {layer.__name__ for layer in layers[1:]} | {kind.spec.__name__ for kind in LAYER_KINDS.values()}
+    names |= {"FloatTable", "Int8Table", "Int4Table", "ParameterTable", "MonetRouter", "PeerRouter", "SymbolRouter"}
+    assert {"PeerExperts", "TableExperts", "MoVDE", "SymbolExperts", "DenseMLP", "SymbolSpec"} <= names
+    for file in (file for package in ("pipeline", "stages") for file in (ROOT / package).rglob("*.py")):
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        assert not names & set(asked_classes(tree)), file
+        words = {
+            node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        }
+        assert not words & {".moe.", ".router.", ".query.", "moe", "moe.", "router."}, file
