@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import Artifact, ArtifactError, Store, show_every_text, told
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.models import LanguageModel
@@ -29,13 +30,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise ValueError(f"--tokens: got {self.tokens}, wanted at least 1")
+            raise Mistake(f"--tokens: got {self.tokens}, wanted at least 1")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(
-                f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more, and finite"
-            )
+            raise Mistake(f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more, and finite")
         if self.top_k < 1:
-            raise ValueError(f"--top-k: got {self.top_k}, wanted at least 1")
+            raise Mistake(f"--top-k: got {self.top_k}, wanted at least 1")
         check_seed(self.seed)
 
 
@@ -91,7 +90,7 @@ def _check_unicode(prompt: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # a byte of the command line that is no text is half a surrogate pair in it
-        raise ValueError(
+        raise Mistake(
             f"--prompt: got {prompt[error.start]!r} as character {error.start + 1}, a lone surrogate or a byte that is "
             "no UTF-8; wanted Unicode text"
         ) from None
@@ -111,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         sampling = Sampling(tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
         if not args.prompt:
-            raise ValueError("--prompt: got no text, wanted at least one character")
+            raise Mistake("--prompt: got no text, wanted at least one character")
         _check_unicode(args.prompt)
         opened = open_model(args.id, Store(args.store))
     except (ValueError, ArtifactError) as error:

@@ -20,6 +20,7 @@ import pyarrow.parquet
 
 from artifacts.lineage import ID
 from artifacts.manifest import MANIFEST
+from kernels.errors import Mistake
 from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
 from pipeline.corpus.remarks import Remarks, left_out, repr_of, some
 from pipeline.run import say
@@ -70,7 +71,7 @@ class Source:
         named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
         domain, location = named.groups() if named and not Path(text).exists() else (None, text)
         if not location.removeprefix("hf:").strip():
-            raise ValueError(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
+            raise Mistake(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
         domain = domain or re.split(r"[:@]", location.removeprefix("hf:"))[0].rstrip("/").split("/")[-1].split(".")[0]
         return cls(domain=_domain_name(domain), location=location)
 
@@ -120,7 +121,7 @@ def require_sources(sources: Sequence[str]) -> None:
 
 def _require_few(domains: Collection[str]) -> None:
     if len(domains) > 256:
-        raise ValueError(
+        raise Mistake(
             f"{len(domains):,} domains were named and 256 is the most; let sources share a domain, or read none from "
             "rows by an empty domain_field"
         )
@@ -129,7 +130,7 @@ def _require_few(domains: Collection[str]) -> None:
 def _require_every_split(splits: DocumentSplits, sources: Sequence[str]) -> None:
     for name, documents in splits.by_name.items():
         if not documents:
-            raise ValueError(
+            raise Mistake(
                 f"nothing of {some(map(repr_of, sources))} is left for the split {name!r}: {splits.num_dropped:,} "
                 "documents repeat text of the others; give more varied text, or other shares"
             )
@@ -156,9 +157,7 @@ def _file_sha256(file: Path) -> str:
         with file.open("rb") as data:
             return hashlib.file_digest(data, "sha256").hexdigest()
     except OSError as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read ({error.strerror}); make it readable or leave it out"
-        ) from error
+        raise Mistake(f"{str(file)!r} cannot be read ({error.strerror}); make it readable or leave it out") from error
 
 
 def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentSplits:
@@ -171,7 +170,7 @@ def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentS
     _tell(source, remarks, max_bytes)
     if not documents:
         why = f" that can be read ({remarks.first_unreadable})" if remarks.num_unreadable else ""
-        raise ValueError(f"{source.location!r} holds no text{why}; name a source that does")
+        raise Mistake(f"{source.location!r} holds no text{why}; name a source that does")
     by_domain: dict[str, list[Document]] = {}
     for document in documents:
         by_domain.setdefault(document.domain, []).append(document)
@@ -227,7 +226,7 @@ def _cut(document: Document, tail_share: float, location: str) -> tuple[Document
     while cut < len(data) and data[cut] & 0xC0 == 0x80:
         cut += 1
     if not 0 < cut < len(data):
-        raise ValueError(f"{location!r} has {len(data)} bytes of text, too few to hold some out; give more text")
+        raise Mistake(f"{location!r} has {len(data)} bytes of text, too few to hold some out; give more text")
     head, tail = (
         Document(domain=document.domain, origin=document.origin, name=f"{document.name} {part}", text=text.decode())
         for part, text in (("head", data[:cut]), ("tail", data[cut:]))
@@ -254,13 +253,13 @@ def _first_bytes(rows: Iterable[Row], max_bytes: int, remarks: Remarks) -> Itera
 def _existing(location: str) -> Path:
     path = Path(location).expanduser()
     if not path.exists():
-        raise ValueError(f"there is no file or folder {location!r} to read text from; check the path")
+        raise Mistake(f"there is no file or folder {location!r} to read text from; check the path")
     if path.is_dir() and not _files_under(path):
         others = _left_out(path)
         beside = f" ({left_out(others)})" if others else ""
-        raise ValueError(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
+        raise Mistake(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
     if path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | TABLE_SUFFIXES:
-        raise ValueError(
+        raise Mistake(
             f"{location!r} has the unknown suffix {path.suffix!r}; wanted {_wanted()}; rename it if it is text"
         )
     return path
@@ -312,7 +311,7 @@ def _path_rows(path: Path, reading: Reading, remarks: Remarks) -> Iterator[Row]:
     for name, file in _files_under(path):
         if file.stat().st_size == 0:
             if path.is_file():
-                raise ValueError(f"{str(file)!r} is empty; name a file that holds text")
+                raise Mistake(f"{str(file)!r} is empty; name a file that holds text")
             continue
         for read in _rows_of_file(name, file, reading, remarks):
             yield from _readable(read, reading, remarks)
@@ -348,7 +347,7 @@ def _decoded(data: bytes, file: Path, line: int) -> str:
         return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         number, byte = line + error.object.count(b"\n", 0, error.start), error.object[error.start]
-        raise ValueError(
+        raise Mistake(
             f"{str(file)!r} line {number} is not UTF-8 text: it has the byte 0x{byte:02x} where none such can stand; "
             "convert the file to UTF-8, as by iconv"
         ) from error
@@ -357,7 +356,7 @@ def _decoded(data: bytes, file: Path, line: int) -> str:
 def _plain_text(file: Path) -> str:
     data = file.read_bytes()
     if b"\0" in data:
-        raise ValueError(f"{str(file)!r} is not text: it holds NUL bytes; convert it to UTF-8 text or leave it out")
+        raise Mistake(f"{str(file)!r} is not text: it holds NUL bytes; convert it to UTF-8 text or leave it out")
     return _decoded(data, file, 1)
 
 
@@ -389,13 +388,13 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
+        raise Mistake(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
     except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
+        raise Mistake(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
     except ValueError as error:  # Python reads no integer of thousands of digits
-        raise ValueError(f"{where} has a number of too many digits to be read; write it as a string") from error
+        raise Mistake(f"{where} has a number of too many digits to be read; write it as a string") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
+        raise Mistake(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
     return row
 
 
@@ -403,7 +402,7 @@ def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{str(file)!r} is no parquet file; check it or leave it out") from error
+        raise Mistake(f"{str(file)!r} is no parquet file; check it or leave it out") from error
     with table:
         names = table.schema_arrow.names
         if reading.text_field not in names:
@@ -425,14 +424,14 @@ def _batches(table: pyarrow.parquet.ParquetFile, fields: list[str], file: Path) 
     try:
         yield from table.iter_batches(columns=fields)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
+        raise Mistake(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
 
 
 def _of_cells(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         return {field: cell.as_py() for field, cell in cells.items()}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text; write it as UTF-8, or leave it out") from error
+        raise Mistake(f"{where} is not UTF-8 text; write it as UTF-8, or leave it out") from error
 
 
 def _row(name: str, fields: Mapping[str, Any], where: str, reading: Reading, remarks: Remarks) -> Row:
@@ -446,14 +445,14 @@ def _row(name: str, fields: Mapping[str, Any], where: str, reading: Reading, rem
 
 def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:
     names = some(repr_of(field)[1:-1] for field in fields)
-    return ValueError(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
+    return Mistake(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
 
 
 def _string(value: Any, field: str, where: str, setting: str) -> str:
     if value is None:
-        raise ValueError(f"{where}: field {field!r} is null; fill it, or leave such rows out by unreadable=skip")
+        raise Mistake(f"{where}: field {field!r} is null; fill it, or leave such rows out by unreadable=skip")
     if not isinstance(value, str):
-        raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, not a string; set {setting}")
+        raise Mistake(f"{where}: field {field!r} is {type(value).__name__}, not a string; set {setting}")
     # JSON can spell half a surrogate pair, which no UTF-8 can hold.
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
@@ -475,7 +474,7 @@ def _hf_commit(name: str, revision: str | None) -> str:
             name, repo_type="dataset", revision=revision, allow_patterns="README.md"
         )
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise ValueError(
+        raise Mistake(
             f"'hf:{name}' cannot be reached ({type(error).__name__}); check its name and the network, "
             f"or name a local file"
         ) from error
@@ -486,7 +485,7 @@ def _hf_rows(location: str, reading: Reading, remarks: Remarks) -> Iterator[Row]
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{location!r} needs the package `datasets`; run: pip install -e '.[hf]'") from error
+        raise Mistake(f"{location!r} needs the package `datasets`; run: pip install -e '.[hf]'") from error
     name, config, revision = _hf_parts(location)
     rows = datasets.load_dataset(name, config, split=reading.hf_split, streaming=True, revision=revision)
     for number, row in enumerate(rows):
