@@ -113,7 +113,7 @@ struct AxisBiases {
     int64_t heads, rows, columns, width, stride;
 };
 
-// kernels/jump_router: adds to y the bias rows of what `count` tokens from `first` on pass, by their gates. y begins
+// kernels/axis_bias: adds to y the bias rows of what `count` tokens from `first` on pass, by their gates. y begins
 // with the first; `row` is scratch.
 void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t first, int64_t count, int32_t set,
                      std::vector<const float*>& row, float* y);

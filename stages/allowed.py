@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kernels.errors import Mistake
-from pipeline.corpus.sources import TABLE_SUFFIXES, TEXT_SUFFIXES, Source
+from pipeline.corpus.sources import Source
+from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES
 from pipeline.stage import StageConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 

@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 
 from pipeline.corpus.default import default_sha256, read_default
 from pipeline.corpus.documents import Document, DocumentSplits, sample_of
-from pipeline.corpus.sources import Reading, Source, read_sources, sources_sha256
+from pipeline.corpus.readers import Reading
+from pipeline.corpus.sources import Source, read_sources, sources_sha256
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
 from pipeline.figures.corpus import corpus_mix

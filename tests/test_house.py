@@ -217,7 +217,7 @@ import sys
 sys.modules["sympy"] = sys.modules["kan"] = None
 from pathlib import Path
 import torch
-import pipeline.generate
+import pipeline.generate.command
 from artifacts import Store
 from pipeline import codec
 store = Store(Path(sys.argv[1]))

@@ -12,7 +12,7 @@ import pytest
 
 from artifacts import ArtifactError, Store, show_every_text
 from artifacts.__main__ import main as look
-from pipeline.generate import main as generate
+from pipeline.generate.__main__ import main as generate
 from pipeline.running.progress import print_results
 from pipeline.seeds import main as seeds
 from pipeline.stage import Made

@@ -20,14 +20,7 @@ def experts_of_cells(
 
     Differentiable in the gates. In C++ where no gradient is wanted and the library was built.
     """
-    library = backends.cpu_library()
-    if (
-        library is not None
-        and gate_P.device.type == "cpu"
-        and gate_P.dtype == torch.float32
-        and not torch.is_grad_enabled()
-        and not torch.compiler.is_compiling()
-    ):
+    if (library := backends.cpu_library_for(gate_P)) is not None:
         return native.experts_of_cells(library, cell_starts, cell_P, start_N1, gate_P.contiguous())
     first_P = cell_starts.at(cell_P)
     count_P = cell_starts.at(cell_P + 1) - first_P

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from kernels.activations import ACTIVATIONS
+from kernels.axis_bias.native import AxisBiases, axis_biases
 from kernels.backends import CpuLibrary, check_on_cpu, pointer
 from kernels.cells.layout import CellStarts
 from kernels.cells.native import Starts
 from kernels.errors import Mistake
 from kernels.expert_sum.checks import check_tables
 from kernels.expert_sum.native import PRECISIONS
-from kernels.jump_router.native import AxisBiases, axis_biases
 from kernels.jump_router.packed import Packed
 
 ExpertTable = tuple[Tensor, Tensor | None]

@@ -5,8 +5,8 @@
 import torch
 from torch import Tensor
 
+from kernels.axis_bias import reference as axes
 from kernels.expert_sum import reference as experts
-from kernels.jump_router import reference as router
 from kernels.jump_router.tables import Fired
 
 
@@ -33,4 +33,6 @@ def fired_sum(
         x_ND.double(), u_ED.double(), bias_E.double(), v_ED.double(),
         torch.tensor(chosen, dtype=torch.int64), torch.tensor(starts), torch.tensor(gates, dtype=torch.float64), act,
     )  # fmt: skip
-    return y_ND if biases is None else y_ND + router.axis_bias(fired, heads, *biases)
+    if biases is None:
+        return y_ND
+    return y_ND + axes.axis_bias(fired.score_Q, fired.gate_Q, fired.key_start_N1, heads, *biases)

@@ -4,8 +4,7 @@ For inference alone: it has no gradients. torch's dispatcher is passed by unless
 token's whole layer.
 """
 
-# N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, S scores, R features, P pairs, Q scores
-# that pass
+# N tokens, H heads, S scores, R features, X either, P pairs
 
 from collections.abc import Sequence
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.jump_router import native, stock
-from kernels.jump_router.checks import check_bias, check_shapes
+from kernels.jump_router.checks import check_shapes
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows
 
 
@@ -56,27 +55,6 @@ def _(read_XN: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor, Tensor,
     )
 
 
-def _bias(
-    score_Q: Tensor, gate_Q: Tensor, key_start_N1: Tensor, num_heads: int, row_ID: Tensor, column_JD: Tensor
-) -> Tensor:
-    check_bias(score_Q, gate_Q, key_start_N1, num_heads, row_ID, column_JD)
-    library = backends.cpu_library()
-    given = score_Q, gate_Q, key_start_N1, num_heads, row_ID.contiguous(), column_JD.contiguous()
-    if library is not None and row_ID.device.type == "cpu" and gate_Q.dtype == row_ID.dtype == torch.float32:
-        return native.axis_bias(library, *given)
-    return stock.axis_bias(*given)
-
-
-_axis_bias = torch.library.custom_op("legible::axis_bias", _bias, mutates_args=(), device_types=None)
-
-
-@_axis_bias.register_fake
-def _(
-    score_Q: Tensor, gate_Q: Tensor, key_start_N1: Tensor, num_heads: int, row_ID: Tensor, column_JD: Tensor
-) -> Tensor:
-    return row_ID.new_empty(len(key_start_N1) - 1, row_ID.shape[1])
-
-
 def jump_router(read_XN: Tensor, rows: SparseRows | None, statistics: AxisStatistics, rule: Rule) -> Fired:
     """What fires: (r, c) of head h iff A_r + B_c > threshold_h, with gate exp(A_r + B_c).
 
@@ -88,11 +66,3 @@ def jump_router(read_XN: Tensor, rows: SparseRows | None, statistics: AxisStatis
     if torch.compiler.is_compiling():
         return Fired(*_jump_router(read_XN, list(rows or ()), list(statistics), *rule))
     return _fired(read_XN, rows, statistics, rule)
-
-
-def axis_bias(
-    score_Q: Tensor, gate_Q: Tensor, key_start_N1: Tensor, num_heads: int, row_ID: Tensor, column_JD: Tensor
-) -> Tensor:
-    """(N, D) sum over the scores that pass (as `jump_router` gives them) of their gate * their sub-key's bias row."""
-    bias = _axis_bias if torch.compiler.is_compiling() else _bias
-    return bias(score_Q, gate_Q, key_start_N1, num_heads, row_ID, column_JD)

@@ -1,6 +1,6 @@
 """What `jump_router` refuses."""
 
-# N tokens, H heads, S scores, R features, K features a score is a sum of, Q scores that pass
+# N tokens, H heads, S scores, R features, K features a score is a sum of
 
 from typing import NoReturn
 
@@ -68,27 +68,9 @@ def _check_rows(rows: SparseRows, dtype: torch.dtype) -> None:
 
 _WRONG = {
     "score": "a score that is nan or infinite; scores must be finite: the model diverged, lower the learning rate",
-    "index": "an index that points outside; make sparse rows with `compact`, and pass on what the router returned",
-    "begins": "key_start_N1 that does not ascend within score_Q; pass on what the router returned",
+    "index": "an index that points outside; make sparse rows with `compact`",
 }
 
 
 def refuse(what: str) -> NoReturn:
     raise Mistake(f"jump_router got {_WRONG[what]}")
-
-
-def check_bias(
-    score_Q: Tensor, gate_Q: Tensor, key_start_N1: Tensor, heads: int, row_ID: Tensor, column_JD: Tensor
-) -> None:
-    """ValueError for shapes and dtypes that do not fit each other."""
-    dtypes = score_Q.dtype, key_start_N1.dtype
-    if dtypes != (torch.int32, torch.int64) or score_Q.shape != gate_Q.shape or not key_start_N1.shape[0]:
-        raise Mistake(
-            f"axis_bias got score_Q of shape {tuple(score_Q.shape)}, {dtypes[0]}, gate_Q of {tuple(gate_Q.shape)} and "
-            f"key_start_N1 of {tuple(key_start_N1.shape)}, {dtypes[1]}; pass on what the router returned"
-        )
-    if row_ID.ndim != 2 or column_JD.ndim != 2 or row_ID.shape[1] != column_JD.shape[1] or heads < 1:
-        raise Mistake(
-            f"axis_bias got biases of shapes {tuple(row_ID.shape)} and {tuple(column_JD.shape)} for {heads} heads; "
-            "it takes rows of one width and a head at least"
-        )

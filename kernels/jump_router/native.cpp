@@ -22,8 +22,8 @@ struct JumpRouter {
     int64_t width, read, heads, rows, columns, terms;  // read: S or R
 };
 
-// What a call of it leaves: how many fire and pass, how many words it needs (kernels/jump_router/packed.py), and what
-// is wrong, as native.py numbers it.
+// What a call of it leaves: how many fire and pass, how many words it needs (kernels/jump_router/packed.py), and
+// whether a score is not finite.
 struct Outcome {
     int64_t pairs, keys, words, wrong;
 };
@@ -32,7 +32,6 @@ struct Outcome {
 namespace {
 
 constexpr int LANES = 16;
-enum Wrong : int64_t { NOTHING, NOT_FINITE, INDEX, BEGINS };
 
 // e^x for x <= 0 to two units in the last place, 0 below the smallest normal number; a loop of it becomes vectors.
 INLINE float exp_of_negative(float x) {
@@ -356,37 +355,10 @@ INLINE bool pass_tokens(const JumpRouter& router, const float* x, int64_t tokens
     return true;
 }
 
-// y += sum of gate * row for some tokens, 64 columns at a time: so much of all rows stays near, and sums in registers.
-INLINE void weighted_sums(const float* const* row, const float* gate, const int64_t* start, int64_t tokens,
-                          int64_t width, float* y) {
-    typedef float Eight __attribute__((vector_size(32)));
-    int64_t d = 0;
-    for (; d + 64 <= width; d += 64)
-        for (int64_t t = 0; t < tokens; t++) {
-            Eight sum[8];
-            std::memcpy(sum, y + t * width + d, sizeof sum);
-            for (int64_t q = start[t] - start[0]; q < start[t + 1] - start[0]; q++)
-                for (int j = 0; j < 8; j++) {
-                    Eight part;
-                    std::memcpy(&part, row[q] + d + 8 * j, sizeof part);
-                    sum[j] += gate[q] * part;
-                }
-            std::memcpy(y + t * width + d, sum, sizeof sum);
-        }
-    for (; d < width; d++)
-        for (int64_t t = 0; t < tokens; t++)
-            for (int64_t q = start[t] - start[0]; q < start[t + 1] - start[0]; q++)
-                y[t * width + d] += gate[q] * row[q][d];
-}
-
 #define STAMP(SET, TARGET, STEPS)                                                                                    \
     TARGET bool pass_tokens_##SET(const JumpRouter& router, const float* x, int64_t tokens, int64_t begin,           \
                                   int64_t end, Piece& piece) {                                                       \
         return pass_tokens<STEPS>(router, x, tokens, begin, end, piece);                                             \
-    }                                                                                                                \
-    TARGET void sums_##SET(const float* const* row, const float* gate, const int64_t* start, int64_t tokens,         \
-                           int64_t width, float* y) {                                                                \
-        weighted_sums(row, gate, start, tokens, width, y);                                                           \
     }
 STAMP(portable, PORTABLE_TARGET, Loops)
 STAMP(avx2, AVX2_TARGET, Vectors)
@@ -415,21 +387,6 @@ constexpr int64_t TOKENS_KEPT = 1024;  // up to so many leave their lists' memor
 
 }  // namespace
 
-void add_axis_biases(const AxisBiases& biases, const Routing& routing, int64_t first, int64_t count, int32_t set,
-                     std::vector<const float*>& row, float* y) {
-    const int64_t heads = biases.heads, rows = biases.rows, columns = biases.columns;
-    const int64_t* start = routing.key_start + first;
-    row.resize(start[count] - start[0]);
-    for (int64_t q = start[0]; q < start[count]; q++) {
-        int64_t key = routing.score[q];
-        const bool is_row = key < heads * rows;
-        for (key -= is_row ? 0 : heads * rows; key >= (is_row ? rows : columns);) key -= is_row ? rows : columns;
-        row[q - start[0]] = (is_row ? biases.row : biases.column) + key * biases.stride;
-    }
-    const auto sums = CHOOSE(set, sums_portable, sums_avx2, sums_avx512);
-    sums(row.data(), routing.key_gate + start[0], start, count, biases.width, y);
-}
-
 extern "C" {
 
 // Writes what passes and fires into `words` if it fits `capacity`; if not, the outcome says how many there must be.
@@ -437,7 +394,7 @@ void jump_router_run(const JumpRouter* given, const float* x, int64_t tokens, in
                      int64_t* words, int64_t capacity, Outcome* outcome) {
     const JumpRouter& router = *given;
     const auto run = CHOOSE(set, pass_tokens_portable, pass_tokens_avx2, pass_tokens_avx512);
-    *outcome = {0, 0, 0, NOTHING};
+    *outcome = {0, 0, 0, 0};
     const int64_t count = std::max<int64_t>(1, std::min<int64_t>(threads, tokens));
     thread_local std::vector<Piece> kept;
     std::vector<Piece> own;
@@ -453,7 +410,7 @@ void jump_router_run(const JumpRouter* given, const float* x, int64_t tokens, in
             }
         }
     });
-    if (!finite) return void(outcome->wrong = NOT_FINITE);
+    if (!finite) return void(outcome->wrong = 1);
     for (int64_t i = 0; i < count; i++) {
         outcome->pairs += pieces[i].cell.size;
         outcome->keys += pieces[i].score.size;
@@ -468,27 +425,5 @@ int32_t jump_router_rows_are_sound(const int32_t* index, int64_t entries, int64_
     for (int64_t i = 0; i < entries; i++)
         if (index[i] < 0 || index[i] >= features) return 0;
     return 1;
-}
-
-// (N, D) the sum of the rows of `row` and `column` that belong to a token's passing scores, by their gates.
-int32_t jump_router_bias(const int32_t* score, const float* gate, const int64_t* key_start, const float* row,
-                         const float* column, int64_t tokens, int64_t keys, int64_t heads, int64_t rows,
-                         int64_t columns, int64_t width, int32_t set, int32_t threads, float* out) {
-    for (int64_t n = 0; n < tokens; n++)
-        if (key_start[n] < 0 || key_start[n] > key_start[n + 1]) return BEGINS;
-    if (key_start[tokens] > keys) return BEGINS;
-    for (int64_t q = 0; q < keys; q++)
-        if (score[q] < 0 || score[q] >= heads * (rows + columns)) return INDEX;
-    Routing routing{};
-    routing.key_start = const_cast<int64_t*>(key_start);
-    routing.score = const_cast<int32_t*>(score);
-    routing.key_gate = const_cast<float*>(gate);
-    const AxisBiases biases{row, column, heads, rows, columns, width, width};
-    in_threads(tokens, threads, [&](int64_t first, int64_t last) {
-        std::vector<const float*> chosen;
-        std::fill(out + first * width, out + last * width, 0.0f);
-        add_axis_biases(biases, routing, first, last - first, set, chosen, out + first * width);
-    });
-    return NOTHING;
 }
 }

@@ -13,9 +13,6 @@ from kernels.jump_router.checks import check_statistics, check_weight, refuse
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows
 
-_WRONG = ("score", "index", "begins")
-"""As native.cpp numbers what is wrong, from 1."""
-
 FEW = 16
 """Of fewer tokens than this the scores or features are made in the same call; of more BLAS makes them."""
 
@@ -29,47 +26,6 @@ class _Router(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in (*_LIMITS, *_ROWS, "weight_XD")),
         *((name, ctypes.c_int64) for name in ("width", "read", "heads", "rows", "columns", "terms")),
     )
-
-
-class AxisBiases(ctypes.Structure):
-    """As kernels/native.h lays it out."""
-
-    _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("row", "column")),
-        *((name, ctypes.c_int64) for name in ("heads", "rows", "columns", "width", "stride")),
-    )
-
-
-LINE = 16
-"""Floats of a cache line."""
-
-MOST_COPIED = 2**18
-"""Floats of axis biases that are copied: at each call whoever keeps a copy compares it with what it was made from."""
-
-
-def axis_biases(
-    biases: tuple[Tensor, Tensor] | None, sizes: tuple[int, int, int], width: int
-) -> tuple[AxisBiases, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Of (I, D) and (J, D) rows for the sub-keys of a router of these `sizes`, or of none; the tensors that it points
-    to; and those of the biases that were copied for it.
-
-    Rows of few sub-keys are copied to lie an odd number of cache lines apart, so that the same columns of many rows
-    find room in the nearest cache. ValueError for rows that do not fit.
-    """
-    heads, *shape = sizes
-    few = sum(shape) * width <= MOST_COPIED
-    stride = LINE * (-(-width // LINE) | 1) if few else width
-    read = []
-    for name, keys, bias_XD in zip(("row_ID", "column_JD"), shape, biases or (), strict=False):
-        if bias_XD.dtype != torch.float32 or bias_XD.shape != (keys, width):
-            raise Mistake(
-                f"axis biases got {name} of shape {tuple(bias_XD.shape)}, {bias_XD.dtype}; it takes ({keys}, {width}) "
-                "of torch.float32, a row for each sub-key"
-            )
-        bias_XD = bias_XD.detach()
-        read.append(torch.nn.functional.pad(bias_XD, (0, stride - width)) if few else bias_XD.contiguous())
-    given = AxisBiases(*(map(pointer, read) if read else (None, None)), heads, *shape, width, stride)
-    return given, (*read,), tuple(b for b, r in zip(biases or (), read, strict=True) if r.data_ptr() != b.data_ptr())
 
 
 class _Outcome(ctypes.Structure):
@@ -157,7 +113,7 @@ class Router:
                 ctypes.byref(outcome),
             )  # fmt: skip
             if outcome.wrong:
-                refuse(_WRONG[outcome.wrong - 1])
+                refuse("score")
             if outcome.words <= capacity:
                 return Packed(words, tokens, outcome.pairs, outcome.keys, self._sizes)
             self._words_a_token = max(self._words_a_token, 1.25 * outcome.words / tokens)
@@ -179,25 +135,3 @@ def forward(
 ) -> Fired:
     """Of scores or features once. All are contiguous and float32."""
     return Router(library, None, read_XN.shape[0], rows, statistics, rule).route_read(read_XN).fired
-
-
-def axis_bias(
-    library: CpuLibrary,
-    score_Q: Tensor,
-    gate_Q: Tensor,
-    key_start_N1: Tensor,
-    heads: int,
-    row_ID: Tensor,
-    column_JD: Tensor,
-) -> Tensor:
-    """(N, D)"""
-    tokens, (rows, width) = key_start_N1.shape[0] - 1, row_ID.shape
-    y_ND = torch.empty(tokens, width)
-    wrong = library.functions.jump_router_bias(
-        pointer(score_Q), pointer(gate_Q), pointer(key_start_N1), pointer(row_ID), pointer(column_JD),
-        *map(ctypes.c_int64, (tokens, score_Q.shape[0], heads, rows, column_JD.shape[0], width)), library.code,
-        ctypes.c_int32(torch.get_num_threads()), pointer(y_ND),
-    )  # fmt: skip
-    if wrong:
-        refuse(_WRONG[wrong - 1])
-    return y_ND

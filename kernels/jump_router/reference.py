@@ -66,15 +66,3 @@ def sparse_scores(feature_RN: Tensor, rows: SparseRows) -> Tensor:
     for index_S, coefficient_S in zip(rows.index_SK.long().T, rows.coefficient_SK.double().T, strict=True):
         score_SN += coefficient_S[:, None] * feature_RN.double()[index_S]
     return score_SN
-
-
-def axis_bias(fired: Fired, heads: int, row_ID: Tensor, column_JD: Tensor) -> Tensor:
-    """(N, D) float64: for each token the sum of gate * bias row over the sub-keys that pass."""
-    tokens, rows = len(fired.key_start_N1) - 1, len(row_ID)
-    y_ND = torch.zeros(tokens, row_ID.shape[1], dtype=torch.float64)
-    for n in range(tokens):
-        for q in range(int(fired.key_start_N1[n]), int(fired.key_start_N1[n + 1])):
-            s = int(fired.score_Q[q])
-            bias_D = row_ID[s % rows] if s < heads * rows else column_JD[(s - heads * rows) % len(column_JD)]
-            y_ND[n] += float(fired.gate_Q[q]) * bias_D.double()
-    return y_ND

@@ -7,8 +7,8 @@ import ctypes
 import torch
 from torch import Tensor
 
+from kernels.axis_bias.native import AxisBiases, axis_biases
 from kernels.backends import CpuLibrary, check_on_cpu, pointer
-from kernels.jump_router.native import AxisBiases, axis_biases
 from kernels.jump_router.packed import Packed
 from kernels.symbol_table.checks import check_forms, check_tokens, refuse, refuse_value
 from kernels.symbol_table.records import Records, records_of

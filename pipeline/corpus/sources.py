@@ -1,62 +1,20 @@
-"""One's own text as documents, not cleaned: files, folders, JSONL, parquet, and `hf:` data sets.
+"""One's own text as documents in splits, not cleaned: files, folders, and `hf:` data sets."""
 
-One rule for all of them: text is UTF-8, with or without a byte order mark, and what is not is refused with its place,
-or left out and counted where `Reading.unreadable` says so. docs/limits.md has the rest in words.
-"""
-
-import codecs
 import hashlib
 import json
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
-import pyarrow
-import pyarrow.parquet
-
-from artifacts.lineage import ID
-from artifacts.manifest import MANIFEST
 from kernels.errors import Mistake
 from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
+from pipeline.corpus.hub import hf_commit, hf_parts, hf_rows
+from pipeline.corpus.readers import Reading, Row, path_rows
 from pipeline.corpus.remarks import Remarks, left_out, repr_of, some
+from pipeline.corpus.text_files import existing, files_under, others_under
 from pipeline.run import say
-
-# fmt: off
-TEXT_SUFFIXES = frozenset((
-    ".txt", ".text", ".md", ".rst", ".tex", ".html", ".xml", ".csv", ".tsv", ".json", ".yaml", ".yml",
-    ".toml", ".py", ".pyi", ".c", ".h", ".cc", ".cpp", ".hpp", ".cu", ".cuh", ".java", ".js", ".ts", ".go",
-    ".rs", ".rb", ".jl", ".r", ".sh", ".sql", ".lean", ".hs", ".scala", ".kt", ".swift", ".lua", ".pl",
-    ".php", ".css",
-))
-# fmt: on
-TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reading:
-    """How sources are read; the fields are those of the stage's config."""
-
-    validation_share: float
-    held_out_share: float
-    max_bytes: int
-    text_field: str
-    domain_field: str
-    """Empty where rows have no domain of their own."""
-    unreadable: Literal["refuse", "skip"]
-    hf_split: str
-
-
-class Row(NamedTuple):
-    """One text as it was found."""
-
-    name: str
-    text: str
-    domain: str = ""
-    """As the row writes it; empty where it says nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +74,7 @@ def require_sources(sources: Sequence[str]) -> None:
     """ValueError for local sources that are not there or hold no text; reads none of it."""
     for source in map(Source.parse, sources):
         if not source.is_hf:
-            _existing(source.location)
+            existing(source.location)
 
 
 def _require_few(domains: Collection[str]) -> None:
@@ -144,11 +102,11 @@ def sources_sha256(sources: Sequence[str], *, hf_split: str) -> str:
 
 def _described(source: Source, hf_split: str) -> dict[str, Any]:
     if source.is_hf and not Path(source.location.removeprefix("hf:")).exists():
-        name, config, revision = _hf_parts(source.location)
-        commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else _hf_commit(name, revision)
+        name, config, revision = hf_parts(source.location)
+        commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else hf_commit(name, revision)
         return {"domain": source.domain, "hf": name, "config": config, "split": hf_split, "commit": commit}
-    path = _existing(source.location.removeprefix("hf:"))
-    files = [(name, _file_sha256(file)) for name, file in _files_under(path)]
+    path = existing(source.location.removeprefix("hf:"))
+    files = [(name, _file_sha256(file)) for name, file in files_under(path)]
     return {"domain": source.domain, "hf_split": hf_split if source.is_hf else None, "files": files}
 
 
@@ -163,9 +121,9 @@ def _file_sha256(file: Path) -> str:
 def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentSplits:
     remarks = Remarks()
     if source.is_hf:
-        rows = _hf_rows(source.location, reading, remarks)
+        rows = hf_rows(source.location, reading, remarks)
     else:
-        rows = _path_rows(_existing(source.location), reading, remarks)
+        rows = path_rows(existing(source.location), reading, remarks)
     documents = [_document(row, source, remarks) for row in _first_bytes(rows, max_bytes, remarks)]
     _tell(source, remarks, max_bytes)
     if not documents:
@@ -197,7 +155,7 @@ def _document(row: Row, source: Source, remarks: Remarks) -> Document:
 
 def _tell(source: Source, remarks: Remarks, max_bytes: int) -> None:
     sentences = remarks.sentences(max_bytes)
-    if not source.is_hf and (others := _left_out(Path(source.location).expanduser())):
+    if not source.is_hf and (others := others_under(Path(source.location).expanduser())):
         sentences.append(left_out(others))
     for sentence in sentences:
         say(f"{repr_of(source.location)}: {sentence}")
@@ -248,250 +206,3 @@ def _first_bytes(rows: Iterable[Row], max_bytes: int, remarks: Remarks) -> Itera
         if left < 0:
             remarks.is_cut = True
             return
-
-
-def _existing(location: str) -> Path:
-    path = Path(location).expanduser()
-    if not path.exists():
-        raise Mistake(f"there is no file or folder {location!r} to read text from; check the path")
-    if path.is_dir() and not _files_under(path):
-        others = _left_out(path)
-        beside = f" ({left_out(others)})" if others else ""
-        raise Mistake(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
-    if path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | TABLE_SUFFIXES:
-        raise Mistake(
-            f"{location!r} has the unknown suffix {path.suffix!r}; wanted {_wanted()}; rename it if it is text"
-        )
-    return path
-
-
-def _wanted() -> str:
-    return f".txt, .jsonl, .parquet or one of {len(TEXT_SUFFIXES)} other text suffixes such as .md and .py"
-
-
-def _files_under(path: Path) -> list[tuple[str, Path]]:
-    """(name inside the folder, file), in the order of the names; a lone file has its suffix for a name."""
-    if path.is_file():
-        return [(path.suffix.lower(), path)]
-    artifacts = _artifacts_under(path)
-    inside = (
-        (file.relative_to(path), file)
-        for file in path.rglob("*")
-        if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES
-    )
-    return sorted((name.as_posix(), file) for name, file in inside if _skipped_with(name, artifacts) is None)
-
-
-def _artifacts_under(path: Path) -> Set[Path]:
-    """Folders of artifacts, as where the store lies in the folder: what this pipeline writes is no text to read."""
-    manifests = (manifest.relative_to(path) for manifest in path.rglob(MANIFEST))
-    return frozenset(manifest.parent for manifest in manifests if re.fullmatch(ID, manifest.parent.name))
-
-
-def _skipped_with(name: Path, artifacts: Set[Path]) -> Path | None:
-    """The outermost hidden name or artifact that the file lies in, or is."""
-    places = (*reversed(name.parents), name)
-    return next((place for place in places if place.name.startswith(".") or place in artifacts), None)
-
-
-def _left_out(path: Path) -> list[tuple[str, int]]:
-    """(name, bytes) of what is not read of a folder; a hidden folder or an artifact counts as one."""
-    if path.is_file():
-        return []
-    artifacts, taken = _artifacts_under(path), {file for _, file in _files_under(path)}
-    sizes = Counter[str]()
-    for file in path.rglob("*"):
-        if file.is_file() and (file not in taken or not file.stat().st_size):
-            name = file.relative_to(path)
-            sizes[(_skipped_with(name, artifacts) or name).as_posix()] += file.stat().st_size
-    return list(sizes.items())
-
-
-def _path_rows(path: Path, reading: Reading, remarks: Remarks) -> Iterator[Row]:
-    for name, file in _files_under(path):
-        if file.stat().st_size == 0:
-            if path.is_file():
-                raise Mistake(f"{str(file)!r} is empty; name a file that holds text")
-            continue
-        for read in _rows_of_file(name, file, reading, remarks):
-            yield from _readable(read, reading, remarks)
-
-
-def _readable(read: Callable[[], Row], reading: Reading, remarks: Remarks) -> Iterator[Row]:
-    """The row, or nothing where it cannot be read and such rows are to be left out."""
-    try:
-        row = read()
-    except ValueError as error:
-        if reading.unreadable == "refuse":
-            raise
-        remarks.count_unreadable(str(error))
-    else:
-        yield row
-
-
-def _rows_of_file(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:
-    match file.suffix.lower():
-        case ".jsonl" | ".ndjson":
-            yield from _json_lines(name, file, reading, remarks)
-        case ".json" if _is_json_lines(file, reading.text_field):
-            yield from _json_lines(name, file, reading, remarks)
-        case ".parquet":
-            yield from _parquet_rows(name, file, reading, remarks)
-        case _:
-            yield lambda: Row(name, _plain_text(file))
-
-
-def _decoded(data: bytes, file: Path, line: int) -> str:
-    """Text of UTF-8 that begins in that line of the file. The byte order mark of other systems is no part of it."""
-    try:
-        return data.removeprefix(codecs.BOM_UTF8).decode()
-    except UnicodeDecodeError as error:
-        number, byte = line + error.object.count(b"\n", 0, error.start), error.object[error.start]
-        raise Mistake(
-            f"{str(file)!r} line {number} is not UTF-8 text: it has the byte 0x{byte:02x} where none such can stand; "
-            "convert the file to UTF-8, as by iconv"
-        ) from error
-
-
-def _plain_text(file: Path) -> str:
-    data = file.read_bytes()
-    if b"\0" in data:
-        raise Mistake(f"{str(file)!r} is not text: it holds NUL bytes; convert it to UTF-8 text or leave it out")
-    return _decoded(data, file, 1)
-
-
-def _json_lines(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:
-    with file.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line.strip():
-                yield lambda line=line, number=number: _row(
-                    f"{name}:{number}",
-                    _json_object(_decoded(line, file, number), f"{file} line {number}"),
-                    f"{file} line {number}",
-                    reading,
-                    remarks,
-                )
-
-
-def _is_json_lines(file: Path, text_field: str) -> bool:
-    """Whether a .json file has an object a line, which no JSON text is that has two lines; of one line, with text."""
-    with file.open("rb") as lines:
-        first = list(islice((line for line in lines if line.strip()), 2))
-    try:
-        objects = [_json_object(_decoded(line, file, 1), "") for line in first]
-    except ValueError:
-        return False
-    return len(objects) == 2 or (len(objects) == 1 and text_field in objects[0])
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise Mistake(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
-    except RecursionError as error:
-        raise Mistake(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
-    except ValueError as error:  # Python reads no integer of thousands of digits
-        raise Mistake(f"{where} has a number of too many digits to be read; write it as a string") from error
-    if not isinstance(row, dict):
-        raise Mistake(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
-    return row
-
-
-def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise Mistake(f"{str(file)!r} is no parquet file; check it or leave it out") from error
-    with table:
-        names = table.schema_arrow.names
-        if reading.text_field not in names:
-            raise _no_field(names, reading.text_field, str(file))
-        used = [field for field in (reading.text_field, reading.domain_field) if field in names]
-        remarks.unused_fields.update(field for field in names if field not in used)
-        number = 0
-        for batch in _batches(table, used, file):
-            for row in range(batch.num_rows):
-                cells = {field: batch.column(field)[row] for field in used}
-                where = f"{file} row {number}, counted from 0"
-                yield lambda cells=cells, number=number, where=where: _row(
-                    f"{name}:{number}", _of_cells(cells, where), where, reading, remarks
-                )
-                number += 1
-
-
-def _batches(table: pyarrow.parquet.ParquetFile, fields: list[str], file: Path) -> Iterator[pyarrow.RecordBatch]:
-    try:
-        yield from table.iter_batches(columns=fields)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise Mistake(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
-
-
-def _of_cells(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
-    try:
-        return {field: cell.as_py() for field, cell in cells.items()}
-    except UnicodeDecodeError as error:
-        raise Mistake(f"{where} is not UTF-8 text; write it as UTF-8, or leave it out") from error
-
-
-def _row(name: str, fields: Mapping[str, Any], where: str, reading: Reading, remarks: Remarks) -> Row:
-    if reading.text_field not in fields:
-        raise _no_field(fields, reading.text_field, where)
-    remarks.unused_fields.update(field for field in fields if field not in (reading.text_field, reading.domain_field))
-    text = _string(fields[reading.text_field], reading.text_field, where, "text_field")
-    domain = fields.get(reading.domain_field) if reading.domain_field else None
-    return Row(name, text, "" if domain is None else _string(domain, reading.domain_field, where, "domain_field"))
-
-
-def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:
-    names = some(repr_of(field)[1:-1] for field in fields)
-    return Mistake(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
-
-
-def _string(value: Any, field: str, where: str, setting: str) -> str:
-    if value is None:
-        raise Mistake(f"{where}: field {field!r} is null; fill it, or leave such rows out by unreadable=skip")
-    if not isinstance(value, str):
-        raise Mistake(f"{where}: field {field!r} is {type(value).__name__}, not a string; set {setting}")
-    # JSON can spell half a surrogate pair, which no UTF-8 can hold.
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _hf_parts(location: str) -> tuple[str, str | None, str | None]:
-    """(name, config, revision) of `hf:NAME[:CONFIG][@REVISION]`."""
-    rest, _, revision = location.removeprefix("hf:").partition("@")
-    name, _, config = rest.partition(":")
-    return name, config or None, revision or None
-
-
-def _hf_commit(name: str, revision: str | None) -> str:
-    """The commit that the hub, or without a network its cache, has now. It stands for the contents."""
-    import huggingface_hub
-
-    try:
-        # The folder of a snapshot is named after its commit; the README is all that is fetched for it.
-        folder = huggingface_hub.snapshot_download(
-            name, repo_type="dataset", revision=revision, allow_patterns="README.md"
-        )
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise Mistake(
-            f"'hf:{name}' cannot be reached ({type(error).__name__}); check its name and the network, "
-            f"or name a local file"
-        ) from error
-    return Path(folder).name
-
-
-def _hf_rows(location: str, reading: Reading, remarks: Remarks) -> Iterator[Row]:
-    try:
-        import datasets
-    except ImportError as error:
-        raise Mistake(f"{location!r} needs the package `datasets`; run: pip install -e '.[hf]'") from error
-    name, config, revision = _hf_parts(location)
-    rows = datasets.load_dataset(name, config, split=reading.hf_split, streaming=True, revision=revision)
-    for number, row in enumerate(rows):
-        where = f"{location} row {number}, counted from 0"
-        yield from _readable(
-            lambda row=row, number=number, where=where: _row(str(number), row, where, reading, remarks),
-            reading,
-            remarks,
-        )

@@ -43,10 +43,6 @@ class Split:
     def num_tokens(self) -> int:
         return self.tokens_N.numel()
 
-    @property
-    def num_documents(self) -> int:
-        return self.document_start_D.numel()
-
     def document_of(self, positions: Tensor) -> Tensor:
         """The index of the document that holds each position; int64, shaped as `positions`."""
         return torch.searchsorted(self.document_start_D, positions.contiguous(), right=True) - 1

@@ -22,11 +22,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from kernels.errors import Failure, Mistake
+from pipeline.parent import end_with
 from pipeline.running.auth_string import auth_string, proof
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,7 +252,7 @@ def _is_taken(port: int) -> bool:
 
 def _serve(port: int, home: Path, parent: int) -> None:
     """The server itself, in its own process, for as long as the parent lives."""
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    end_with(parent, partial(os.kill, os.getpid(), signal.SIGTERM))
     # One at a time: of two servers that both set up a new database, one fails.
     lock = os.open(home / "starting.lock", os.O_CREAT | os.O_RDWR)
     fcntl.flock(lock, fcntl.LOCK_EX)
@@ -277,12 +279,6 @@ def _settle_when_healthy(port: int, lock: int) -> None:
         time.sleep(0.2)
     gc.enable()
     os.close(lock)
-
-
-def _end_with(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

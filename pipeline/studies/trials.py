@@ -7,17 +7,18 @@ gives does not depend on how many cores there are.
 import io
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from pipeline.parent import end_with
 from pipeline.run import Progress, Run, current_run, running
 from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 
@@ -50,7 +51,9 @@ def run_trials(trials: Sequence[Trial], what: str) -> list[dict[str, float]]:
     # A GPU is not shared: its trials run one after the other.
     workers = max(1, min(len(left), (os.cpu_count() or 1) if run.device.type == "cpu" else 1))
     context = get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    # A worker whose study was killed would wait for trials for ever.
+    ends = os.getpid(), partial(os._exit, 1)
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=end_with, initargs=ends) as pool:
         failed: BaseException | None = None
         under_way: dict[Future[dict[str, float]], int] = {}
         while left or under_way:
@@ -69,17 +72,6 @@ def run_trials(trials: Sequence[Trial], what: str) -> list[dict[str, float]]:
         if failed is not None:
             raise failed
     return [numbers[place] for place in range(len(trials))]
-
-
-def _end_with(parent: int) -> None:
-    """Ends this worker when the study's process is gone, killed for example; it would wait for trials for ever."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _pickled(trial: Trial) -> bytes:

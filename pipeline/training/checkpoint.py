@@ -9,7 +9,6 @@ from torch import nn
 from artifacts import ArtifactError
 from kernels.packing import LAYOUT
 from pipeline.models.soundness import check_sound
-from pipeline.models.transformer import Transformer
 from pipeline.training.checkpoint_form import problem_of
 from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 from pipeline.training.training_curve import Record
@@ -64,11 +63,10 @@ class Checkpoint:
             model.load_state_dict(saved["model"])
         except RuntimeError as error:
             raise unusable(self.path, f"is of another model: {' '.join(str(error).split())}") from None
-        if isinstance(model, Transformer):
-            try:
-                check_sound(model)
-            except ArtifactError as error:
-                raise unusable(self.path, f"is of another model: {error}") from None
+        try:
+            check_sound(model)
+        except ArtifactError as error:
+            raise unusable(self.path, f"is of another model: {error}") from None
         optimizer.load_state_dict(saved["optimizer"])
         generator.set_state(saved["generator"])
         torch.set_rng_state(saved["global_generator"])

@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from pipeline.symbolic.formulas.fitting import EXPERTS_A_PIECE
-from pipeline.symbolic.formulas.functions import BY_NAME
 from pipeline.symbolic.formulas.spline import fit_splines, snap
 from pipeline.transforms.pursuit import matching_pursuit
 from tests.benchmarks.kernels import Op, normal, take_turns
+from tests.catalogue import BY_NAME
 
 GOAL = 1000
 """Experts a second and core, spline and snap."""

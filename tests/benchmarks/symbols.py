@@ -23,12 +23,12 @@ from kernels import backends
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
-from pipeline.figures.symbols import ModelPoint, loss_by_speed
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolRouter, SymbolSpec
 from tests.benchmarks.kernels import take_turns
+from tests.benchmarks.loss_by_speed import ModelPoint, loss_by_speed
 
 WINDOW = 64
 STATES = {1: 32}

@@ -1,9 +1,9 @@
-"""From cells to experts: what a loop over cells finds, whichever way it goes."""
+"""From cells to experts against the oracle, whichever way it goes."""
 
 import pytest
 import torch
 
-from kernels.cells import CellStarts, experts_of_cells
+from kernels.cells import CellStarts, experts_of_cells, reference
 from kernels.pairs import starts
 
 # C cells, P pairs of a token and a cell, Q pairs of a token and an expert, N tokens
@@ -26,18 +26,23 @@ def case(tokens, seed=0, most=4):
 def test_every_expert_of_a_cell_is_reached_with_the_cells_gate(tokens, most, dtype):
     cell_start_C1, cell_P, start_N1, gate_P = case(tokens, most=most)
     assert CellStarts.of(cell_start_C1).offset_C1.dtype == dtype
-    wanted, begins = [], [0]
-    for n in range(tokens):
-        for p in range(int(start_N1[n]), int(start_N1[n + 1])):
-            cell = int(cell_P[p])
-            wanted += [(e, float(gate_P[p])) for e in range(int(cell_start_C1[cell]), int(cell_start_C1[cell + 1]))]
-        begins.append(len(wanted))
+    wanted = reference.experts_of_cells(cell_start_C1, cell_P, start_N1, gate_P)
     for gradients in (True, False):
         with torch.set_grad_enabled(gradients):
-            expert_Q, first_N1, gate_Q = experts_of_cells(CellStarts.of(cell_start_C1), cell_P, start_N1, gate_P)
-        assert list(zip(expert_Q.tolist(), gate_Q.tolist(), strict=True)) == wanted
-        assert first_N1.tolist() == begins
-        assert (expert_Q.dtype, first_N1.dtype, gate_Q.dtype) == (torch.int64, torch.int64, torch.float32)
+            found = experts_of_cells(CellStarts.of(cell_start_C1), cell_P, start_N1, gate_P)
+        for one, other in zip(found, wanted, strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+
+
+def test_the_oracle_lists_what_a_few_cells_hold():
+    cell_start_C1, cell_P = torch.tensor([0, 2, 2, 5]), torch.tensor([2, 0, 1])
+    expert_Q, first_N1, gate_Q = reference.experts_of_cells(
+        cell_start_C1, cell_P, torch.tensor([0, 1, 1, 3]), torch.tensor([0.5, 2.0, 9.0])
+    )
+    assert expert_Q.tolist() == [2, 3, 4, 0, 1]
+    assert first_N1.tolist() == [0, 3, 3, 5]
+    assert gate_Q.tolist() == [0.5, 0.5, 0.5, 2.0, 2.0]
 
 
 def test_gradients_reach_the_gates():

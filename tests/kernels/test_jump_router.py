@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from kernels import backends
-from kernels.jump_router import axis_bias, jump_router, reference
+from kernels.jump_router import jump_router, reference
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows, compact
 from tests.tolerances import assert_close
 
 # N tokens, H heads, I sub-keys of the rows, J of the columns, S scores, R features, K features a score
 
-R, K, D = 11, 4, 13
+R, K = 11, 4
 SHAPES = [(0, 2, 5, 7), (1, 1, 2, 3), (7, 3, 5, 10), (37, 2, 9, 4), (16, 1, 33, 66)]
 INF = math.inf
 
@@ -129,31 +129,6 @@ def test_what_does_not_fit_is_refused_by_name():
             jump_router(*arguments)
 
 
-def test_biases_of_the_passing_sub_keys_add_up_by_their_gates():
-    for tokens, heads, rows, columns in SHAPES:
-        features, sparse, statistics, rule = case((tokens, heads, rows, columns))
-        fired = jump_router(features, sparse, statistics, rule)
-        generator = torch.Generator().manual_seed(2)
-        row_ID, column_JD = (torch.randn(keys, D, generator=generator) for keys in (rows, columns))
-        keys = fired.score_Q, fired.gate_Q, fired.key_start_N1
-        got = axis_bias(*keys, heads, row_ID, column_JD)
-        assert_close(got.double(), reference.axis_bias(fired, heads, row_ID, column_JD), 1e-6)
-
-
-def test_biases_of_scores_that_no_router_gave_are_refused(cpu_path):
-    if cpu_path == "stock":
-        pytest.skip("torch's own ops bound their indices")
-    tables = torch.ones(2, D), torch.ones(3, D)
-    for score, start, message in (
-        ([5], [0, 1], "points outside"),
-        ([-1], [0, 1], "points outside"),
-        ([0], [1, 0, 2], "ascend"),
-    ):
-        keys = torch.tensor(score, dtype=torch.int32), torch.ones(len(score)), torch.tensor(start)
-        with pytest.raises(ValueError, match=message):
-            axis_bias(*keys, 1, *tables)
-
-
 def test_threads_change_nothing():
     features, sparse, statistics, rule = case((37, 2, 9, 4))
     before = torch.get_num_threads()
@@ -188,28 +163,23 @@ def test_compact_rows_hold_the_non_zeros_and_nothing_else():
         assert torch.equal(again, weight)
 
 
-def test_under_compilation_the_operators_run_and_give_the_same():
+def test_under_compilation_the_operator_runs_and_gives_the_same():
     features, sparse, statistics, rule = case((7, 3, 5, 10))
-    tables = torch.ones(5, D), torch.ones(10, D)
 
     def layer(features, coefficients):
         rows = SparseRows(sparse.index_SK, coefficients, sparse.intercept_S)
-        fired = jump_router(features, rows, statistics, rule)
-        return fired.gate_P, axis_bias(fired.score_Q, fired.gate_Q, fired.key_start_N1, 3, *tables)
+        return jump_router(features, rows, statistics, rule)
 
     got = torch.compile(layer, backend="aot_eager", fullgraph=True)(features, sparse.coefficient_SK)
     for one, other in zip(got, layer(features, sparse.coefficient_SK), strict=True):
         assert torch.equal(one, other)
 
 
-def test_all_operators_keep_torchs_rules(cpu_path):
+def test_the_operator_keeps_torchs_rules(cpu_path):
     if cpu_path in ("portable", "avx512"):
         pytest.skip("one variant of the library is enough")
     features, sparse, statistics, rule = case((7, 3, 5, 10))
     checks = "test_schema", "test_faketensor"
     given = features, list(sparse), list(statistics), *rule
     torch.library.opcheck(torch.ops.legible.jump_router.default, given, test_utils=checks)
-    fired = jump_router(features, sparse, statistics, rule)
-    given = fired.score_Q, fired.gate_Q, fired.key_start_N1, 3, torch.ones(5, D), torch.ones(10, D)
-    torch.library.opcheck(torch.ops.legible.axis_bias.default, given, test_utils=checks)
     assert backends.cpu_library() is None or cpu_path != "stock"

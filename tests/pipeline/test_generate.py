@@ -1,13 +1,17 @@
 """Text from a model: sampling, and finding the tokenizer through the lineage."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from artifacts import ArtifactError, Recipe, Store
-from pipeline.generate import Sampling, generate, main
+from pipeline.generate.__main__ import main
+from pipeline.generate.sampling import Sampling, generate
 from pipeline.models.dense import DenseSpec
 from pipeline.models.trained_length import trained_length
 from pipeline.models.transformer import TransformerShape
@@ -172,3 +176,20 @@ def test_a_lineage_that_tells_no_length_is_refused(store, value):
     monet = _published(store, "train-monet", {"training": {"context_length": value}})
     with pytest.raises(ArtifactError, match="says on how many tokens of context it was trained"):
         trained_length(store, monet)
+
+
+HELP_WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None
+from pipeline.generate.__main__ import main
+main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(("words", "code", "said"), [(("--help",), 0, "--temperature"), (("latest",), 2, "--prompt")])
+def test_who_asks_for_help_or_mistypes_an_option_does_not_wait_for_torch(words, code, said):
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", HELP_WITHOUT_TORCH, *words]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr

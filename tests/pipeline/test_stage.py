@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 
 from artifacts import ArtifactError, Circumstance
 from pipeline.corpus.splits import Corpus
-from pipeline.models import DenseModel, LanguageModel, ModelSpec
+from pipeline.models import LanguageModel, ModelSpec
 from pipeline.models.transformer import TransformerSpec
 from pipeline.run import Run, current_run, running, steps
 from pipeline.stage import Measured, Output, StageConfig, chosen_device, recipe_of, run_stage, stage
@@ -50,7 +50,7 @@ def draw_weights(config: ModelConfig, *, corpus: Annotated[Corpus, "corpus"]) ->
 
 @stage(name="look-at", version=1)
 def look_at(
-    config: StageConfig, *, model: DenseModel, facts: Annotated[Measured, "dense", "monet"]
+    config: StageConfig, *, model: Annotated[LanguageModel, "dense"], facts: Annotated[Measured, "dense", "monet"]
 ) -> Output[LanguageModel]:
     """Model -> model: checks what it was handed."""
     CALLS.append("look-at")

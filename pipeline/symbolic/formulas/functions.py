@@ -59,4 +59,3 @@ CATALOGUE = tuple(
     for code, (name, f) in enumerate(FUNCTIONS)
 )
 BY_CODE = {function.code: function for function in CATALOGUE}
-BY_NAME = {function.name: function for function in CATALOGUE}

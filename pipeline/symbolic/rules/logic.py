@@ -15,18 +15,8 @@ import torch
 from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
-GATE_NAMES = (
-    "0", "a & b", "a & ~b", "a", "~a & b", "b", "a ^ b", "a | b",
-    "~(a | b)", "~(a ^ b)", "~b", "a | ~b", "~a", "~a | b", "~(a & b)", "1",
-)  # fmt: skip
-
 GATE_OUTPUT_G4 = torch.tensor([[(g >> (3 - x)) & 1 for x in range(4)] for g in range(16)], dtype=torch.bool)
 """(16, 4): the gate's output for (a, b) = 00, 01, 10, 11."""
-
-
-def gate(kind: int, a: Tensor, b: Tensor) -> Tensor:
-    """Gate `kind` of two boolean tensors of one shape."""
-    return GATE_OUTPUT_G4[kind][(2 * a.long() + b.long())]
 
 
 def gate_symbol(kind: int, a: Boolean, b: Boolean) -> Boolean:

@@ -86,10 +86,3 @@ def copy_gates(source: GateLayer, into: GateLayer) -> None:
     wires = tuple(wire.clone() for wire in source.indices)
     # difflogic keeps a pair of tensors, and outside its state.
     into.indices = torch.stack(wires) if isinstance(into.indices, Tensor) else wires
-
-
-def of_difflogic(layer: GateLayer, *, generator: torch.Generator) -> LogicLayer:
-    """Our layer with the gates and wires of difflogic's."""
-    made = LogicLayer(layer.in_dim, *layer.indices, generator=generator)
-    copy_gates(layer, made)
-    return made

@@ -62,15 +62,6 @@ def magnitude_expression(experts: SymbolExperts, expert: int, *, digits: int | N
     return function_expression(experts, expert, argument_expression(experts, expert, digits), digits)
 
 
-def magnitudes_by_formula(experts: SymbolExperts, expert: int, x_ND: Tensor) -> Tensor:
-    """(N) the unrounded expression on these states, in float64: an oracle for `SymbolExperts.magnitudes`."""
-    formula = magnitude_expression(experts, expert, digits=None)
-    symbols = sorted(formula.free_symbols, key=str)
-    columns = [x_ND[:, int(str(symbol).removeprefix("x_"))].double().numpy() for symbol in symbols]
-    values = sympy.lambdify(symbols, formula, modules=["scipy", "numpy"])(*columns)
-    return torch.as_tensor(values, dtype=torch.float64).expand(len(x_ND))
-
-
 def number(value: float, digits: int | None) -> sympy.Float:
     """The float, or its `digits` first digits."""
     return sympy.Float(value) if digits is None else sympy.Float(float(f"{value:.{digits}g}"), digits)

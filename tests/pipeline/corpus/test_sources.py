@@ -8,7 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from pipeline.corpus.documents import Document, held_out_first, sample_of, text_sha256, without_repeats
-from pipeline.corpus.sources import Reading, Source, read_sources, sources_sha256
+from pipeline.corpus.readers import Reading
+from pipeline.corpus.sources import Source, read_sources, sources_sha256
 from pipeline.run import Run, running
 
 READING = Reading(

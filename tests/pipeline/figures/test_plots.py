@@ -16,11 +16,12 @@ from matplotlib.image import imread
 
 from pipeline.figures.chain import chain_costs
 from pipeline.figures.corpus import MOST_GROUPS, corpus_mix
-from pipeline.figures.symbols import ModelPoint, length_against_fidelity, loss_by_speed, symbol_tiers
+from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
 from pipeline.figures.tables import quantization_error
 from pipeline.figures.training import Panel, training_curve
 from pipeline.training.training_curve import Point
 from pipeline.transforms.table_error import TableErrors
+from tests.benchmarks.loss_by_speed import ModelPoint, loss_by_speed
 from tests.pictures import assert_picture
 
 ROOT = Path(__file__).resolve().parents[3]

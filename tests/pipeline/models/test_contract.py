@@ -15,8 +15,10 @@ from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.layer import PEER
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.registry import LAYER_KINDS, LayerKind
-from pipeline.models.tables.experts import TableExperts
-from tests.tiny import EVERY_KIND, HORIZONTAL, JUMP, SHAPE, TRAINABLE, tiny_model, tiny_tokens
+from pipeline.models.tables.experts import TableExperts, table_of
+from pipeline.models.tables.floats import FloatTable
+from pipeline.models.tables.parameter import ParameterTable
+from tests.tiny import EVERY_KIND, HORIZONTAL, JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
 from tests.tolerances import assert_close
 
@@ -252,3 +254,39 @@ def test_a_spec_is_read_as_what_its_field_layer_says(name):
     spec = made(name).spec
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
     assert type(ModelSpec.model_validate(spec.model_dump(mode="json")).experts) is type(spec.experts)
+
+
+def test_a_parameter_seen_as_a_table_does_what_a_table_of_float32_does():
+    generator = torch.Generator().manual_seed(5)
+    parameter = torch.nn.Parameter(torch.zeros(7, 12))
+    tables = ParameterTable(parameter), FloatTable(7, 12, torch.float32)
+    rows_ED, weight_RD, normal_RD = (torch.randn(rows, 12, generator=generator) for rows in (7, 3, 2))
+    uniform_RD, moved_R = torch.rand(3, 12, generator=generator), torch.tensor([1, 6])
+    for table in tables:
+        table.take(rows_ED, 16)
+        table.draw(slice(2, 5), weight_RD, uniform_RD)
+        assert table.move(moved_R, normal_RD, uniform_RD[:2], 0.25) == 0
+        assert table.rows_below_smallest_scale(rows_ED) == 0
+        assert table.state_bytes() == 7 * 12 * 4
+    wanted_ED = rows_ED.clone()
+    wanted_ED[2:5] = weight_RD
+    wanted_ED[moved_R] -= 0.25 * normal_RD
+    for table in tables:
+        assert torch.equal(table.rows(torch.arange(7)), wanted_ED)
+    assert [list(table.parameters()) for table in tables] == [[parameter], []]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "int4"])
+def test_a_table_takes_the_rows_that_are_nearest_to_those_given(precision):
+    spec = PeerSpec.model_validate({**SOFTMAX.model_dump(), "precision": precision})
+    rows_ED = torch.randn(37, 12, generator=torch.Generator().manual_seed(6))
+    rows_ED[3] *= 1e-6
+    table = table_of(spec, 12)
+    table.take(rows_ED)
+    largest_E1 = rows_ED.abs().amax(1, keepdim=True)
+    steps = {"float32": 1e-9, "bfloat16": 1 / 128, "int8": 1 / 127, "int4": 1 / 7}  # of the largest value of a row
+    step_E1 = largest_E1 * steps[precision]
+    if table.scales is not None:
+        step_E1[3] = 2.0**-14  # float16 has no finer one that it does not round coarsely
+    assert (table.rows(torch.arange(37)) - rows_ED).abs().le(0.502 * step_E1 + 1e-9).all()
+    assert table.rows_below_smallest_scale(rows_ED) == (1 if "int" in precision else 0)

@@ -15,12 +15,12 @@ from pipeline.models.tables.experts import TableExperts
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.formulas.functions import BY_CODE, SPLINE_CODE
 from pipeline.symbolic.recording import record
-from pipeline.symbolic.rules.logic import gate
 from pipeline.symbolic.tiers import Tier
 from pipeline.symbolic.writing.controls import ConstantMagnitude, PermutedFiring
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.precision import to_int4
 from pipeline.transforms.pursuit import matching_pursuit
+from tests.logic_gates import gate
 
 # N tokens, D model width, E experts, P pairs, B sequences, T tokens a sequence
 
@@ -273,7 +273,10 @@ def test_cells_that_do_not_hold_all_experts_in_order_are_refused(sample, at, val
     start_C1 = ours.index.stored.row()
     start_C1[at] = value
     ours.index.place(start_C1)
-    with pytest.raises(ValueError, match="cell_start_C1"):
+    with pytest.raises(
+        ValueError,
+        match=r"'experts\.index\.offset_C1' holds .* starts of cells that rise from 0 to 43",
+    ):
         ours.check("experts")
 
 

@@ -5,11 +5,11 @@ import torch
 
 from artifacts import Circumstance, Recipe, Store
 from pipeline.symbolic.__main__ import main
-from pipeline.symbolic.formulas.functions import BY_NAME
 from pipeline.symbolic.showing.blocks import symbol_experts
 from pipeline.symbolic.showing.magnitudes import coordinates_by_size
 from pipeline.symbolic.showing.scores import score_keys
 from pipeline.symbolic.tiers import Tier
+from tests.catalogue import BY_NAME
 from tests.tiny_symbols import DROPPED, LOGIC, SPLINE, D, E
 
 
@@ -161,5 +161,5 @@ def test_an_artifact_with_a_wrong_entry_is_refused_with_its_place(symbols, tmp_p
     )  # fmt: skip
     code, out, err = show(damaged, capsys, "latest")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"layer 1, symbolic experts: {message}" in err
+    assert f"model.layers.1.moe, symbolic experts: {message}" in err
     assert "make the artifact again" in err

@@ -11,7 +11,7 @@ import torch
 
 from artifacts import ArtifactError, Recipe, Store
 from kernels.packing import pack_int4
-from pipeline.generate import Sampling, generate
+from pipeline.generate.sampling import Sampling, generate
 from pipeline.models.peer import gates
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec

@@ -10,8 +10,8 @@ import torch
 from pipeline.symbolic.__main__ import main
 from pipeline.symbolic.exporting import kan_folder
 from pipeline.symbolic.formulas._pykan import pykan
-from pipeline.symbolic.formulas.functions import BY_NAME
 from pipeline.symbolic.showing.magnitudes import arguments, coordinates_by_size, function_values, magnitude_expression
+from tests.catalogue import BY_NAME
 from tests.pictures import assert_picture
 from tests.tiny_symbols import CONSTANT, DENSE, DROPPED, LOGIC, SPLINE, D
 from tests.tolerances import assert_close, relative_rms

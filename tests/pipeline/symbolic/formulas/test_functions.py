@@ -15,7 +15,8 @@ from kernels.symbol_table import symbol_table
 from kernels.symbol_table.tables import SymbolTables, Tier, shapes
 from pipeline.models.symbols import activation_code
 from pipeline.symbolic.exporting import export
-from pipeline.symbolic.formulas.functions import BY_CODE, BY_NAME, CATALOGUE, SPLINE_CODE, apply_codes
+from pipeline.symbolic.formulas.functions import BY_CODE, CATALOGUE, SPLINE_CODE, apply_codes
+from tests.catalogue import BY_NAME
 
 
 @pytest.mark.parametrize("function", CATALOGUE, ids=lambda function: function.name)

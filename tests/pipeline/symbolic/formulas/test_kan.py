@@ -15,9 +15,9 @@ import torch
 import pipeline
 from pipeline.symbolic.formulas import _pykan
 from pipeline.symbolic.formulas._pykan import picture, pykan
-from pipeline.symbolic.formulas.functions import BY_NAME
 from pipeline.symbolic.formulas.kan_functions import ENTRIES, NAMES
 from pipeline.symbolic.formulas.kan_pruning import pruned
+from tests.catalogue import BY_NAME
 from tests.pictures import assert_picture
 
 # S samples, C candidates, K kept

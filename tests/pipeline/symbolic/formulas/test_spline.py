@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from pipeline.symbolic.formulas._pykan import DEGREE, spline_basis
-from pipeline.symbolic.formulas.functions import BY_NAME, CATALOGUE
+from pipeline.symbolic.formulas.functions import CATALOGUE
 from pipeline.symbolic.formulas.spline import KNOTS, SLACK, Splines, evaluate_pairs, fit_splines, snap
+from tests.catalogue import BY_NAME
 
 # E experts, S samples an expert, P pairs
 

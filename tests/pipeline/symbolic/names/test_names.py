@@ -22,7 +22,6 @@ from pipeline.symbolic.names.naming import (
 )
 from pipeline.symbolic.recording import Events, LayerRecord
 from pipeline.symbolic.rules.literals import build_literals
-from pipeline.symbolic.rules.logic import gate
 from pipeline.symbolic.rules.token_logic import (
     CANDIDATES,
     OR,
@@ -32,6 +31,7 @@ from pipeline.symbolic.rules.token_logic import (
     candidates,
     with_own_sets,
 )
+from tests.logic_gates import gate
 
 # N tokens, E events, D model width, V vocabulary
 

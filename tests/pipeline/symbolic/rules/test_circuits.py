@@ -19,7 +19,7 @@ from pipeline.symbolic.rules.circuits import (
     simplified,
     single,
 )
-from pipeline.symbolic.rules.logic import gate
+from tests.logic_gates import gate
 
 # X all inputs
 

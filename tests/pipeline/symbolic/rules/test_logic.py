@@ -10,8 +10,9 @@ from kernels.symbol_table.tables import context_of
 from pipeline.models.literals import Literals
 from pipeline.symbolic.recording import Events
 from pipeline.symbolic.rules.literals import build_literals
-from pipeline.symbolic.rules.logic import GATE_NAMES, GATE_OUTPUT_G4, best_gates, gate, gate_symbol
+from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4, best_gates, gate_symbol
 from pipeline.symbolic.rules.token_logic import own_sets
+from tests.logic_gates import GATE_NAMES, gate
 
 # N tokens, L literals, V vocabulary, E experts, C candidates
 
@@ -33,8 +34,8 @@ INPUTS = [(False, False), (False, True), (True, False), (True, True)]
 )
 def test_gates_are_numbered_as_difflogic_numbers_them_and_15_minus_one_is_its_negation(kind, truth):
     a_X, b_X = (torch.tensor(column) for column in zip(*INPUTS, strict=True))
-    assert gate(kind, a_X, b_X).tolist() == [truth(a, b) for a, b in INPUTS]
-    assert gate(15 - kind, a_X, b_X).tolist() == [not truth(a, b) for a, b in INPUTS]
+    for number, wanted in ((kind, [truth(a, b) for a, b in INPUTS]), (15 - kind, [not truth(a, b) for a, b in INPUTS])):
+        assert GATE_OUTPUT_G4[number].tolist() == gate(number, a_X, b_X).tolist() == wanted
 
 
 @pytest.mark.parametrize("kind", range(16))

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from pipeline.symbolic.rules._difflogic import as_difflogic, gate_layer, run
-from pipeline.symbolic.rules.logic import gate
-from pipeline.symbolic.rules.logic_layer import COEFFICIENT_G4, LogicLayer, copy_gates, of_difflogic
+from pipeline.symbolic.rules.logic_layer import COEFFICIENT_G4, LogicLayer, copy_gates
+from tests.logic_gates import gate
 
 # B samples, I inputs, O gates
 
@@ -128,7 +128,8 @@ class TestBesideDifflogic:
         from difflogic import LogicLayer as Theirs
 
         theirs = Theirs(I, O, device="cpu", implementation="python").eval()
-        ours = of_difflogic(theirs, generator=torch.Generator()).eval()
+        ours = LogicLayer(I, *theirs.indices, generator=torch.Generator()).eval()
+        copy_gates(theirs, ours)
         x_BI = (inputs(6) > 0.5).float()
         assert torch.equal(ours(x_BI), theirs(x_BI))
         again = Theirs(I, O, device="cpu", implementation="python").eval()

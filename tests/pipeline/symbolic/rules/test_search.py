@@ -5,8 +5,8 @@ import torch
 
 from pipeline.symbolic.rules.bit_sets import count, packed, unpacked
 from pipeline.symbolic.rules.circuits import Circuit, outputs
-from pipeline.symbolic.rules.logic import gate
 from pipeline.symbolic.rules.search import THRESHOLDS, Sample, gate_words, search
+from tests.logic_gates import gate
 
 # Q experts, C candidates, N tokens
 

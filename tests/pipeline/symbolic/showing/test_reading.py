@@ -3,10 +3,12 @@
 import pytest
 import sympy
 import torch
+from torch import Tensor
 
 from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.showing.blocks import router_block, symbol_experts
 from pipeline.symbolic.showing.fired import firings, output_energies
 from pipeline.symbolic.showing.firing_rules import firing_statement, literal_name
@@ -15,7 +17,6 @@ from pipeline.symbolic.showing.magnitudes import (
     coordinates_by_size,
     function_values,
     magnitude_expression,
-    magnitudes_by_formula,
 )
 from pipeline.symbolic.showing.reading import latex, read_expert
 from pipeline.symbolic.showing.scores import heaviest_features, score_keys, score_sums
@@ -24,6 +25,15 @@ from tests.tiny_symbols import CONSTANT, DENSE, DROPPED, HEADS, KEYS, LOGIC, NAM
 from tests.tolerances import assert_close
 
 # N tokens, D model width, E experts, P pairs
+
+
+def magnitudes_by_formula(experts: SymbolExperts, expert: int, x_ND: Tensor) -> Tensor:
+    """(N) the unrounded expression on these states, in float64."""
+    formula = magnitude_expression(experts, expert, digits=None)
+    symbols = sorted(formula.free_symbols, key=str)
+    columns = [x_ND[:, int(str(symbol).removeprefix("x_"))].double().numpy() for symbol in symbols]
+    values = sympy.lambdify(symbols, formula, modules=["scipy", "numpy"])(*columns)
+    return torch.as_tensor(values, dtype=torch.float64).expand(len(x_ND))
 
 
 @pytest.mark.parametrize("expert", range(DROPPED))
