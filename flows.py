@@ -79,7 +79,7 @@ from stages import STAGES, form
 from stages.allowed import allow, check_allowed
 from stages.chain import Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
-from stages.errors import exit_code
+from stages.errors import Mistake, exit_code
 from stages.execution import make_one, require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
@@ -378,7 +378,7 @@ def _check_answer(api: str) -> None:
                 refused = error
     if refused is not None:
         said = " ".join(str(refused).split())[:200] or type(refused).__name__
-        raise ValueError(
+        raise Mistake(
             f"PREFECT_API_URL is {api}, which does not answer as a Prefect server ({said}); start it, unset "
             "PREFECT_API_URL to have one started here, or set PREFECT_API_AUTH_STRING if it asks for one"
         )

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.errors import Mistake
+
 
 @dataclass(frozen=True, slots=True)
 class Activation:
@@ -49,5 +51,5 @@ ACTIVATIONS: dict[str, Activation] = {
 def activation(name: str) -> Activation:
     """The activation of that name; ValueError names the known ones."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation {name!r} is unknown; use one of {', '.join(sorted(ACTIVATIONS))}")
+        raise Mistake(f"activation {name!r} is unknown; use one of {', '.join(sorted(ACTIVATIONS))}")
     return ACTIVATIONS[name]

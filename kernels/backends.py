@@ -18,6 +18,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from kernels.errors import Failure, Mistake
+
 _HERE = Path(__file__).parent
 _FOLDER = Path(os.environ.get("LEGIBLE_KERNELS", _HERE.parent / "build"))
 _FLAGS = (
@@ -39,7 +41,7 @@ def cuda_kernels(op: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name != "triton":
             raise
-        raise RuntimeError(
+        raise Failure(
             f"{op} got CUDA tensors, and its CUDA kernels need triton; pip install triton, or use CPU tensors"
         ) from error
 
@@ -88,14 +90,14 @@ def build_cpu_library(folder: Path = _FOLDER) -> Path:
         return path
     compiler = shutil.which(os.environ.get("CXX", "c++"))
     if compiler is None:
-        raise RuntimeError("no C++ compiler was found; install g++ or clang++, or go on without: the torch ops run")
+        raise Failure("no C++ compiler was found; install g++ or clang++, or go on without: the torch ops run")
     folder.mkdir(parents=True, exist_ok=True)
     scratch = path.with_suffix(f".{os.getpid()}")
     done = subprocess.run(
         [compiler, *_FLAGS, "-o", str(scratch), *map(str, _sources())], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise RuntimeError(f"{compiler} could not compile the C++ kernels:\n{done.stderr}")
+        raise Failure(f"{compiler} could not compile the C++ kernels:\n{done.stderr}")
     scratch.replace(path)
     cpu_library.cache_clear()
     return path
@@ -117,7 +119,7 @@ def check_on_cpu(op: str, *tensors: Tensor | None) -> None:
     """ValueError unless all lie where the C++ library reads."""
     for tensor in tensors:
         if tensor is not None and not tensor.is_cpu:
-            raise ValueError(
+            raise Mistake(
                 f"{op} got a tensor of shape {tuple(tensor.shape)} on {tensor.device} for states on the CPU; it takes "
                 "all on one device: move the whole model"
             )

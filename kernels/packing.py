@@ -18,6 +18,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
+
 LAYOUT: Final = "half-split"
 """The name of this drawing, which specs and checkpoints of int4 tables name: bytes drawn otherwise are not read."""
 
@@ -25,10 +27,10 @@ LAYOUT: Final = "half-split"
 def pack_int4(values_ED: Tensor) -> Tensor:
     """(E, d) int8 in [-8, 7] to (E, d/2) uint8. ValueError for an odd width or another dtype."""
     if values_ED.dtype != torch.int8:
-        raise ValueError(f"pack_int4 got values of {values_ED.dtype}; it takes torch.int8 in [-8, 7]")
+        raise Mistake(f"pack_int4 got values of {values_ED.dtype}; it takes torch.int8 in [-8, 7]")
     width = values_ED.shape[-1]
     if width % 2:
-        raise ValueError(f"pack_int4 got rows of odd width {width}; int4 rows hold an even number of values")
+        raise Mistake(f"pack_int4 got rows of odd width {width}; int4 rows hold an even number of values")
     nibbles = values_ED.view(torch.uint8) & 0x0F
     low, high = nibbles[..., : width // 2], nibbles[..., width // 2 :]
     return low | (high << 4)
@@ -37,7 +39,7 @@ def pack_int4(values_ED: Tensor) -> Tensor:
 def unpack_int4(packed_EB: Tensor) -> Tensor:
     """(E, d/2) uint8 to (E, d) int8 in [-8, 7]: the inverse of `pack_int4`."""
     if packed_EB.dtype != torch.uint8:
-        raise ValueError(f"unpack_int4 got bytes of {packed_EB.dtype}; it takes torch.uint8")
+        raise Mistake(f"unpack_int4 got bytes of {packed_EB.dtype}; it takes torch.uint8")
     signed = packed_EB.view(torch.int8)
     # An arithmetic shift extends the sign of the upper nibble; shifted up first, the lower one's too.
     return torch.cat([(signed << 4) >> 4, signed >> 4], dim=-1)

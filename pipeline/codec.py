@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from artifacts import Artifact, ArtifactError
+from kernels.errors import Mistake
 
 
 @runtime_checkable
@@ -45,7 +46,7 @@ def artifact_kinds(*kinds: str):  # noqa: ANN201 - the decorator returns its cla
     def wrap(cls: P) -> P:
         for kind in kinds:
             if kind in _CLASSES:
-                raise ValueError(f"artifact kind {kind!r} is already restored by {_CLASSES[kind].__name__}")
+                raise Mistake(f"artifact kind {kind!r} is already restored by {_CLASSES[kind].__name__}")
             _CLASSES[kind] = cls
         return cls
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from artifacts import ArtifactError, Store, show_every_text, told
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.report import Report
 from pipeline.studies.intervals import paired
@@ -29,10 +30,10 @@ def difference(arms: Mapping[str, Mapping[int, float]], arm: str, baseline: str)
     """One sentence. ValueError for arms that the study has not, or that share fewer than two seeds."""
     for name in (arm, baseline):
         if name not in arms:
-            raise ValueError(f"the study has no arm {name!r}; it has {', '.join(arms)}")
+            raise Mistake(f"the study has no arm {name!r}; it has {', '.join(arms)}")
     seeds = sorted(arms[arm].keys() & arms[baseline].keys())
     if len(seeds) < 2:
-        raise ValueError(f"{arm} and {baseline} share {len(seeds)} seeds; an interval takes two at least")
+        raise Mistake(f"{arm} and {baseline} share {len(seeds)} seeds; an interval takes two at least")
     found = paired([arms[arm][seed] for seed in seeds], [arms[baseline][seed] for seed in seeds])
     return f"{arm} minus {baseline}: {found} nats a token (95 %, paired over {len(seeds)} seeds)"
 
@@ -55,7 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     arms = losses_by_seed(report)
     if len(values.arms) not in (0, 2) or not arms:
         got = f"{len(values.arms)} arms" if arms else "a report without trials"
-        raise ValueError(f"got {got}, wanted the id of a study and none or two of its arms")
+        raise Mistake(f"got {got}, wanted the id of a study and none or two of its arms")
     print(difference(arms, *values.arms) if values.arms else _list(arms))  # noqa: T201 - this is the command's output
     return 0
 

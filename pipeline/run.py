@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from kernels.errors import Mistake
+
 LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 """What torch's generators take."""
 
@@ -20,7 +22,7 @@ LEAST_SEED, MOST_SEED = -(2**63), 2**64 - 1
 def check_seed(seed: int) -> None:
     """ValueError for one that no generator takes."""
     if not LEAST_SEED <= seed <= MOST_SEED:
-        raise ValueError(f"--seed: got {seed}, wanted a whole number from -2**63 to 2**64 - 1")
+        raise Mistake(f"--seed: got {seed}, wanted a whole number from -2**63 to 2**64 - 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,6 +13,7 @@ from torch import nn
 
 from artifacts import Artifact, ArtifactError, ArtifactId, Circumstance, Recipe, Store, code_of_process
 from kernels.backends import cpu_library
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import require_windows
@@ -114,7 +115,7 @@ def _role(stage_name: str, role: str, hint: Any) -> Role:
 def recipe_of(stage: Stage, config: StageConfig, inputs: Mapping[str, ArtifactId], seed: int) -> Recipe:
     """What identifies the artifact: everything that was asked for, nothing of when or where it ran."""
     if inputs.keys() != stage.inputs.keys():
-        raise ValueError(
+        raise Mistake(
             f"stage {stage.name!r} takes the inputs {', '.join(stage.inputs) or '(none)'}; "
             f"it got {', '.join(inputs) or '(none)'}"
         )
@@ -231,5 +232,5 @@ def device_name(device: torch.device) -> str:
 def chosen_device(name: str) -> torch.device:
     """The torch device of that name; ValueError where the machine has none."""
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device 'cuda' was asked for and no CUDA device is there; use --device cpu")
+        raise Mistake("device 'cuda' was asked for and no CUDA device is there; use --device cpu")
     return torch.device(name)

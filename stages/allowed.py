@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from kernels.errors import Mistake
 from pipeline.corpus.sources import Source
 from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES
 from pipeline.stage import StageConfig
@@ -38,7 +39,7 @@ def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> N
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(folder) for folder in folders):
             shown = str(path) if str(real) == str(path) else f"{path}, which is {real}"
-            raise ValueError(
+            raise Mistake(
                 f"{what}: got {shown[:400]}; served runs take what is below {' or '.join(map(str, folders))} alone; "
                 "name more folders with `python flows.py serve --allow DIR`"
             )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from kernels.errors import Mistake
 from pipeline.stage import Stage
 from stages.distill_peer import distill_peer
 from stages.distill_symbols import distill_symbols
@@ -80,7 +81,7 @@ def step_of(name: str) -> Step:
     for step in CHAIN:
         if step.name == name:
             return step
-    raise ValueError(unknown("stage", name, NAMES))
+    raise Mistake(unknown("stage", name, NAMES))
 
 
 def made_from(name: str) -> frozenset[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from kernels.errors import Mistake
 from pipeline.run import check_seed
 from pipeline.stage import Device, StageConfig, chosen_device
 from stages.chain import CHAIN, Step, step_of
@@ -89,10 +90,10 @@ def read_run(arguments: Sequence[str]) -> RunCommand:
     if values["corpus"]:
         plan = plan.with_sources(tuple(values["corpus"]))
     if values["preset"] == "shakespeare" and not plan.prepare_corpus.sources:
-        raise ValueError("preset 'shakespeare' has no text of its own; give it one with --corpus PATH")
+        raise Mistake("preset 'shakespeare' has no text of its own; give it one with --corpus PATH")
     again_from = values["again_from"] and step_of(values["again_from"]).name
     if again_from and again_from not in plan.chain:
-        raise ValueError(f"--from: {again_from} is not in this run; it goes through {', '.join(plan.chain)}")
+        raise Mistake(f"--from: {again_from} is not in this run; it goes through {', '.join(plan.chain)}")
     return RunCommand(plan=plan, again_from=again_from, **_common(values))
 
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from kernels.activations import activation
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.training import Panel, training_curve
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
@@ -68,7 +69,7 @@ def distill_peer(
     peer = peer_from_monet(monet, pairs_per_head=config.pairs_per_head)
     num_all = peer.spec.experts_as(PeerSpec).num_experts
     if config.num_experts > num_all:
-        raise ValueError(f"num_experts={config.num_experts} is more than the {num_all} neurons a block of this Monet")
+        raise Mistake(f"num_experts={config.num_experts} is more than the {num_all} neurons a block of this Monet")
     held_out = HeldOut(corpus, config.measure, config.training.context_length)
     error = _conversion_error(monet, peer, held_out)
     batches = calibration_batches(corpus, config.training, config.calibration_tokens)

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import random_windows
 from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
@@ -108,7 +109,7 @@ class DistillSymbolsConfig(StageConfig):
     @classmethod
     def _rises(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
         if sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-            raise ValueError(f"coordinates={sizes} must rise from 1 or more, such as 1 2 4 8")
+            raise Mistake(f"coordinates={sizes} must rise from 1 or more, such as 1 2 4 8")
         return sizes
 
 
@@ -167,9 +168,9 @@ def distill_symbols(
 
 def _check_fits(config: DistillSymbolsConfig, int4: LanguageModel) -> None:
     if config.coordinates[-1] > int4.shape.d_model:
-        raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
+        raise Mistake(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
     if (groups := int4.spec.experts_as(PeerSpec).scale_groups) > 1:
-        raise ValueError(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
+        raise Mistake(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
 
 
 def _words(corpus: Corpus, sample: LayerRecord, config: DistillSymbolsConfig) -> Words:

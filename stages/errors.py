@@ -2,18 +2,17 @@
 
 import difflib
 import sys
-import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from artifacts import ArtifactError, StdoutError, show_every_text, told
+from kernels.errors import Failure
+from kernels.errors import Mistake as Mistake
 
-_ROOT = Path(__file__).resolve().parents[1]
-# Not all below it: installed, our packages lie among those of others.
-_OUR_CODE = tuple(_ROOT / name for name in ("artifacts", "kernels", "pipeline", "stages", "flows.py"))
+TOLD = (ArtifactError, Mistake, Failure, ValidationError)
+"""Errors with a sentence for the user; all others are bugs."""
 
 
 def exit_code(action: Callable[[], int]) -> int:
@@ -29,24 +28,9 @@ def exit_code(action: Callable[[], int]) -> int:
             return 0
         print(told(error), file=sys.stderr)  # noqa: T201
         return 2
-    except (ValueError, RuntimeError, ArtifactError) as error:
-        if not is_told(error):
-            raise
-        said = ValueError(invalid(error)) if isinstance(error, ValidationError) else error
-        print(told(said), file=sys.stderr)  # noqa: T201
+    except TOLD as error:
+        print(told(invalid(error) if isinstance(error, ValidationError) else error), file=sys.stderr)  # noqa: T201
         return 2
-
-
-def is_told(error: Exception) -> bool:
-    """Whether the error was raised on purpose, with a sentence for the user: by a `raise` in our own code."""
-    if isinstance(error, ArtifactError | ValidationError):
-        return True
-    if type(error) not in (ValueError, RuntimeError):
-        return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    file = Path(last.filename).resolve()
-    ours = any(file.is_relative_to(place) for place in _OUR_CODE)
-    return ours and (last.line or "").startswith("raise ")
 
 
 def invalid(error: ValidationError, name: Callable[[tuple[str, ...]], str] = ".".join) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.training import Panel, training_curve
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
@@ -52,7 +53,7 @@ class FinetuneInt4Config(StageConfig):
     @model_validator(mode="after")
     def _learns_features(self) -> "FinetuneInt4Config":
         if self.sparsity.score_features and self.trained == "experts":
-            raise ValueError(
+            raise Mistake(
                 f"sparsity.score_features={self.sparsity.score_features} with trained='experts' would leave the new "
                 "routers as they start; train 'routers' or 'all'"
             )

@@ -6,6 +6,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from kernels.errors import Mistake
 from stages.errors import did_you_mean, invalid
 from stages.plan import plain
 
@@ -17,7 +18,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; `{self.prog} --help` says more")
+        raise Mistake(f"{message}; `{self.prog} --help` says more")
 
     def read(self, arguments: Sequence[str]) -> argparse.Namespace:
         values, rest = self.parse_known_args([dashed(argument) for argument in arguments])
@@ -25,7 +26,7 @@ class Parser(argparse.ArgumentParser):
             flags = [flag for action in self._actions for flag in action.option_strings]
             flag = next((word for word in rest if word.startswith("-")), rest[0])
             flag = flag.partition("=")[0]
-            raise ValueError(f"unknown argument {flag!r}{did_you_mean(flag, flags)}; `{self.prog} --help` lists all")
+            raise Mistake(f"unknown argument {flag!r}{did_you_mean(flag, flags)}; `{self.prog} --help` lists all")
         return values
 
 
@@ -82,7 +83,7 @@ def overridden(model: M, values: Mapping[str, Any], *path: str) -> M:
     try:
         return type(model).model_validate(_merged(plain(model), given))
     except ValidationError as error:
-        raise ValueError(invalid(error, lambda loc: _flag((*path, *loc)))) from None
+        raise Mistake(invalid(error, lambda loc: _flag((*path, *loc)))) from None
 
 
 def _is_field(name: str, model: BaseModel, path: Sequence[str]) -> bool:

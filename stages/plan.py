@@ -4,6 +4,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kernels.errors import Mistake
 from pipeline.stage import StageConfig
 from stages.chain import BESIDE, CHAIN, NAMES, Step, step_of
 from stages.distill_peer import DistillPeerConfig
@@ -58,9 +59,7 @@ class Plan(BaseModel):
         for name in self.chain:
             missing = set(step_of(name).inputs.values()) - set(self.chain)
             if missing:
-                raise ValueError(
-                    f"chain has {name} without {', '.join(sorted(missing))}; add what its inputs come from"
-                )
+                raise Mistake(f"chain has {name} without {', '.join(sorted(missing))}; add what its inputs come from")
         return self
 
     def steps(self) -> tuple[Step, ...]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 
+from kernels.errors import Mistake
 from pipeline.measuring.compressors import MOST_PRIMING_TOKENS, CompressorsConfig
 from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.dense import DenseSpec
@@ -100,7 +101,7 @@ PRESETS: Mapping[str, Callable[[], Plan]] = {
 def preset_of(name: str) -> Plan:
     """The plan of this name; ValueError names the presets there are."""
     if name not in PRESETS:
-        raise ValueError(unknown("preset", name, PRESETS))
+        raise Mistake(unknown("preset", name, PRESETS))
     return PRESETS[name]()
 
 

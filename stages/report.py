@@ -11,6 +11,7 @@ from pydantic import Field
 
 from artifacts.columns import REPORT, columns
 from artifacts.markdown import table
+from kernels.errors import Mistake
 from pipeline.figures.chain import chain_costs
 from pipeline.measuring.alike import ALIKE, context_of, unlike
 from pipeline.report import Report, ReportSpec, Row
@@ -73,7 +74,7 @@ def _check_corpora(corpus: Measured, models: Sequence[Measured]) -> None:
     for model in models:
         own = model.inputs.get("corpus", corpus.id)
         if own != corpus.id:
-            raise ValueError(
+            raise Mistake(
                 f"{model.id} was measured on {own} and this report is of {corpus.id}: losses of different text cannot "
                 f"be set side by side; name another {model.stage}, made from this corpus, or run {model.stage} on it"
             )

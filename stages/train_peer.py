@@ -5,6 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import MeasureConfig
 from pipeline.measuring.sizes import measure_tables, measure_training_tables
@@ -40,16 +41,16 @@ class TrainPeerConfig(StageConfig):
     @classmethod
     def _trains(cls, peer: PeerSpec) -> PeerSpec:
         if peer.precision not in ("float", "int4"):
-            raise ValueError(
+            raise Mistake(
                 f"tables of precision {peer.precision} are not trained from random weights; use float or int4"
             )
         if peer.score_terms or peer.u_terms:
-            raise ValueError(
+            raise Mistake(
                 f"score_terms={peer.score_terms} and u_terms={peer.u_terms} are found by distill-peer; random weights "
                 "start dense: leave them 0"
             )
         if peer.num_experts < peer.num_cells:
-            raise ValueError(
+            raise Mistake(
                 f"num_experts={peer.num_experts:,} leaves {peer.num_cells - peer.num_experts:,} of "
                 f"{peer.num_cells:,} cells empty (num_keys * num_keys * aspect), and what a token's gates give to "
                 "those is lost: use as many experts as cells, or fewer num_keys"

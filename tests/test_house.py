@@ -93,6 +93,16 @@ def test_the_import_linter_keeps_exactly_the_stages_of_the_chain_apart():
     assert apart["modules"].split() == [f"stages.{step.field}" for step in CHAIN]
 
 
+def test_what_is_raised_on_purpose_is_no_class_that_libraries_raise_too():
+    """Else a command could not tell a user's mistake, which it says in a sentence, from a bug."""
+    files = [ROOT / "flows.py", *(f for name in ("kernels", "pipeline", "stages") for f in (ROOT / name).rglob("*.py"))]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+                raised = ast.unparse(node.exc.func)
+                assert raised not in ("ValueError", "RuntimeError"), f"{file}:{node.lineno}: raise Mistake or Failure"
+
+
 def test_every_input_is_of_a_kind_that_something_here_opens():
     for stage in STAGES:
         for role in stage.inputs.values():

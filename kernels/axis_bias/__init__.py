@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.axis_bias import native, stock
+from kernels.errors import Mistake
 
 
 def _bias(
@@ -48,12 +49,12 @@ def _check(
     """ValueError for shapes and dtypes that do not fit each other."""
     dtypes = score_Q.dtype, key_start_N1.dtype
     if dtypes != (torch.int32, torch.int64) or score_Q.shape != gate_Q.shape or not key_start_N1.shape[0]:
-        raise ValueError(
+        raise Mistake(
             f"axis_bias got score_Q of shape {tuple(score_Q.shape)}, {dtypes[0]}, gate_Q of {tuple(gate_Q.shape)} and "
             f"key_start_N1 of {tuple(key_start_N1.shape)}, {dtypes[1]}; pass on what the router returned"
         )
     if row_ID.ndim != 2 or column_JD.ndim != 2 or row_ID.shape[1] != column_JD.shape[1] or heads < 1:
-        raise ValueError(
+        raise Mistake(
             f"axis_bias got biases of shapes {tuple(row_ID.shape)} and {tuple(column_JD.shape)} for {heads} heads; "
             "it takes rows of one width and a head at least"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends import CpuLibrary, pointer
+from kernels.errors import Mistake
 
 _WRONG = ("a score that points outside", "key_start_N1 that does not ascend within score_Q")
 """As native.cpp numbers what is wrong, from 1."""
@@ -44,7 +45,7 @@ def axis_biases(
     read = []
     for name, keys, bias_XD in zip(("row_ID", "column_JD"), shape, biases or (), strict=False):
         if bias_XD.dtype != torch.float32 or bias_XD.shape != (keys, width):
-            raise ValueError(
+            raise Mistake(
                 f"axis biases got {name} of shape {tuple(bias_XD.shape)}, {bias_XD.dtype}; it takes ({keys}, {width}) "
                 "of torch.float32, a row for each sub-key"
             )
@@ -72,5 +73,5 @@ def axis_bias(
         ctypes.c_int32(torch.get_num_threads()), pointer(y_ND),
     )  # fmt: skip
     if wrong:
-        raise ValueError(f"axis_bias got {_WRONG[wrong - 1]}; pass on what the router returned")
+        raise Mistake(f"axis_bias got {_WRONG[wrong - 1]}; pass on what the router returned")
     return y_ND

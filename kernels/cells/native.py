@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.backends import CpuLibrary, pointer
 from kernels.cells.layout import CellStarts, shapes
+from kernels.errors import Mistake
 
 
 class Starts(ctypes.Structure):
@@ -22,7 +23,7 @@ class Starts(ctypes.Structure):
         offset_C1, block_start_K = cell_starts
         fits = offset_C1.dtype in (torch.uint8, torch.int32) and block_start_K.dtype == torch.int32
         if not fits or offset_C1.ndim != 1 or block_start_K.shape != (shapes(cell_starts.cells)[1],):
-            raise ValueError(
+            raise Mistake(
                 f"cell starts got offsets of shape {tuple(offset_C1.shape)}, {offset_C1.dtype}, and starts of blocks "
                 f"of shape {tuple(block_start_K.shape)}, {block_start_K.dtype}; make them with CellStarts.of"
             )
@@ -42,7 +43,7 @@ def experts_of_cells(
         ctypes.c_int64(tokens),
     )  # fmt: skip
     if library.functions.cells_count(*given, pointer(first_N1), ctypes.byref(count), ctypes.byref(wrong)):
-        raise ValueError(
+        raise Mistake(
             f"experts_of_cells got {wrong.value} as a cell, or as where one or a token starts, out of range for "
             f"{cells} cells and {pairs} pairs; pass on what the router returned"
         )

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import backends
+from kernels.errors import Mistake
 from kernels.expert_sum import native
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16)
@@ -121,4 +122,4 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _refuse(argument: str, got: str, wanted: str) -> NoReturn:
-    raise ValueError(f"expert_sum got {argument} with {got}; it takes {wanted}")
+    raise Mistake(f"expert_sum got {argument} with {got}; it takes {wanted}")

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activation
+from kernels.errors import Mistake
 from kernels.expert_sum import cpu
 from kernels.expert_sum.checks import check
 from kernels.pairs import tokens_of_pairs
@@ -97,4 +98,4 @@ def _check(
 
 
 def _refuse(got: str, wanted: str) -> NoReturn:
-    raise ValueError(f"grouped_expert_sum got {got}; it takes {wanted}")
+    raise Mistake(f"grouped_expert_sum got {got}; it takes {wanted}")

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.triton_math import activate, activate_derivative, launch, nibble, power_of_two
 
 _PRECISIONS = {torch.float32: "float", torch.bfloat16: "half", torch.float16: "half", torch.int8: "int8"}
@@ -86,7 +87,7 @@ def _launch(
     num_tokens, width = source_TD.shape
     packed = dotted.dtype == torch.uint8
     if packed and width % 8:
-        raise ValueError(
+        raise Mistake(
             f"expert_sum got int4 tables of width {width}; its GPU kernel takes a multiple of 8: pad the rows"
         )
     if packed:

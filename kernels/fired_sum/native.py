@@ -12,6 +12,7 @@ from kernels.axis_bias.native import AxisBiases, axis_biases
 from kernels.backends import CpuLibrary, check_on_cpu, pointer
 from kernels.cells.layout import CellStarts
 from kernels.cells.native import Starts
+from kernels.errors import Mistake
 from kernels.expert_sum.checks import check_tables
 from kernels.expert_sum.native import PRECISIONS
 from kernels.jump_router.packed import Packed
@@ -57,7 +58,7 @@ class ExpertLayer:
         width = u[0].shape[-1] * (2 if u[0].dtype == torch.uint8 else 1)
         check_tables(width, torch.float32, *u, bias_E, *v)
         if bias_E.dtype != torch.float32:
-            raise ValueError(f"fired_sum got bias_E of {bias_E.dtype}; it takes torch.float32")
+            raise Mistake(f"fired_sum got bias_E of {bias_E.dtype}; it takes torch.float32")
         _check_cells(cell_starts, sizes[1] * sizes[2], bias_E.shape[0])
         axes, read, self.copied = axis_biases(biases, sizes, width)
         self._tensors = cell_starts, u, bias_E, v, read
@@ -76,7 +77,7 @@ class ExpertLayer:
     def __call__(self, x_ND: Tensor, packed: Packed) -> Tensor:
         """(N, D) float32; x is that too, and contiguous."""
         if x_ND.shape != (packed.tokens, self._width) or packed.sizes != self._sizes:
-            raise ValueError(
+            raise Mistake(
                 f"fired_sum got x_ND of shape {tuple(x_ND.shape)} for {packed.tokens} tokens of a router of heads, "
                 f"rows and columns {packed.sizes}; it takes their states, {self._width} wide, and a router of "
                 f"{self._sizes}"
@@ -93,7 +94,7 @@ def _check_cells(cell_starts: CellStarts, cells: int, experts: int) -> None:
     Starts.of(cell_starts)
     start_C1 = cell_starts.row()
     if cell_starts.cells != cells or bool((start_C1.diff() < 0).any()) or start_C1[0] != 0 or start_C1[-1] != experts:
-        raise ValueError(
+        raise Mistake(
             f"fired_sum got starts of {cell_starts.cells} cells from {int(start_C1[0])} to {int(start_C1[-1])}; it "
             f"takes those of {cells} cells, that rise from 0 to {experts}, the number of experts; make the artifact "
             "again, or copy its file again"

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.backends import CpuLibrary, check_on_cpu, pointer
+from kernels.errors import Mistake
 from kernels.jump_router.checks import check_statistics, check_weight, refuse
 from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Fired, Rule, SparseRows
@@ -102,7 +103,7 @@ class Router:
 
     def _packed(self, router: _Router, x: Tensor, tokens: int) -> Packed:
         if x.dtype != torch.float32:  # autocast makes products of another type, which C++ would read as float32
-            raise ValueError(f"jump_router got states, scores or features of {x.dtype}; it takes torch.float32 in C++")
+            raise Mistake(f"jump_router got states, scores or features of {x.dtype}; it takes torch.float32 in C++")
         outcome, x_at = _Outcome(), x.data_ptr()
         capacity = int(self._words_a_token * tokens) + 64
         while True:

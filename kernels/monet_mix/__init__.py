@@ -11,6 +11,7 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.backends import cuda_kernels
+from kernels.errors import Mistake
 from kernels.monet_mix import native
 
 
@@ -81,22 +82,22 @@ _mix.register_autograd(_gradients, setup_context=_save)
 def _check(hidden_TIM: Tensor, from_THI: Tensor, to_THJ: Tensor) -> None:
     hidden, one, other = (tuple(tensor.shape) for tensor in (hidden_TIM, from_THI, to_THJ))
     if len(hidden) != 3:
-        raise ValueError(f"monet_mix got hidden_TIM of shape {hidden}; it takes (tokens, sub-experts, units)")
+        raise Mistake(f"monet_mix got hidden_TIM of shape {hidden}; it takes (tokens, sub-experts, units)")
     if len(one) != 3 or (one[0], one[2]) != hidden[:2]:
-        raise ValueError(
+        raise Mistake(
             f"monet_mix got from_THI of shape {one} for hidden_TIM of shape {hidden}; "
             f"it takes ({hidden[0]}, heads, {hidden[1]})"
         )
     if len(other) != 3 or other[:2] != one[:2]:
-        raise ValueError(
+        raise Mistake(
             f"monet_mix got to_THJ of shape {other} for from_THI of shape {one}; "
             f"it takes ({one[0]}, {one[1]}, sub-experts)"
         )
     if not hidden_TIM.is_floating_point():
-        raise ValueError(f"monet_mix got hidden_TIM of {hidden_TIM.dtype}; it takes floating ones, convert them")
+        raise Mistake(f"monet_mix got hidden_TIM of {hidden_TIM.dtype}; it takes floating ones, convert them")
     for name, gate in (("from_THI", from_THI), ("to_THJ", to_THJ)):
         if gate.dtype != hidden_TIM.dtype:
-            raise ValueError(
+            raise Mistake(
                 f"monet_mix got {name} of {gate.dtype} and hidden_TIM of {hidden_TIM.dtype}; convert one to the other's"
             )
 

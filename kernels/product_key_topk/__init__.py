@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.backends import cuda_kernels
+from kernels.errors import Mistake
 from kernels.product_key_topk import native, stock
 
 
@@ -94,18 +95,18 @@ def _(row_THN: Tensor, column_THM: Tensor, threshold_H: Tensor) -> tuple[Tensor,
 def _check_axes(op: str, row_THN: Tensor, column_THM: Tensor) -> None:
     row_shape, column_shape = tuple(row_THN.shape), tuple(column_THM.shape)
     if len(row_shape) != 3 or 0 in row_shape[1:]:
-        raise ValueError(
+        raise Mistake(
             f"{op} got row_THN of shape {row_shape}; it takes (tokens, heads, rows), a head and a row at least"
         )
     if len(column_shape) != 3 or column_shape[:2] != row_shape[:2] or not column_shape[2]:
-        raise ValueError(
+        raise Mistake(
             f"{op} got column_THM of shape {column_shape} for row_THN of shape {row_shape}; "
             f"it takes ({row_shape[0]}, {row_shape[1]}, columns), a column at least"
         )
     if not row_THN.is_floating_point():
-        raise ValueError(f"{op} got row_THN of {row_THN.dtype}; scores are floating, convert them")
+        raise Mistake(f"{op} got row_THN of {row_THN.dtype}; scores are floating, convert them")
     if column_THM.dtype != row_THN.dtype:
-        raise ValueError(
+        raise Mistake(
             f"{op} got column_THM of {column_THM.dtype} and row_THN of {row_THN.dtype}; convert one to the other's"
         )
 
@@ -113,19 +114,19 @@ def _check_axes(op: str, row_THN: Tensor, column_THM: Tensor) -> None:
 def _check_k(row_THN: Tensor, column_THM: Tensor, k: int) -> None:
     num_keys = min(row_THN.shape[-1], column_THM.shape[-1])
     if not 1 <= k <= num_keys:
-        raise ValueError(f"product_key_topk got k={k} for {num_keys} sub-keys an axis; use 1 to {num_keys}")
+        raise Mistake(f"product_key_topk got k={k} for {num_keys} sub-keys an axis; use 1 to {num_keys}")
 
 
 def _check_threshold(row_THN: Tensor, threshold_H: Tensor) -> None:
     num_heads = row_THN.shape[1]
     if threshold_H.shape != (num_heads,) or not threshold_H.is_floating_point():
-        raise ValueError(
+        raise Mistake(
             f"product_key_threshold got threshold_H of shape {tuple(threshold_H.shape)}, {threshold_H.dtype} for "
             f"{num_heads} heads; it takes ({num_heads},), floating, one a head"
         )
     if bool(threshold_H.isnan().any()):
         head = int(threshold_H.isnan().nonzero()[0])
-        raise ValueError(
+        raise Mistake(
             f"product_key_threshold got threshold_H with nan at head {head}; "
             "a threshold is a number, or minus infinity for none"
         )
@@ -137,7 +138,7 @@ def _check_finite_above(op: str, row_THN: Tensor, column_THM: Tensor) -> None:
         if score_THX.numel() and not bool(score_THX.amax() < torch.inf):
             wrong_THX = ~(score_THX < torch.inf)
             token, head, key = wrong_THX.nonzero()[0].tolist()
-            raise ValueError(
+            raise Mistake(
                 f"{op} got {name} with {score_THX[token, head, key].item()} at token {token}, head {head}, "
                 f"sub-key {key}; scores must be numbers below infinity (minus infinity is allowed): "
                 "the model diverged, lower the learning rate"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from kernels import backends
 from kernels.backends import cuda_kernels
+from kernels.errors import Mistake
 from kernels.expert_sum.bags import bag_sum
 from kernels.sr_update import native, stock
 
@@ -192,4 +193,4 @@ def _outside(index_X: Tensor, limit: int) -> Tensor:
 
 
 def _refuse(argument: str, got: str, wanted: str) -> NoReturn:
-    raise ValueError(f"sr_update got {argument} with {got}; it takes {wanted}")
+    raise Mistake(f"sr_update got {argument} with {got}; it takes {wanted}")

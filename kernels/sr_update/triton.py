@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.sr_update.constants import CLIP, GROWTH, HIGHEST, LOWEST, MOMENT_DECAY
 from kernels.triton_math import launch, power_of_two
 
@@ -50,7 +51,7 @@ def update_rows(
     """
     width = source_TD.shape[1]
     if width % 8:
-        raise ValueError(f"sr_update got rows of width {width}; its GPU kernel takes a multiple of 8: pad the rows")
+        raise Mistake(f"sr_update got rows of width {width}; its GPU kernel takes a multiple of 8: pad the rows")
     table = (weight_EB, accumulator_EB, scale_E, moment_E)
     changes_R3 = torch.empty(len(row_R), 3, dtype=torch.int32, device=row_R.device)
     begin_R, end_R = start_R1[:-1], start_R1[1:]

@@ -7,6 +7,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.symbol_table.functions import FUNCTIONS, SPLINE_CODE
 from kernels.symbol_table.tables import SymbolTables, Tier, shapes
 
@@ -119,7 +120,7 @@ def check_tables(tables: SymbolTables, *, places: int) -> None:
 def _refuse_where(wrong: Tensor, name: str, table: Tensor, why: str) -> None:
     if bool(wrong.any()):
         at = int(wrong.flatten().nonzero()[0])
-        raise ValueError(
+        raise Mistake(
             f"symbolic experts: {name} holds {table.flatten()[at].item()} at {at}, which is {why}; make the artifact "
             "again, or copy its file again"
         )
@@ -133,7 +134,7 @@ def refuse_value(name: str, at: int, value: int | None, most: int | None) -> NoR
 
 
 def refuse(argument: str, got: str, wanted: str) -> NoReturn:
-    raise ValueError(f"symbol_table got {argument} with {got}; it takes {wanted}")
+    raise Mistake(f"symbol_table got {argument} with {got}; it takes {wanted}")
 
 
 def _form(tensor: Tensor) -> str:

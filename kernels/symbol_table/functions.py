@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from kernels.errors import Mistake
+
 EXP_END = 10.0
 """Where clipped_exp becomes constant; float32 overflows at 88."""
 FUNCTIONS: tuple[tuple[str, Callable[[Tensor], Tensor]], ...] = (
@@ -46,7 +48,7 @@ def apply_codes(code_P: Tensor, z_P: Tensor) -> Tensor:
     out_P = torch.empty_like(z_P)
     for code in torch.unique(code_P).tolist():
         if code >= len(FUNCTIONS):
-            raise ValueError(f"function code {code} is not in the catalogue (0 to {len(FUNCTIONS) - 1})")
+            raise Mistake(f"function code {code} is not in the catalogue (0 to {len(FUNCTIONS) - 1})")
         chosen_P = code_P == code
         out_P[chosen_P] = FUNCTIONS[code][1](z_P[chosen_P])
     return out_P

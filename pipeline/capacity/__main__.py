@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from artifacts import show_every_text
+from kernels.errors import Mistake
 from pipeline.capacity.speed import Speed, given_speed, measured_speed
 from pipeline.capacity.storage import (
     INFERENCE,
@@ -107,7 +108,7 @@ def main(arguments: Sequence[str]) -> int:
         capacities = [capacity(storage, request) for storage in (*INFERENCE, *TRAINING)]
         given = None if values.bandwidth is None else parse_bytes(values.bandwidth, "--bandwidth", "/s")
         if values.threads < 1:
-            raise ValueError(f"--threads: got {values.threads}, wanted at least 1")
+            raise Mistake(f"--threads: got {values.threads}, wanted at least 1")
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from kernels.cells.layout import BLOCK, index_bytes
+from kernels.errors import Mistake
 
 CELL_BYTES = 1 + 4 / BLOCK
 """Of the index of cells, in a large pool."""
@@ -79,14 +80,14 @@ class Request:
     def __post_init__(self) -> None:
         for option in ("width", "layers", "pairs", "batch"):
             if (value := getattr(self, option)) < 1:
-                raise ValueError(f"--{option}: got {value}, wanted at least 1")
+                raise Mistake(f"--{option}: got {value}, wanted at least 1")
         if self.width % 2:
-            raise ValueError(
+            raise Mistake(
                 f"--width: got {self.width}, wanted an even width, since a byte of int4 holds two values; "
                 f"use {self.width + 1}"
             )
         if self.memory_bytes <= self.reserve_bytes:
-            raise ValueError(
+            raise Mistake(
                 f"--memory: got {self.memory_bytes / 1e9:.4g} GB, wanted more than the {self.reserve_bytes / 1e9:.4g} "
                 "GB kept for the rest; give more, or a smaller --reserve"
             )
@@ -124,7 +125,7 @@ def parse_bytes(text: str, option: str, suffix: str = "") -> int:
     """Bytes of a size such as 24GB (10^9) or 1.5GiB (2^30). ValueError names the option."""
     found = re.fullmatch(rf"(\d+\.?\d*|\.\d+) *([A-Z]+){suffix.upper()}", text.strip().upper())
     if found is None or found[2] not in UNITS:
-        raise ValueError(f"{option}: got {text!r}, wanted a number and a unit such as 24GB{suffix} or 1.5GiB{suffix}")
+        raise Mistake(f"{option}: got {text!r}, wanted a number and a unit such as 24GB{suffix} or 1.5GiB{suffix}")
     return round(float(found[1]) * UNITS[found[2]])
 
 
@@ -178,7 +179,7 @@ def largest_grid(experts: int) -> Grid:
     """The n x n or n x 2n grid of most cells, for at most so many experts. ValueError below the smallest, 2 x 2."""
     experts = min(experts, MOST_EXPERTS)
     if experts < 4:
-        raise ValueError(f"{experts} experts fit into a layer, and the smallest key grid has 4; give more --memory")
+        raise Mistake(f"{experts} experts fit into a layer, and the smallest key grid has 4; give more --memory")
     square, wide = math.isqrt(experts), math.isqrt(experts // 2)
     return max(Grid(rows=square, columns=square), Grid(rows=wide, columns=2 * wide), key=lambda grid: grid.experts)
 

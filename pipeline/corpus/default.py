@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from kernels.errors import Mistake
 from pipeline.corpus.documents import Document, DocumentSplits, text_sha256, without_repeats
 from pipeline.corpus.python_source import code_and_prose
 
@@ -92,7 +93,7 @@ def read_default(*, max_bytes: int) -> DocumentSplits:
     allowed = allow_list()
     splits = _read(allowed)
     if (got := text_sha256(splits)) != allowed.text_sha256:
-        raise ValueError(
+        raise Mistake(
             f"the default corpus has the digest {got[:12]}, not {allowed.text_sha256[:12]}: its cleaning "
             f"changed; undo that, or run `python -m pipeline.corpus.default` and raise the stage's version"
         )
@@ -135,14 +136,14 @@ def _recorded_files(name: str, pinned: Pinned) -> list[_File]:
     try:
         version = metadata.version(name)
     except metadata.PackageNotFoundError as error:
-        raise ValueError(
+        raise Mistake(
             f"the default corpus needs {name} {pinned.version}, which is missing; run `make setup`"
         ) from error
     if version != pinned.version:
-        raise ValueError(f"the default corpus needs {name} {pinned.version}, not {version}; run `make setup`")
+        raise Mistake(f"the default corpus needs {name} {pinned.version}, not {version}; run `make setup`")
     files = _eligible_files(name)
     if _files_sha256(files) != pinned.files_sha256:
-        raise ValueError(f"{name} {version} is not the wheel that the default corpus was made from; run `make setup`")
+        raise Mistake(f"{name} {version} is not the wheel that the default corpus was made from; run `make setup`")
     return files
 
 
@@ -222,11 +223,11 @@ def _texts(file: _File) -> Iterator[tuple[str, str]]:
 def _verified_text(file: _File) -> str | None:
     """None for the few files that are not UTF-8 text."""
     if not file.path.is_file():
-        raise ValueError(f"{file.name} of the default corpus is missing from {file.path}; run `make setup`")
+        raise Mistake(f"{file.name} of the default corpus is missing from {file.path}; run `make setup`")
     data = file.path.read_bytes()
     digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
     if digest != file.sha256:
-        raise ValueError(f"{file.path} is not as its wheel recorded it (sha256 differs); run `make setup`")
+        raise Mistake(f"{file.path} is not as its wheel recorded it (sha256 differs); run `make setup`")
     try:
         text = data.decode()
     except UnicodeDecodeError:

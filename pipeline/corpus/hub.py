@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+from kernels.errors import Mistake
 from pipeline.corpus.readers import Reading, Row, readable, row_of
 from pipeline.corpus.remarks import Remarks
 
@@ -24,7 +25,7 @@ def hf_commit(name: str, revision: str | None) -> str:
             name, repo_type="dataset", revision=revision, allow_patterns="README.md"
         )
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        raise ValueError(
+        raise Mistake(
             f"'hf:{name}' cannot be reached ({type(error).__name__}); check its name and the network, "
             f"or name a local file"
         ) from error
@@ -35,7 +36,7 @@ def hf_rows(location: str, reading: Reading, remarks: Remarks) -> Iterator[Row]:
     try:
         import datasets
     except ImportError as error:
-        raise ValueError(f"{location!r} needs the package `datasets`; run: pip install -e '.[hf]'") from error
+        raise Mistake(f"{location!r} needs the package `datasets`; run: pip install -e '.[hf]'") from error
     name, config, revision = hf_parts(location)
     rows = datasets.load_dataset(name, config, split=reading.hf_split, streaming=True, revision=revision)
     for number, row in enumerate(rows):

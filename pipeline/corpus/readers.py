@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
+from kernels.errors import Mistake
 from pipeline.corpus.remarks import Remarks, repr_of, some
 from pipeline.corpus.text_files import files_under
 
@@ -46,7 +47,7 @@ def path_rows(path: Path, reading: Reading, remarks: Remarks) -> Iterator[Row]:
     for name, file in files_under(path):
         if file.stat().st_size == 0:
             if path.is_file():
-                raise ValueError(f"{str(file)!r} is empty; name a file that holds text")
+                raise Mistake(f"{str(file)!r} is empty; name a file that holds text")
             continue
         for read in _rows_of_file(name, file, reading, remarks):
             yield from readable(read, reading, remarks)
@@ -82,7 +83,7 @@ def _decoded(data: bytes, file: Path, line: int) -> str:
         return data.removeprefix(codecs.BOM_UTF8).decode()
     except UnicodeDecodeError as error:
         number, byte = line + error.object.count(b"\n", 0, error.start), error.object[error.start]
-        raise ValueError(
+        raise Mistake(
             f"{str(file)!r} line {number} is not UTF-8 text: it has the byte 0x{byte:02x} where none such can stand; "
             "convert the file to UTF-8, as by iconv"
         ) from error
@@ -91,7 +92,7 @@ def _decoded(data: bytes, file: Path, line: int) -> str:
 def _plain_text(file: Path) -> str:
     data = file.read_bytes()
     if b"\0" in data:
-        raise ValueError(f"{str(file)!r} is not text: it holds NUL bytes; convert it to UTF-8 text or leave it out")
+        raise Mistake(f"{str(file)!r} is not text: it holds NUL bytes; convert it to UTF-8 text or leave it out")
     return _decoded(data, file, 1)
 
 
@@ -123,13 +124,13 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
+        raise Mistake(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
     except RecursionError as error:
-        raise ValueError(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
+        raise Mistake(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
     except ValueError as error:  # Python reads no integer of thousands of digits
-        raise ValueError(f"{where} has a number of too many digits to be read; write it as a string") from error
+        raise Mistake(f"{where} has a number of too many digits to be read; write it as a string") from error
     if not isinstance(row, dict):
-        raise ValueError(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
+        raise Mistake(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
     return row
 
 
@@ -137,7 +138,7 @@ def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
     try:
         table = pyarrow.parquet.ParquetFile(file)
     except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{str(file)!r} is no parquet file; check it or leave it out") from error
+        raise Mistake(f"{str(file)!r} is no parquet file; check it or leave it out") from error
     with table:
         names = table.schema_arrow.names
         if reading.text_field not in names:
@@ -159,14 +160,14 @@ def _batches(table: pyarrow.parquet.ParquetFile, fields: list[str], file: Path) 
     try:
         yield from table.iter_batches(columns=fields)
     except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
+        raise Mistake(f"{str(file)!r} is a damaged parquet file; check it or leave it out") from error
 
 
 def _of_cells(cells: Mapping[str, Any], where: str) -> dict[str, Any]:
     try:
         return {field: cell.as_py() for field, cell in cells.items()}
     except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8 text; write it as UTF-8, or leave it out") from error
+        raise Mistake(f"{where} is not UTF-8 text; write it as UTF-8, or leave it out") from error
 
 
 def row_of(name: str, fields: Mapping[str, Any], where: str, reading: Reading, remarks: Remarks) -> Row:
@@ -180,13 +181,13 @@ def row_of(name: str, fields: Mapping[str, Any], where: str, reading: Reading, r
 
 def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:
     names = some(repr_of(field)[1:-1] for field in fields)
-    return ValueError(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
+    return Mistake(f"{where} has no field {text_field!r} (it has: {names or 'none'}); set text_field")
 
 
 def _string(value: Any, field: str, where: str, setting: str) -> str:
     if value is None:
-        raise ValueError(f"{where}: field {field!r} is null; fill it, or leave such rows out by unreadable=skip")
+        raise Mistake(f"{where}: field {field!r} is null; fill it, or leave such rows out by unreadable=skip")
     if not isinstance(value, str):
-        raise ValueError(f"{where}: field {field!r} is {type(value).__name__}, not a string; set {setting}")
+        raise Mistake(f"{where}: field {field!r} is {type(value).__name__}, not a string; set {setting}")
     # JSON can spell half a surrogate pair, which no UTF-8 can hold.
     return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from kernels.errors import Mistake
 from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
 from pipeline.corpus.hub import hf_commit, hf_parts, hf_rows
 from pipeline.corpus.readers import Reading, Row, path_rows
@@ -28,7 +29,7 @@ class Source:
         named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
         domain, location = named.groups() if named and not Path(text).exists() else (None, text)
         if not location.removeprefix("hf:").strip():
-            raise ValueError(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
+            raise Mistake(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
         domain = domain or re.split(r"[:@]", location.removeprefix("hf:"))[0].rstrip("/").split("/")[-1].split(".")[0]
         return cls(domain=_domain_name(domain), location=location)
 
@@ -78,7 +79,7 @@ def require_sources(sources: Sequence[str]) -> None:
 
 def _require_few(domains: Collection[str]) -> None:
     if len(domains) > 256:
-        raise ValueError(
+        raise Mistake(
             f"{len(domains):,} domains were named and 256 is the most; let sources share a domain, or read none from "
             "rows by an empty domain_field"
         )
@@ -87,7 +88,7 @@ def _require_few(domains: Collection[str]) -> None:
 def _require_every_split(splits: DocumentSplits, sources: Sequence[str]) -> None:
     for name, documents in splits.by_name.items():
         if not documents:
-            raise ValueError(
+            raise Mistake(
                 f"nothing of {some(map(repr_of, sources))} is left for the split {name!r}: {splits.num_dropped:,} "
                 "documents repeat text of the others; give more varied text, or other shares"
             )
@@ -114,9 +115,7 @@ def _file_sha256(file: Path) -> str:
         with file.open("rb") as data:
             return hashlib.file_digest(data, "sha256").hexdigest()
     except OSError as error:
-        raise ValueError(
-            f"{str(file)!r} cannot be read ({error.strerror}); make it readable or leave it out"
-        ) from error
+        raise Mistake(f"{str(file)!r} cannot be read ({error.strerror}); make it readable or leave it out") from error
 
 
 def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentSplits:
@@ -129,7 +128,7 @@ def _split_source(source: Source, reading: Reading, max_bytes: int) -> DocumentS
     _tell(source, remarks, max_bytes)
     if not documents:
         why = f" that can be read ({remarks.first_unreadable})" if remarks.num_unreadable else ""
-        raise ValueError(f"{source.location!r} holds no text{why}; name a source that does")
+        raise Mistake(f"{source.location!r} holds no text{why}; name a source that does")
     by_domain: dict[str, list[Document]] = {}
     for document in documents:
         by_domain.setdefault(document.domain, []).append(document)
@@ -185,7 +184,7 @@ def _cut(document: Document, tail_share: float, location: str) -> tuple[Document
     while cut < len(data) and data[cut] & 0xC0 == 0x80:
         cut += 1
     if not 0 < cut < len(data):
-        raise ValueError(f"{location!r} has {len(data)} bytes of text, too few to hold some out; give more text")
+        raise Mistake(f"{location!r} has {len(data)} bytes of text, too few to hold some out; give more text")
     head, tail = (
         Document(domain=document.domain, origin=document.origin, name=f"{document.name} {part}", text=text.decode())
         for part, text in (("head", data[:cut]), ("tail", data[cut:]))

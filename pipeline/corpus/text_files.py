@@ -7,6 +7,7 @@ from pathlib import Path
 
 from artifacts.lineage import ID
 from artifacts.manifest import MANIFEST
+from kernels.errors import Mistake
 from pipeline.corpus.remarks import left_out
 
 # fmt: off
@@ -23,13 +24,13 @@ TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
 def existing(location: str) -> Path:
     path = Path(location).expanduser()
     if not path.exists():
-        raise ValueError(f"there is no file or folder {location!r} to read text from; check the path")
+        raise Mistake(f"there is no file or folder {location!r} to read text from; check the path")
     if path.is_dir() and not files_under(path):
         others = others_under(path)
         beside = f" ({left_out(others)})" if others else ""
-        raise ValueError(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
+        raise Mistake(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
     if path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | TABLE_SUFFIXES:
-        raise ValueError(
+        raise Mistake(
             f"{location!r} has the unknown suffix {path.suffix!r}; wanted {_wanted()}; rename it if it is text"
         )
     return path

@@ -6,6 +6,7 @@ Shape suffixes: B batch, W windows, T positions of a window.
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus, Split
 
 
@@ -43,7 +44,7 @@ def require_windows(corpus: Corpus, length: int) -> None:
 
 def _require_a_window(split: Split, length: int, what: str = "a split") -> None:
     if split.num_tokens <= length:
-        raise ValueError(
+        raise Mistake(
             f"{what} of {split.num_tokens} tokens holds no window of {length} inputs and their targets "
             f"({length + 1} tokens); give the corpus more text, prepare it again if it is older than its validation "
             "split, or use a shorter window"

@@ -4,6 +4,7 @@ import argparse
 import sys
 
 from artifacts import ArtifactError, Store, show_every_text, told
+from kernels.errors import Mistake
 from pipeline.generate.opened import open_model
 from pipeline.generate.sampling import Sampling, generate
 
@@ -14,7 +15,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         sampling = Sampling(tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
         if not args.prompt:
-            raise ValueError("--prompt: got no text, wanted at least one character")
+            raise Mistake("--prompt: got no text, wanted at least one character")
         _check_unicode(args.prompt)
         opened = open_model(args.id, Store(args.store))
     except (ValueError, ArtifactError) as error:
@@ -36,7 +37,7 @@ def _check_unicode(prompt: str) -> None:
     try:
         prompt.encode()
     except UnicodeEncodeError as error:  # a byte of the command line that is no text is half a surrogate pair in it
-        raise ValueError(
+        raise Mistake(
             f"--prompt: got {prompt[error.start]!r} as character {error.start + 1}, a lone surrogate or a byte that is "
             "no UTF-8; wanted Unicode text"
         ) from None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import Mistake
 from pipeline.run import check_seed
 
 
@@ -19,13 +20,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise ValueError(f"--tokens: got {self.tokens}, wanted at least 1")
+            raise Mistake(f"--tokens: got {self.tokens}, wanted at least 1")
         if not 0 <= self.temperature < math.inf:
-            raise ValueError(
-                f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more, and finite"
-            )
+            raise Mistake(f"--temperature: got {self.temperature}, wanted 0 (always the likeliest) or more, and finite")
         if self.top_k < 1:
-            raise ValueError(f"--top-k: got {self.top_k}, wanted at least 1")
+            raise Mistake(f"--top-k: got {self.top_k}, wanted at least 1")
         check_seed(self.seed)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from artifacts.csv_file import csv_file
+from kernels.errors import Mistake
 from pipeline.measuring.held_out import HeldOut
 from pipeline.models.contract import Pairs
 from pipeline.models.language_model import LanguageModel
@@ -103,7 +104,7 @@ def drift_csv(firings: Sequence[Firings]) -> bytes:
 
 def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:
     if len(student.blocks()) != len(teacher.blocks()):
-        raise ValueError(
+        raise Mistake(
             f"drift got a student of {len(student.blocks())} blocks and a teacher of {len(teacher.blocks())}; "
             "it takes models of one pool of experts, such as a PEER and what it was quantized to"
         )
@@ -111,7 +112,7 @@ def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:
         try:
             kind_of(student.spec.experts).check_same_pool(ours, theirs)
         except ValueError as error:
-            raise ValueError(
+            raise Mistake(
                 f"drift got, in block {layer}, {error}; it takes models of one pool of experts, such as a PEER and "
                 "what it was quantized to"
             ) from None

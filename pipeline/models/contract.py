@@ -13,6 +13,8 @@ from typing import Any, Protocol, TypeVar
 
 from torch import Tensor, nn
 
+from kernels.errors import Mistake
+
 W = TypeVar("W")
 
 
@@ -139,7 +141,5 @@ def leaves(module: nn.Module) -> list[ExpertLayer]:
 def wanted(value: object, kind: type[W], what: str) -> W:
     """The value itself. ValueError that says what it is, where another class was needed."""
     if not isinstance(value, kind):
-        raise ValueError(
-            f"{what} is {type(value).__name__}, and {kind.__name__} was needed; use a model of another kind"
-        )
+        raise Mistake(f"{what} is {type(value).__name__}, and {kind.__name__} was needed; use a model of another kind")
     return value

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from kernels.errors import Mistake
 from kernels.monet_mix import monet_mix
 from pipeline.models.axis_threshold import axis_deviations, passing_logits
 from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
@@ -56,13 +57,11 @@ class MonetSpec(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "MonetSpec":
         if self.active_sub_experts >= self.num_sub_experts:
-            raise ValueError(
+            raise Mistake(
                 f"active_sub_experts={self.active_sub_experts} must be below num_sub_experts={self.num_sub_experts}"
             )
         if self.decomposition == "vertical" and self.d_expert % 2:
-            raise ValueError(
-                f"d_expert={self.d_expert} is odd; the vertical decomposition halves it, use an even number"
-            )
+            raise Mistake(f"d_expert={self.d_expert} is odd; the vertical decomposition halves it, use an even number")
         return self
 
     @property

@@ -10,6 +10,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 
+from kernels.errors import Mistake
 from pipeline.models.contract import ExpertLayer, ExpertSpec
 from pipeline.models.transformer import Block, TransformerSpec, Visit
 
@@ -41,7 +42,7 @@ def check_same_number(ours: ExpertLayer, theirs: ExpertLayer) -> None:
     """ValueError unless there are as many experts of one class."""
     if (ours.num_experts, ours.__class__) != (theirs.num_experts, theirs.__class__):
         names = [f"{layer.num_experts} experts of {layer.__class__.__name__}" for layer in (ours, theirs)]
-        raise ValueError(f"{names[0]} and a teacher's {names[1]}")
+        raise Mistake(f"{names[0]} and a teacher's {names[1]}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +76,7 @@ def enter(kind: LayerKind[Any]) -> None:
     """ValueError where another kind has the same `layer`."""
     name = kind.spec.model_fields["layer"].default
     if LAYER_KINDS.setdefault(name, kind) is not kind:
-        raise ValueError(
+        raise Mistake(
             f"an expert layer {name!r} is registered already, by {LAYER_KINDS[name].spec.__name__}; give "
             f"{kind.spec.__name__} another word as its field `layer`"
         )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
+from kernels.errors import Mistake
 from pipeline.models.contract import leaves
 
 REMEDY = "copy its file again, or make the artifact again"
@@ -75,7 +76,7 @@ def refuse_where(wrong_X: Tensor, tensor_X: Tensor, name: str, takes: str) -> No
     if bool(wrong_X.any()):
         at = tuple(wrong_X.nonzero()[0].tolist())
         where = at[0] if len(at) == 1 else at
-        raise ValueError(f"tensor {name!r} holds {tensor_X[at].item()} at {where}; it takes {takes}; {REMEDY}")
+        raise Mistake(f"tensor {name!r} holds {tensor_X[at].item()} at {where}; it takes {takes}; {REMEDY}")
 
 
 def _rule_of(dtype: torch.dtype) -> Rule | None:

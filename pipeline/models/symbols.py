@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
+from kernels.errors import Mistake
 from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.functions import FUNCTIONS
@@ -61,9 +62,9 @@ class SymbolSpec(BaseModel):
         for name in ("num_dense", "num_literals", "num_gates", "num_splines"):
             counts = getattr(self, name)
             if len(counts) != transformer.num_layers:
-                raise ValueError(f"{name} is of {len(counts)} blocks, and num_layers={transformer.num_layers}")
+                raise Mistake(f"{name} is of {len(counts)} blocks, and num_layers={transformer.num_layers}")
         if self.vocab_size != transformer.vocab_size:
-            raise ValueError(f"literals speak of {self.vocab_size} tokens, and vocab_size={transformer.vocab_size}")
+            raise Mistake(f"literals speak of {self.vocab_size} tokens, and vocab_size={transformer.vocab_size}")
 
     @property
     def kind(self) -> str:
@@ -160,7 +161,7 @@ class SymbolExperts(FixedFormat, ExpertLayer):
         try:
             check_tables(self.symbol_tables, places=self.spec.places)
         except ValueError as error:
-            raise ValueError(f"{path}, {error}") from None
+            raise Mistake(f"{path}, {error}") from None
 
     def state_bytes(self) -> int:
         return bytes_of(self) - (0 if self.axis_bias is None else bytes_of(self.axis_bias))

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsA
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from kernels.errors import Mistake
 from pipeline.models.attention import AttentionSpec, SoftmaxAttentionSpec, rotary
 from pipeline.models.contract import ExpertLayer, Pairs, leaves, wanted
 
@@ -28,7 +29,7 @@ def _of_its_kind(attention: object) -> object:
         return attention
     kind = attention.get("kind")
     if kind not in ATTENTIONS:
-        raise ValueError(f"unknown kind of attention {kind!r}; known are: {', '.join(ATTENTIONS)}")
+        raise Mistake(f"unknown kind of attention {kind!r}; known are: {', '.join(ATTENTIONS)}")
     return ATTENTIONS[kind].model_validate(attention)
 
 
@@ -53,11 +54,11 @@ class TransformerShape(BaseModel):
     @model_validator(mode="after")
     def _heads_divide(self) -> "TransformerShape":
         if self.d_model % (2 * self.num_heads):
-            raise ValueError(
+            raise Mistake(
                 f"d_model={self.d_model} is not a multiple of 2 * num_heads={2 * self.num_heads}; change one of them"
             )
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(
+            raise Mistake(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}; change one of them"
             )
         return self

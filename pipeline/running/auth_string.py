@@ -12,6 +12,8 @@ import secrets
 import stat
 from pathlib import Path
 
+from kernels.errors import Mistake
+
 _FORM = re.compile(r"[A-Za-z0-9_-]{43}")
 
 
@@ -41,12 +43,12 @@ def _read(path: Path) -> str:
             mode = os.fstat(file.fileno()).st_mode
             data = file.read(64) if stat.S_ISREG(mode) else b""
     except OSError as error:
-        raise ValueError(f"the auth string of this home cannot be read ({error.strerror}); {remedy}") from error
+        raise Mistake(f"the auth string of this home cannot be read ({error.strerror}); {remedy}") from error
     text = data.decode("latin-1").strip()
     if not _FORM.fullmatch(text):
-        raise ValueError(f"the auth string of this home is damaged: wanted 43 letters, digits, - or _; {remedy}")
+        raise Mistake(f"the auth string of this home is damaged: wanted 43 letters, digits, - or _; {remedy}")
     if mode & 0o077:
-        raise ValueError(
+        raise Mistake(
             f"the auth string of this home is open to other users (mode {mode & 0o777:04o}, wanted 0600); {remedy}"
         )
     return text

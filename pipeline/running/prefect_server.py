@@ -27,6 +27,7 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from kernels.errors import Failure, Mistake
 from pipeline.parent import end_with
 from pipeline.running.auth_string import auth_string, proof
 
@@ -59,12 +60,12 @@ def announced(home: Path) -> str | None:
         return None
     url = _text_of(path)
     if not is_loopback(url):
-        raise ValueError(f"{path} is damaged: got {url[:80]!r}, wanted http://127.0.0.1:PORT; delete it")
+        raise Mistake(f"{path} is damaged: got {url[:80]!r}, wanted http://127.0.0.1:PORT; delete it")
     if is_own(url, auth_string(home)):
         return url
     if not is_healthy(url):
         return None
-    raise ValueError(
+    raise Mistake(
         f"the server at {url}, which {path} names, does not know this home's auth string: it is of an earlier version, "
         "was started before the string was made anew, or is another program. If it is yours, end it (Ctrl-C where "
         f"`python flows.py ui` or `serve` runs); if it is not, delete {path}"
@@ -75,7 +76,7 @@ def _text_of(path: Path) -> str:
     try:
         return path.read_bytes()[:1000].decode("latin-1").strip() if path.is_file() else "no file"
     except OSError as error:
-        raise ValueError(f"{path} cannot be read ({error.strerror}); delete it") from error
+        raise Mistake(f"{path} cannot be read ({error.strerror}); delete it") from error
 
 
 def _announcement(home: Path) -> Path:
@@ -97,9 +98,9 @@ class Starting:
         log = self.home / "server.log"
         while not is_own(self.url, self.auth):
             if self.process.poll() is not None:
-                raise RuntimeError(f"Prefect's server ended with code {self.process.returncode}; {log} says why")
+                raise Failure(f"Prefect's server ended with code {self.process.returncode}; {log} says why")
             if time.monotonic() - start > timeout:
-                raise RuntimeError(f"Prefect's server did not answer within {timeout:.0f} s; {log} may say why")
+                raise Failure(f"Prefect's server did not answer within {timeout:.0f} s; {log} may say why")
             time.sleep(0.1)
         return self.url
 
@@ -136,7 +137,7 @@ def _check_url(api: str) -> None:
             return
     except ValueError:  # a port that is no number, half an address
         pass
-    raise ValueError(f"PREFECT_API_URL is {api[:200]!r}, wanted: http://HOST:PORT/api; correct it, or unset it")
+    raise Mistake(f"PREFECT_API_URL is {api[:200]!r}, wanted: http://HOST:PORT/api; correct it, or unset it")
 
 
 def begun(home: Path) -> Starting:
@@ -177,7 +178,7 @@ def ready(home: Path) -> None:
         with tempfile.TemporaryFile(dir=home):
             pass
     except OSError as error:
-        raise ValueError(
+        raise Mistake(
             f"{home} is no folder to write in ({error.strerror}), and Prefect's records are to lie there; "
             "name another one in PREFECT_HOME"
         ) from error
@@ -234,7 +235,7 @@ def port_for(wanted: int | None) -> int:
         return port
     if wanted is None:
         return free_port()
-    raise ValueError(
+    raise Mistake(
         f"port {port} of 127.0.0.1 is taken by another program; give another one with --port, or leave --port out"
     )
 

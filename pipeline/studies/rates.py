@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from artifacts.markdown import table
+from kernels.errors import Mistake
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,7 +21,7 @@ class Choice:
         """That of least loss. One at which training came to nothing is never chosen."""
         finite = [rate for rate, loss in self.losses.items() if math.isfinite(loss)]
         if not finite:
-            raise ValueError(f"no rate of {list(self.losses)} has a finite validation loss; try smaller ones")
+            raise Mistake(f"no rate of {list(self.losses)} has a finite validation loss; try smaller ones")
         return min(finite, key=lambda rate: self.losses[rate])
 
     @property

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, validation_loss
@@ -26,7 +27,7 @@ Format = Literal["float", "float32", "bfloat16", "int8", "int4"]
 
 def _differ(rates: tuple[float, ...]) -> tuple[float, ...]:
     if len(set(rates)) < len(rates):
-        raise ValueError(f"got {rates}, wanted each rate once")
+        raise Mistake(f"got {rates}, wanted each rate once")
     return rates
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from artifacts import Artifact, ArtifactError, Store, show_every_text, told
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
@@ -86,9 +87,9 @@ def _chosen(args: argparse.Namespace) -> tuple[_Opened, list[int], Reading | Non
     """What was asked for: an artifact, some of its layers, and where one was named an expert."""
     layer, expert = args.layer, args.expert
     if expert is not None and layer is None:
-        raise ValueError("an expert has a number within its layer; give --layer too")
+        raise Mistake("an expert has a number within its layer; give --layer too")
     if args.command == "show" and expert is None and (args.json or args.all):
-        raise ValueError(f"--{'json' if args.json else 'all'} is of one expert; give --layer and --expert too")
+        raise Mistake(f"--{'json' if args.json else 'all'} is of one expert; give --layer and --expert too")
     opened = _open(Store(args.store), args.id)
     if layer is None:
         return opened, list(range(len(opened.model.blocks()))), None

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import Failure
 from pipeline.corpus.splits import Split
 from pipeline.corpus.windows import random_windows
 from pipeline.run import Progress, current_run
@@ -157,7 +158,7 @@ class _Mover:
     def _skip(self, total: Tensor, step: int) -> None:
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row == MOST_SKIPPED:
-            raise RuntimeError(
+            raise Failure(
                 f"{self.what}: the loss ({total.item():.4g}) or its gradient is not finite at step {step} and at the "
                 f"{MOST_SKIPPED - 1} before it; lower the learning rate"
             )

@@ -9,6 +9,7 @@ every composed expert (i, j) is one PEER neuron in cell (i, j). Nothing is lost 
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.pairs import starts
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.monet import MonetExperts, MonetRouter, MonetSpec, Neurons
@@ -25,7 +26,7 @@ def peer_from_monet(monet: LanguageModel, *, pairs_per_head: int) -> LanguageMod
     fires. In the Monet's dtype, on its device.
     """
     if monet.kind != "monet":
-        raise ValueError(f"peer_from_monet takes a 'monet', got a {monet.kind!r}")
+        raise Mistake(f"peer_from_monet takes a 'monet', got a {monet.kind!r}")
     spec = monet.spec.experts_as(MonetSpec)
     peer_spec = PeerSpec(
         num_keys=spec.num_sub_experts,
@@ -70,7 +71,7 @@ def keep_experts(peer: LanguageModel, kept: list[Tensor]) -> LanguageModel:
     spec = peer.spec.experts_as(PeerSpec)
     sizes = {len(index_K) for index_K in kept}
     if len(sizes) != 1 or len(kept) != len(peer.blocks()):
-        raise ValueError(f"keep_experts got {sorted(sizes)} experts in {len(kept)} blocks; keep as many in every block")
+        raise Mistake(f"keep_experts got {sorted(sizes)} experts in {len(kept)} blocks; keep as many in every block")
     smaller_spec = spec.model_copy(update={"num_experts": sizes.pop()})
     smaller = LanguageModel(ModelSpec(transformer=peer.spec.transformer, experts=smaller_spec))
     smaller = smaller.to(peer.lm_head.weight).eval()

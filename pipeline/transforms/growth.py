@@ -11,6 +11,7 @@ ones, whose u is random and whose v is zero. Nothing changes until training move
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.sr_update.row_rule import INT4, NIBBLES
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.gates import GATES
@@ -32,10 +33,10 @@ def doubled(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
     """
     grows = "only int4 tables with one scale a row grow; this is a"
     if model.kind != "peer-int4":
-        raise ValueError(f"{grows} {model.kind!r}")
+        raise Mistake(f"{grows} {model.kind!r}")
     spec = model.spec.experts_as(PeerSpec)
     if spec.scale_groups > 1:
-        raise ValueError(f"{grows} {model.kind!r} with scale_groups={spec.scale_groups}")
+        raise Mistake(f"{grows} {model.kind!r} with scale_groups={spec.scale_groups}")
     GATES[spec.gate].check_doubling(spec)
     axis, larger_spec = spec.doubled_grid()
     # Every pair is found twice, so a head must keep or fire twice as many.
@@ -83,7 +84,7 @@ def _add_experts(new: TableExperts, old: TableExperts, axis: int, layer: int, ge
         theirs = old_tables[which]
         factor = 2.0 if which == "v" else 1.0
         if not bool(torch.isfinite(theirs.scale_E * factor).all()):
-            raise ValueError(f"a scale of {which} in block {layer} is above {65504 / factor:g} and cannot be doubled")
+            raise Mistake(f"a scale of {which} in block {layer} is above {65504 / factor:g} and cannot be doubled")
         mine.weight_EB[old_place_E] = theirs.weight_EB
         for place_E in (old_place_E, new_place_E):
             mine.scale_E[place_E] = theirs.scale_E * factor

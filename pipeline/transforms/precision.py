@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from pipeline.models.contract import Table
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.spec import PeerSpec
@@ -45,7 +46,7 @@ def _rounded(peer: LanguageModel, update: dict[str, object], *, clips: int) -> L
         try:
             table.take(rows_ED, clips)
         except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
+            raise Mistake(f"{name}: {error}") from error
     return model
 
 

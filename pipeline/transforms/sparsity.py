@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from kernels.errors import Mistake
 from kernels.pairs import tokens_of_pairs
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.experts import PeerLayer
@@ -50,7 +51,7 @@ class Sparsity(BaseModel):
     @model_validator(mode="after")
     def _both_or_none(self) -> "Sparsity":
         if (self.score_features > 0) != (self.score_terms > 0):
-            raise ValueError(
+            raise Mistake(
                 f"score_features={self.score_features} with score_terms={self.score_terms}: give both, or 0 for both"
             )
         return self
@@ -70,12 +71,12 @@ def sparsified(peer: LanguageModel, batches: Sequence[Tensor], sparsity: Sparsit
     spec, width = peer.spec.experts_as(PeerSpec), peer.shape.d_model
     scores = spec.num_heads * (spec.num_keys + spec.num_columns)
     if sparsity.score_features > min(width, scores):
-        raise ValueError(
+        raise Mistake(
             f"score_features={sparsity.score_features} is more than {min(width, scores)}, the least of the width "
             f"{width} and the {scores} scores of a router; take fewer, or 0 for none"
         )
     if sparsity.u_terms > width:
-        raise ValueError(f"u_terms={sparsity.u_terms} is more than the width {width}; take fewer, or 0 for all")
+        raise Mistake(f"u_terms={sparsity.u_terms} is more than the width {width}; take fewer, or 0 for all")
     changes = {name: terms for name, terms in sparsity.model_dump().items() if terms}
     sparse_spec = PeerSpec.model_validate({**spec.model_dump(), **changes})
     sparse = LanguageModel(ModelSpec(transformer=peer.spec.transformer, experts=sparse_spec))

@@ -27,12 +27,12 @@ from artifacts.__main__ import main as artifacts
 from artifacts.terminal import MOST_CHARACTERS, told
 from kernels import backends
 from kernels.backends import CpuLibrary, build_cpu_library, load_cpu_library
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows, random_windows, target_positions
 from pipeline.models import LanguageModel
 from pipeline.report import Report
-from stages.errors import is_told
 from tests.faults.cases import Case, Drill, Outcome
 from tests.faults.children import ending_of
 from tests.faults.mutations import MANIFEST, Target, mutate, targets_of
@@ -168,9 +168,7 @@ def _logits(model: LanguageModel, tokens_BT: torch.Tensor, library: CpuLibrary |
     chosen, backends.cpu_library = backends.cpu_library, lambda: library
     try:
         return model(tokens_BT)
-    except ValueError as error:
-        if not is_told(error):
-            raise
+    except Mistake as error:
         return str(error)
     finally:
         backends.cpu_library = chosen

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.backends import CpuLibrary, cpu_library_for
+from kernels.errors import Mistake
 from kernels.jump_router import jump_router
 from kernels.jump_router.native import Router
 from kernels.jump_router.packed import Packed
@@ -132,11 +133,11 @@ class Softmax(Gate):
 
     def check(self, spec: "PeerSpec") -> None:
         if spec.pairs_per_head > spec.num_keys:
-            raise ValueError(f"pairs_per_head={spec.pairs_per_head} is more than num_keys={spec.num_keys}")
+            raise Mistake(f"pairs_per_head={spec.pairs_per_head} is more than num_keys={spec.num_keys}")
 
     def check_doubling(self, spec: "PeerSpec") -> None:
         if 2 * spec.pairs_per_head > (1 if spec.aspect % 2 else 2) * spec.num_keys:
-            raise ValueError(
+            raise Mistake(
                 f"a head would keep {2 * spec.pairs_per_head} pairs of {spec.num_keys} rows; grow a pool of more "
                 "keys, or with fewer pairs_per_head"
             )
@@ -203,7 +204,7 @@ class JumpRelu(Gate):
 
     def check(self, spec: "PeerSpec") -> None:
         if spec.active_keys >= spec.num_keys:
-            raise ValueError(f"active_keys={spec.active_keys} must be below num_keys={spec.num_keys}")
+            raise Mistake(f"active_keys={spec.active_keys} must be below num_keys={spec.num_keys}")
 
     def check_doubling(self, spec: "PeerSpec") -> None:
         """Nor is there a limit to them then."""

@@ -5,6 +5,7 @@
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.pairs import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
 from pipeline.models.contract import ExpertLayer, wanted
@@ -67,7 +68,7 @@ def _check_same_pool(ours: PeerLayer, theirs: ExpertLayer) -> None:
     teacher = wanted(theirs, PeerLayer, "a teacher's expert layer")
     a, b = ((layer.spec.num_keys, layer.spec.num_columns) for layer in (ours, teacher))
     if a != b or not torch.equal(ours.index.stored.row().cpu(), teacher.index.stored.row().cpu()):
-        raise ValueError(
+        raise Mistake(
             f"{ours.num_experts} experts in a grid of {a} and a teacher's {teacher.num_experts} in {b}, not in the "
             "same cells"
         )

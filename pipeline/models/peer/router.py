@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import Mistake
 from kernels.jump_router.native import Router
 from kernels.jump_router.tables import Rule, SparseRows, compact
 from pipeline.models.derived import Derived
@@ -72,7 +73,7 @@ class PeerRouter(FullStatistics):
         Only with identity sub-keys and no query norm; else a score is not that.
         """
         if self.spec.sub_keys != "identity" or self.spec.query_norm:
-            raise ValueError(
+            raise Mistake(
                 f"scores of sub_keys {self.spec.sub_keys}{' behind a query norm' if self.spec.query_norm else ''} are "
                 "no rows over the state; a PEER from distill-peer has identity keys"
             )

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from kernels.errors import Mistake
 from kernels.packing import LAYOUT
 from pipeline.models.peer.gates import GATES, GateName
 
@@ -88,23 +89,23 @@ class PeerSpec(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "PeerSpec":
         if self.sub_keys == "identity" and self.d_key != self.num_keys:
-            raise ValueError(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
+            raise Mistake(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
         GATES[self.gate].check(self)
         if self.accumulator and self.precision != "int4":
-            raise ValueError(f"only int4 tables have an accumulator; precision is {self.precision}")
+            raise Mistake(f"only int4 tables have an accumulator; precision is {self.precision}")
         if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
             what = "int4 tables that train" if self.accumulator else f"tables of precision {self.precision}"
-            raise ValueError(f"{what} have one scale a row, not scale_groups={self.scale_groups}; quantize with 1")
+            raise Mistake(f"{what} have one scale a row, not scale_groups={self.scale_groups}; quantize with 1")
         if self.score_features and (self.sub_keys != "identity" or self.query_norm):
-            raise ValueError(
+            raise Mistake(
                 f"score_features={self.score_features} needs scores that are linear in the state: sub_keys identity, "
                 f"not {self.sub_keys}, and no query_norm"
             )
         if self.score_terms > self.score_features:
-            raise ValueError(f"score_terms={self.score_terms} is more than score_features={self.score_features}")
+            raise Mistake(f"score_terms={self.score_terms} is more than score_features={self.score_features}")
         if self.axis_bias and not GATES[self.gate].axis_gates:
             having = " or ".join(name for name, gate in GATES.items() if gate.axis_gates)
-            raise ValueError(f"axis_bias needs the {having} gate: the biases are weighted by its gates of one axis")
+            raise Mistake(f"axis_bias needs the {having} gate: the biases are weighted by its gates of one axis")
         return self
 
     def doubled_grid(self) -> tuple[int, "PeerSpec"]:

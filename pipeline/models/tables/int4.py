@@ -6,6 +6,7 @@
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update import NibbleTable
 from kernels.sr_update.row_rule import INT4, NIBBLES
@@ -42,9 +43,9 @@ class Int4Table(FixedFormat):
     def __init__(self, num_rows: int, width: int, *, accumulator: bool, groups: int = 1) -> None:
         super().__init__()
         if width % 2:
-            raise ValueError(f"int4 rows hold an even number of values; d_model is {width}")
+            raise Mistake(f"int4 rows hold an even number of values; d_model is {width}")
         if width // 2 % groups:
-            raise ValueError(
+            raise Mistake(
                 f"scale_groups={groups} does not divide d_model / 2 = {width // 2}, and int4 groups are of one even "
                 "width; use a divisor of it"
             )

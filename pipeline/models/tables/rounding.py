@@ -5,6 +5,8 @@
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
+
 SMALLEST_SCALE = 2.0**-14
 """Below it float16 is subnormal and rounds coarsely; a row this small contributes nothing."""
 
@@ -23,13 +25,13 @@ def absmax_scales(rows_ED: Tensor, most: int, groups: int = 1) -> Tensor:
     finite_E = torch.isfinite(largest_EG).all(1)
     if not bool(finite_E.all()):
         row = int(finite_E.logical_not().nonzero()[0])
-        raise ValueError(
+        raise Mistake(
             f"row {row} holds a value that is not finite, and has no scale; "
             "the model diverged: train it again with a lower learning rate"
         )
     if bool((largest_EG > most * LARGEST_SCALE).any()):
         row = int(largest_EG.amax(1).argmax())
-        raise ValueError(
+        raise Mistake(
             f"row {row} holds {float(largest_EG[row].max()):.17g}; with a float16 scale a row holds at most "
             f"{most} * {LARGEST_SCALE:.0f} = {most * LARGEST_SCALE:.0f}: train the model with a lower learning rate or "
             "more weight decay"

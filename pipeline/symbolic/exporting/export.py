@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import ArtifactError, Store
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
@@ -58,9 +59,9 @@ def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int 
     """
     for flag, value in (("--tokens", num_tokens), ("--length", length)):
         if value is not None and value < 1:
-            raise ValueError(f"{flag}: got {value}, wanted at least 1")
+            raise Mistake(f"{flag}: got {value}, wanted at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
+        raise Mistake(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
     artifact = store.open(id, kind="symbols")
     model = codec.load_as(LanguageModel, artifact)
     corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
@@ -114,7 +115,7 @@ def _loss(model: LanguageModel, inputs_WT: Tensor, targets_WT: Tensor) -> float:
 def tables_file(model: LanguageModel, *, window: int, context: int) -> bytes:
     """The bytes of tables.bin. ValueError for a model that is no symbols model."""
     if model.kind != "symbols":
-        raise ValueError(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
+        raise Mistake(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
     spec = model.spec.experts_as(SymbolSpec)
     body = b"".join(_record(name, table) for name, table in _tables(model, spec))
     sizes = struct.pack("<24I6d", *_sizes(model, spec, window, context), *_numbers(model, spec))
@@ -138,7 +139,7 @@ def _sizes(model: LanguageModel, spec: SymbolSpec, window: int, context: int) ->
 def _gate_code(peer: PeerSpec) -> int:
     code = GATES[peer.gate].runtime_code
     if code is None:
-        raise ValueError(f"model.c has no {peer.gate!r} gate; export a model whose gate it has")
+        raise Mistake(f"model.c has no {peer.gate!r} gate; export a model whose gate it has")
     return code
 
 
@@ -189,7 +190,7 @@ def _block_tables(
 def _attention(model: LanguageModel, block: Block) -> SoftmaxAttention:
     if not isinstance(block.self_attn, SoftmaxAttention):
         kind = model.shape.attention.kind
-        raise ValueError(f"model.c has no {kind!r} attention; export a model whose attention is 'softmax'")
+        raise Mistake(f"model.c has no {kind!r} attention; export a model whose attention is 'softmax'")
     return block.self_attn
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from kernels.symbol_table.functions import KNOTS, SPLINE_CODE
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
@@ -38,10 +39,10 @@ def check_formula(experts: SymbolExperts, expert: int) -> None:
     """ValueError for an expert whose magnitude is no function of the state."""
     tier = Tier(int(experts.tier_E[expert]))
     if tier == Tier.T4:
-        raise ValueError(f"expert {expert} was dropped ({tier.name}), so there is no formula; choose one of T0 to T2")
+        raise Mistake(f"expert {expert} was dropped ({tier.name}), so there is no formula; choose one of T0 to T2")
     code = int(experts.code_E[expert])
     if tier == Tier.T3 or (code != SPLINE_CODE and BY_CODE[code].name == "constant"):
-        raise ValueError(
+        raise Mistake(
             f"expert {expert} ({tier.name}) adds a constant, of which there is no KAN; choose one of T0 to T2 with a "
             "function (`show` lists them)"
         )
@@ -53,7 +54,7 @@ def write_kan(model: LanguageModel, reading: Reading, tokens_WT: Tensor, folder:
     ValueError where the folder holds something, or the expert has no formula.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
+        raise Mistake(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
     experts, expert = symbol_experts(model, reading.layer), reading.expert
     check_formula(experts, expert)
     x_SD, fires = _states(model, reading, tokens_WT)

@@ -12,6 +12,7 @@ import torch
 from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
+from kernels.errors import Mistake
 from pipeline.symbolic.rules.logic import gate_symbol
 from pipeline.symbolic.tiers import GATE_BITS
 
@@ -40,7 +41,7 @@ class Circuit:
     def __post_init__(self) -> None:
         for own, (kind, a, b) in enumerate(self.gates, start=len(self.inputs)):
             if not 0 <= kind <= 15 or not 0 <= min(a, b) <= max(a, b) < own:
-                raise ValueError(f"gate {(kind, a, b)} on wire {own}: its type is 0 to 15, and it reads wires below")
+                raise Mistake(f"gate {(kind, a, b)} on wire {own}: its type is 0 to 15, and it reads wires below")
 
     def over(self, literals: Sequence[int]) -> "Circuit":
         """The same circuit, its inputs being places in this list."""

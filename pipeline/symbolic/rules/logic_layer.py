@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from kernels.errors import Mistake
 from pipeline.symbolic.rules.logic import GATE_OUTPUT_G4
 
 
@@ -50,7 +51,7 @@ class LogicLayer(nn.Module):
         outside = (indices < 0) | (indices >= in_dim)
         if bool(outside.any()):
             place = [int(index) for index in outside.nonzero()[0]]
-            raise ValueError(
+            raise Mistake(
                 f"LogicLayer got wire {int(indices[*place])} for input {'ab'[place[0]]} of gate {place[1]}; "
                 f"its {in_dim} inputs are 0 to {in_dim - 1}"
             )
@@ -79,7 +80,7 @@ def copy_gates(source: GateLayer, into: GateLayer) -> None:
     """Gives `into` the weights and wires of `source`; either may be difflogic's. ValueError for another shape."""
     ours, theirs = (into.in_dim, into.out_dim), (source.in_dim, source.out_dim)
     if ours != theirs:
-        raise ValueError(f"a layer of {theirs} inputs and gates does not fit one of {ours}; make both of one shape")
+        raise Mistake(f"a layer of {theirs} inputs and gates does not fit one of {ours}; make both of one shape")
     with torch.no_grad():
         into.weights.copy_(source.weights)
     wires = tuple(wire.clone() for wire in source.indices)

@@ -1,5 +1,6 @@
 """The symbolic experts of a block, and the router that they obey."""
 
+from kernels.errors import Mistake
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts, SymbolRouter
@@ -9,9 +10,9 @@ def symbol_experts(model: LanguageModel, layer: int) -> SymbolExperts:
     """The symbolic experts of a block; ValueError that gives the range for a layer that is not there."""
     blocks = model.blocks()
     if not 0 <= layer < len(blocks):
-        raise ValueError(f"layer {layer} is not in this model, which has the layers 0 to {len(blocks) - 1}")
+        raise Mistake(f"layer {layer} is not in this model, which has the layers 0 to {len(blocks) - 1}")
     if model.kind != "symbols":
-        raise ValueError(f"a {model.kind!r} has no symbols to read; a 'symbols' was needed here")
+        raise Mistake(f"a {model.kind!r} has no symbols to read; a 'symbols' was needed here")
     return model.expert_layers_of(SymbolExperts)[layer]
 
 

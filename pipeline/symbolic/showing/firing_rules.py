@@ -6,6 +6,7 @@ import sympy
 import torch
 from sympy.logic.boolalg import Boolean
 
+from kernels.errors import Mistake
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
@@ -38,7 +39,7 @@ def firing_statement(
     if tier <= Tier.T1:
         return _comparisons(router_scores(model, layer), experts, expert, digits)
     if len(names) != len(experts.member_LV):
-        raise ValueError(f"layer {layer} has {len(experts.member_LV)} literals and {len(names)} names for them")
+        raise Mistake(f"layer {layer} has {len(experts.member_LV)} literals and {len(names)} names for them")
     circuit = rule_circuit(experts, expert)
     distinct = rule_names(experts, circuit, names, vocabulary)
     return expression(circuit, [sympy.Symbol(name) for name in distinct])

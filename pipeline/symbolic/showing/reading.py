@@ -12,6 +12,7 @@ import sympy
 import torch
 from sympy.logic.boolalg import Boolean
 
+from kernels.errors import Mistake
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.showing.blocks import symbol_experts
@@ -68,9 +69,7 @@ def read_expert(
     """
     experts = symbol_experts(model, layer)
     if not 0 <= expert < len(experts.tier_E):
-        raise ValueError(
-            f"expert {expert} is not in layer {layer}, which has the experts 0 to {len(experts.tier_E) - 1}"
-        )
+        raise Mistake(f"expert {expert} is not in layer {layer}, which has the experts 0 to {len(experts.tier_E) - 1}")
     rule = firing_statement(model, layer, expert, names, vocabulary, digits=digits)
     return Reading(
         layer=layer,

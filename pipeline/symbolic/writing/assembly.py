@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activation
+from kernels.errors import Mistake
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.literals import Literals
 from pipeline.models.symbols import activation_code
@@ -132,7 +133,7 @@ def fit_block(
         formulas.append(own_formulas(experts, formulas[0].splines))
     energy_E, variance_E = energies(experts, check)
     if not float(variance_E.sum()) > 0:
-        raise ValueError(f"no expert of block {layer} does anything on the sample; take more check_tokens")
+        raise Mistake(f"no expert of block {layer} does anything on the sample; take more check_tokens")
     statements = fit_statements(
         experts, fit, check, literals, names, with_logic, energy_E,
         generator=generator, what=f"{what} statements",

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activation
+from kernels.errors import Mistake
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.models.tables.experts import TableExperts
@@ -46,7 +47,7 @@ def worth_on(block: BlockSymbols, executed: SymbolExperts, experts: TableExperts
     """
     energy_E, variance_E = energies(experts, record)
     if not float(variance_E.sum()) > 0:
-        raise ValueError("no expert of a block does anything on the held-out sample; take more report_tokens")
+        raise Mistake("no expert of a block does anything on the held-out sample; take more report_tokens")
     fired, stated = record.events, _stated(executed, record)
     magnitude_P = record.gate_P * activation(experts.spec.activation).f(record.pre_P)
     at_S, hit_S = _found(_keys(fired.expert_P, fired.token_P, fired), _keys(stated.expert_S, stated.token_S, fired))
