@@ -19,8 +19,8 @@
                                               v                                          |
                                          distill-symbols --------------------------------+
 
-stages/plan.py holds the same as data: CHAIN and the presets. The only file that imports Prefect; its result cache is
-off, since the store is the one cache, and only ids cross from task to task.
+stages/chain.py holds the same as data, stages/presets.py its settings. The only file that imports Prefect; its result
+cache is off, since the store is the one cache, and only ids cross from task to task.
 
     python flows.py run | stage NAME | ui | serve | republish | --help
 """
@@ -77,19 +77,13 @@ from pipeline.running.progress import Lines, duration, first_of_loop, line, prin
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES, form
 from stages.allowed import allow, check_allowed
-from stages.command import (
-    Command,
-    RepublishCommand,
-    RunCommand,
-    ServeCommand,
-    StageCommand,
-    UiCommand,
-    exit_code,
-    make_one,
-    read,
-    require_named,
-)
-from stages.plan import Plan, Step, inputs_of, made_from, plain, step_of, tiny
+from stages.chain import Step, made_from, step_of
+from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
+from stages.errors import exit_code
+from stages.execution import make_one, require_named
+from stages.inputs import inputs_of
+from stages.plan import Plan, plain
+from stages.presets import tiny
 
 if __name__ == "__main__":  # before Prefect is imported, so that --help and mistakes answer at once
     _commands: list[Command] = []

@@ -36,6 +36,7 @@ class Persistent(Protocol):
 _CLASSES: dict[str, type[Persistent]] = {}
 
 P = TypeVar("P", bound=type[Persistent])
+V = TypeVar("V")
 
 
 def artifact_kinds(*kinds: str):  # noqa: ANN201 - the decorator returns its class unchanged
@@ -51,7 +52,7 @@ def artifact_kinds(*kinds: str):  # noqa: ANN201 - the decorator returns its cla
     return wrap
 
 
-HOMES = ("pipeline.corpus", "pipeline.models.language_model", "pipeline.report")
+HOMES = ("pipeline.corpus.splits", "pipeline.models.language_model", "pipeline.report")
 """Modules whose classes restore artifacts. They import this one, so that it imports them when they are first needed."""
 
 
@@ -81,3 +82,13 @@ def load(artifact: Artifact) -> Persistent:
             f"{artifact.id} has a spec that this version does not read ({wrong}); make it again, or use the version "
             f"that made it, commit {artifact.lineage.commit}"
         ) from None
+
+
+def load_as(wanted: type[V], artifact: Artifact) -> V:
+    """The value that an artifact holds, of this class. ArtifactError where it is of another."""
+    value = load(artifact)
+    if not isinstance(value, wanted):
+        raise ArtifactError(
+            f"{artifact.id} is of kind {artifact.kind!r}, and {wanted.__name__} was needed here; name another artifact"
+        )
+    return value

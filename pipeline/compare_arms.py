@@ -51,8 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")
     parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
     values = parser.parse_intermixed_args(arguments)
-    report = codec.load(Store(values.store).open(values.study, kind="report"))
-    assert isinstance(report, Report)
+    report = codec.load_as(Report, Store(values.store).open(values.study, kind="report"))
     arms = losses_by_seed(report)
     if len(values.arms) not in (0, 2) or not arms:
         got = f"{len(values.arms)} arms" if arms else "a report without trials"

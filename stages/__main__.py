@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from artifacts import ArtifactId, Store
 from pipeline.running.progress import print_results, say_kernels, shown
 from pipeline.stage import Made, StageConfig, chosen_device, run_stage
-from stages.command import exit_code, make_one, read_stage
-from stages.plan import Step
+from stages.chain import Step
+from stages.command import read_stage
+from stages.errors import exit_code
+from stages.execution import make_one
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -7,6 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from kernels.activations import activation
 from pipeline.corpus.splits import Corpus
 from pipeline.figures.training import Panel, training_curve
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
@@ -65,7 +66,7 @@ def distill_peer(
 ) -> Output[LanguageModel]:
     """Monet -> PEER: the exact conversion, cut down to few pairs and experts and made sparse, then distilled."""
     peer = peer_from_monet(monet, pairs_per_head=config.pairs_per_head)
-    num_all = _spec(peer).num_experts
+    num_all = peer.spec.experts_as(PeerSpec).num_experts
     if config.num_experts > num_all:
         raise ValueError(f"num_experts={config.num_experts} is more than the {num_all} neurons a block of this Monet")
     held_out = HeldOut(corpus, config.measure, config.training.context_length)
@@ -102,17 +103,17 @@ def distill_peer(
 
 def _distil(peer: LanguageModel, monet: LanguageModel, corpus: Corpus, config: DistillPeerConfig) -> Fitted:
     """Trains the experts and routers of `peer`, in place, against its teacher."""
-    for name, parameter in peer.named_parameters():
-        parameter.requires_grad_(".moe." in name or ".router." in name)
+    peer.requires_grad_(False)
+    for parameter in [*peer.parameters_of("experts"), *peer.parameters_of("routers")]:
+        parameter.requires_grad_(True)
     hold_zeros(peer)
     peer.train()
-    for block in peer.blocks():
-        if isinstance(block.router, PeerRouter):
-            # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
-            block.router.gate.hold_statistics(block.router)
+    for router in peer.routers_of(PeerRouter).values():
+        # The teacher's axis thresholds stay: batch statistics would make the student another function at once.
+        router.gate.hold_statistics(router)
     fitted = fit(
         peer, split=corpus.train, config=config.training, loss=_distillation(peer, monet, config), what="distill",
-        rates=[Rate(parameters=_router_parameters(peer), multiplier=config.router_rate)],
+        rates=[Rate(parameters=peer.parameters_of("routers"), multiplier=config.router_rate)],
     )  # fmt: skip
     peer.requires_grad_(True)
     return fitted
@@ -132,17 +133,8 @@ def _picture(title: str, curve: Curve, metrics: Mapping[str, float]) -> bytes:
     return training_curve(title, curve, panels)
 
 
-def _spec(peer: LanguageModel) -> PeerSpec:
-    assert isinstance(peer.spec.experts, PeerSpec)
-    return peer.spec.experts
-
-
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
-
-
-def _router_parameters(peer: LanguageModel) -> list[torch.nn.Parameter]:
-    return [p for block in peer.blocks() if block.router is not None for p in block.router.parameters()]
 
 
 @torch.no_grad()
@@ -159,23 +151,21 @@ def _conversion_error(monet: LanguageModel, peer: LanguageModel, held_out: HeldO
 def _set_thresholds(peer: LanguageModel, batches: list[Tensor]) -> None:
     """Each head's threshold at the quantile that lets its target of pairs fire, on the untruncated model."""
     traces = [peer.trace(tokens_BT).routings for tokens_BT in batches]
-    for layer, block in enumerate(peer.blocks()):
-        if isinstance(block.router, PeerRouter):
-            block.router.gate.aim(block.router, [routings[layer] for routings in traces])
+    for layer, router in peer.routers_of(PeerRouter).items():
+        router.gate.aim(router, [routings[layer] for routings in traces])
 
 
 @torch.no_grad()
 def contribution_energies(peer: LanguageModel, batches: list[Tensor]) -> list[Tensor]:
     """(E) a block: the sum over tokens of (gate * activation)^2 * |v|^2, by which experts are kept."""
-    layers = [block.moe for block in peer.blocks()]
-    energies = [torch.zeros(_spec(peer).num_experts, device=current_run().device) for _ in layers]
+    layers = peer.expert_layers_of(PeerExperts)
+    energies = [torch.zeros(experts.num_experts, device=current_run().device) for experts in layers]
     for step in steps("rank experts", len(batches)):
-        trace = peer.trace(batches[step])
-        for energy_E, experts, x_ND, routing in zip(energies, layers, trace.expert_inputs, trace.routings, strict=True):
-            assert isinstance(experts, PeerExperts)
-            expert_P, gate_P, hidden_P = experts.activations(x_ND, routing)
-            energy_E.index_add_(0, expert_P, (gate_P * hidden_P).square())
-    return [e * moe.v.square().sum(1) for e, moe in zip(energies, layers, strict=True) if isinstance(moe, PeerExperts)]
+        for energy_E, experts, visit in zip(energies, layers, peer.walk(batches[step]), strict=True):
+            pairs = visit.pairs()
+            hidden_P = activation(experts.spec.activation).f(pairs.pre_PM[:, 0])
+            energy_E.index_add_(0, pairs.expert_P, (pairs.gate_P * hidden_P).square())
+    return [energy_E * experts.v.square().sum(1) for energy_E, experts in zip(energies, layers, strict=True)]
 
 
 def _distillation(peer: LanguageModel, monet: LanguageModel, config: DistillPeerConfig):  # noqa: ANN202 - fit's loss

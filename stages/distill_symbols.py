@@ -168,8 +168,7 @@ def distill_symbols(
 def _check_fits(config: DistillSymbolsConfig, int4: LanguageModel) -> None:
     if config.coordinates[-1] > int4.shape.d_model:
         raise ValueError(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
-    assert isinstance(int4.spec.experts, PeerSpec)
-    if (groups := int4.spec.experts.scale_groups) > 1:
+    if (groups := int4.spec.experts_as(PeerSpec).scale_groups) > 1:
         raise ValueError(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
 
 
@@ -257,11 +256,12 @@ def _names(
     generator = current_run().generator("permuted names")
     found: list[Name] = []
     said: list[Said] = []
-    for layer, (block, symbols) in enumerate(zip(int4.blocks(), blocks, strict=True)):
+    routers = int4.routers_of(PeerRouter)
+    for layer, symbols in enumerate(blocks):
         records = fit[layer], held[layer]
-        if isinstance(block.router, PeerRouter):
-            found += name_scores(block.router, layer, *records, words, generator)
-            found += name_features(block.router, layer, *records, words, generator)
+        if layer in routers:
+            found += name_scores(routers[layer], layer, *records, words, generator)
+            found += name_features(routers[layer], layer, *records, words, generator)
         found += name_coordinates(layer, *records, words, generator)
         said += say_experts(layer, symbols.statements, symbols.energy_E, fit[layer], words)
     return Names(names=tuple(found), experts=tuple(said))

@@ -14,15 +14,15 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from artifacts import Manifest, Store
+from artifacts import Artifact, Manifest, Store
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import measure, measure_against, validation_loss
 from pipeline.models import LanguageModel
 from pipeline.stage import StageConfig, chosen_device, device_name
-from stages.command import exit_code
-from stages.plan import CHAIN, Step
+from stages.chain import CHAIN, Step
+from stages.errors import exit_code
 
 NEAR, FAR = 1e-6, 1e-4
 FIGURES = (
@@ -73,22 +73,20 @@ def remeasured(manifest: Manifest, store: Store, device: torch.device) -> Remeas
 def _measured(manifest: Manifest, step: Step, store: Store, device: torch.device) -> dict[str, float]:
     config = step.stage.config_type.model_validate(manifest.lineage.config)
     inputs = {role: store.open(ref.id) for role, ref in manifest.lineage.inputs.items()}
-    corpus, model = codec.load(inputs["corpus"]), _model(codec.load(store.open(manifest.id)), device)
-    assert isinstance(corpus, Corpus)
-    held_out = _held_out(corpus, config)
+    model = _model(store.open(manifest.id), device)
+    held_out = _held_out(codec.load_as(Corpus, inputs["corpus"]), config)
     if step.teacher is None:
         numbers = measure(model, held_out)
     else:
-        teacher = _model(codec.load(inputs[step.teacher]), device)
+        teacher = _model(inputs[step.teacher], device)
         numbers = measure_against(model, teacher, held_out)
     if "validation_loss_nats" in manifest.metrics:
         numbers["validation_loss_nats"] = validation_loss(model, held_out)
     return numbers
 
 
-def _model(value: object, device: torch.device) -> LanguageModel:
-    assert isinstance(value, LanguageModel)
-    return value.to(device).eval()
+def _model(artifact: Artifact, device: torch.device) -> LanguageModel:
+    return codec.load_as(LanguageModel, artifact).to(device).eval()
 
 
 def _held_out(corpus: Corpus, config: StageConfig) -> HeldOut:

@@ -9,7 +9,6 @@ from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import MeasureConfig
 from pipeline.measuring.sizes import measure_tables, measure_training_tables
 from pipeline.models import LanguageModel
-from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import Output, StageConfig, stage
@@ -64,8 +63,7 @@ def train_peer(config: TrainPeerConfig, *, corpus: Annotated[Corpus, "corpus"]) 
     in_int4 = config.peer.precision == "int4"
 
     def rates(model: LanguageModel) -> list[Rate]:
-        layers = [block.moe for block in model.blocks() if isinstance(block.moe, PeerExperts)]
-        return [Rate(parameters=[p for e in layers for p in (e.u, e.v)], multiplier=config.table_rate)]
+        return [Rate(parameters=model.table_parameters(), multiplier=config.table_rate)]
 
     def tables(model: LanguageModel) -> Int4Tables | None:
         if not in_int4:

@@ -10,8 +10,13 @@ from pydantic import BaseModel, Field, ValidationError
 
 from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
 from pipeline.running.progress import print_results
-from stages.command import RunCommand, ServeCommand, StageCommand, UiCommand, exit_code, read, read_stage, require_named
-from stages.plan import PRESETS, Plan, inputs_of, plain, step_of
+from stages.chain import step_of
+from stages.command import RunCommand, ServeCommand, StageCommand, UiCommand, read, read_stage
+from stages.errors import exit_code
+from stages.execution import require_named
+from stages.inputs import inputs_of
+from stages.plan import Plan, plain
+from stages.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -33,8 +33,9 @@ from pipeline.running.prefect_server import free_port
 from pipeline.stage import Made
 from stages.__main__ import main
 from stages.allowed import ALLOWED, allow
-from stages.command import RunCommand, StageCommand, exit_code, read
-from stages.plan import BESIDE, CHAIN, made_from
+from stages.chain import BESIDE, CHAIN, made_from
+from stages.command import RunCommand, StageCommand, read
+from stages.errors import exit_code
 from tests.shapes import SHAPES, flags
 
 

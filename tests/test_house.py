@@ -16,7 +16,9 @@ from pydantic import BaseModel
 from artifacts import Circumstance, Recipe
 from pipeline.codec import known_kinds
 from stages import STAGES
-from stages.plan import CHAIN, PRESETS, Plan, plain
+from stages.chain import CHAIN
+from stages.plan import Plan, plain
+from stages.presets import PRESETS
 from tests.tiny import EVERY_KIND, tiny_model
 from tests.tiny_symbols import symbols_model, symbols_store
 
@@ -76,10 +78,19 @@ def test_importing_the_layers_below_flows_loads_no_prefect():
 
 
 def test_the_chain_goes_through_all_stages_each_after_its_inputs():
-    assert [step.stage for step in CHAIN] == list(STAGES)
+    stage_files = {file.stem for file in (ROOT / "stages").glob("*.py") if "\n@stage(" in file.read_text()}
+    assert sorted(stage_files) == sorted(step.field for step in CHAIN)
     for number, step in enumerate(CHAIN):
         assert step.inputs.keys() == step.stage.inputs.keys()
         assert set(step.inputs.values()) <= {above.name for above in CHAIN[:number]}
+
+
+def test_the_import_linter_keeps_exactly_the_stages_of_the_chain_apart():
+    contracts = configparser.ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    apart = contracts["importlinter:contract:stages"]
+    assert apart["type"] == "independence"
+    assert apart["modules"].split() == [f"stages.{step.field}" for step in CHAIN]
 
 
 def test_every_input_is_of_a_kind_that_something_here_opens():
@@ -188,7 +199,7 @@ def test_production_reads_no_oracle():
         if file.name != "reference.py"
         and re.search(r"^from \S+ import reference|\.reference import", file.read_text(), re.M)
     }
-    assert readers == {"pipeline/measuring/routing.py"}
+    assert readers == {"pipeline/models/peer/layer.py"}
 
 
 OPEN_ALL = """

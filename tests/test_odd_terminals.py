@@ -18,7 +18,8 @@ from pipeline.seeds import main as seeds
 from pipeline.stage import Made
 from pipeline.symbolic.__main__ import main as symbolic
 from stages.__main__ import main as run
-from stages.command import exit_code, read_stage
+from stages.command import read_stage
+from stages.errors import exit_code
 from tests.tiny_symbols import LOGIC, symbols_model, symbols_store
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,7 +19,7 @@ import json, sys
 from pathlib import Path
 from kernels import backends
 from stages.__main__ import main
-from stages.command import exit_code
+from stages.errors import exit_code
 site, text = sys.argv[1:]
 mistake = exit_code(lambda: main(["prepare-corpus", "--config.sources", "nowhere.txt"]))
 code = exit_code(lambda: main(["prepare-corpus", "--config.sources", text, "--config.tokenizer", "bytes"]))

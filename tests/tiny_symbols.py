@@ -130,4 +130,4 @@ def _fill(experts, generator):
     experts.v.set(
         torch.randint(-7, 8, (E, D), generator=generator).to(torch.int8), torch.rand(E, generator=generator).half()
     )
-    experts.check()
+    experts.check("experts")

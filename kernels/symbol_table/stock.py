@@ -76,6 +76,11 @@ def wire_values(context_ON: Tensor, tables: SymbolTables) -> Tensor:
 
 def magnitudes(x_ND: Tensor, token_P: Tensor, expert_P: Tensor, tables: SymbolTables) -> Tensor:
     """(P): scale * f(z) + offset of these experts on these tokens."""
+    return magnitudes_at(arguments(x_ND, token_P, expert_P, tables), expert_P, tables)
+
+
+def arguments(x_ND: Tensor, token_P: Tensor, expert_P: Tensor, tables: SymbolTables) -> Tensor:
+    """(P): z of these experts on these tokens."""
     z_P = torch.empty_like(token_P, dtype=torch.float32)
     dense_P = tables.tier_E[expert_P] == Tier.T0
     u_PD = tables.dense_u_FD[tables.dense_row_E[expert_P[dense_P]].long()]
@@ -85,7 +90,11 @@ def magnitudes(x_ND: Tensor, token_P: Tensor, expert_P: Tensor, tables: SymbolTa
     x_PK = x_ND.flatten()[token_P[sparse_P][:, None] * x_ND.shape[1] + index_PK]
     z_P[sparse_P] = (tables.coefficient_EK[expert_P[sparse_P]] * x_PK).sum(-1)
     z_P += tables.intercept_E[expert_P]
+    return z_P
 
+
+def magnitudes_at(z_P: Tensor, expert_P: Tensor, tables: SymbolTables) -> Tensor:
+    """(P): scale * f(z) + offset of these experts at these arguments."""
     code_P = tables.code_E[expert_P]
     spline_P = code_P == SPLINE_CODE
     value_P = torch.empty_like(z_P)

@@ -26,8 +26,7 @@ class Opened:
 def open_model(id: str, store: Store) -> Opened:
     """The model of this id, or the latest one."""
     artifact = store.open(id, kind=tuple(kind for kind in codec.known_kinds() if kind not in NO_MODELS))
-    model = codec.load(artifact)
-    assert isinstance(model, LanguageModel)
+    model = codec.load_as(LanguageModel, artifact)
     context = trained_length(store, artifact.id)
     return Opened(id=artifact.id, model=model.eval(), corpus=_corpus_of(artifact, store), context=context)
 
@@ -35,7 +34,5 @@ def open_model(id: str, store: Store) -> Opened:
 def _corpus_of(artifact: Artifact, store: Store) -> Corpus:
     for manifest in store.ancestry(artifact.id):
         if manifest.kind == "corpus":
-            corpus = codec.load(store.open(manifest.id))
-            assert isinstance(corpus, Corpus)
-            return corpus
+            return codec.load_as(Corpus, store.open(manifest.id))
     raise ArtifactError(f"{artifact.id} was made from no corpus, so its tokens cannot be read; name another model")

@@ -13,18 +13,13 @@ import torch
 from torch import Tensor
 
 from artifacts.csv_file import csv_file
-from kernels.pairs import tokens_of_pairs
 from pipeline.measuring.held_out import HeldOut
+from pipeline.models.contract import Pairs
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.routing import PeerRouting
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.registry import kind_of
 
 DRIFTED_ABOVE = 0.1
 """Drift of an expert that is said to have drifted: one firing in ten is not the teacher's."""
-
-Pairs = tuple[Tensor, Tensor, Tensor]
-"""(P) token, (P) expert and (P) gate, on the CPU."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,10 +61,9 @@ def measure_firings(student: LanguageModel, teacher: LanguageModel, held_out: He
     total: list[Firings] = []
     for inputs_BT, _ in held_out.few.batches("measure drift"):
         inputs = inputs_BT.to(device)
-        ours, theirs = _pairs(student, inputs), _pairs(teacher, inputs)
         batch = [
-            _firings(student_pairs, teacher_pairs, inputs.numel(), _experts(block.moe).spec.num_experts)
-            for student_pairs, teacher_pairs, block in zip(ours, theirs, student.blocks(), strict=True)
+            _firings(ours.pairs(), theirs.pairs(), inputs.numel(), ours.experts.num_experts)
+            for ours, theirs in zip(student.walk(inputs), teacher.walk(inputs), strict=True)
         ]
         total = [_sum(a, b) for a, b in zip(total, batch, strict=True)] if total else batch
     return total
@@ -113,45 +107,25 @@ def _check_one_pool(student: LanguageModel, teacher: LanguageModel) -> None:
             f"drift got a student of {len(student.blocks())} blocks and a teacher of {len(teacher.blocks())}; "
             "it takes models of one pool of experts, such as a PEER and what it was quantized to"
         )
-    for layer, (ours, theirs) in enumerate(zip(student.blocks(), teacher.blocks(), strict=True)):
-        a, b = _experts(ours.moe), _experts(theirs.moe)
-        grids = (a.spec.num_keys, a.spec.num_columns), (b.spec.num_keys, b.spec.num_columns)
-        same_cells = torch.equal(a.index.stored.row().cpu(), b.index.stored.row().cpu())
-        if grids[0] != grids[1] or not same_cells:
+    for layer, (ours, theirs) in enumerate(zip(student.expert_layers(), teacher.expert_layers(), strict=True)):
+        try:
+            kind_of(student.spec.experts).check_same_pool(ours, theirs)
+        except ValueError as error:
             raise ValueError(
-                f"drift got, in block {layer}, {a.spec.num_experts} experts in a grid of {grids[0]} and a teacher's "
-                f"{b.spec.num_experts} in {grids[1]}, not in the same cells; it takes models of one pool of experts, "
-                "such as a PEER and what it was quantized to"
-            )
-
-
-def _experts(moe: torch.nn.Module) -> PeerExperts | QuantizedExperts:
-    if not isinstance(moe, PeerExperts | QuantizedExperts):
-        raise AssertionError("only PEER models have experts that fire")
-    return moe
-
-
-def _pairs(model: LanguageModel, inputs_BT: Tensor) -> list[Pairs]:
-    """Of every block."""
-    pairs: list[Pairs] = []
-    for block, routing in zip(model.blocks(), model.trace(inputs_BT).routings, strict=True):
-        assert isinstance(routing, PeerRouting)
-        expert_P, start_N1, gate_P = _experts(block.moe).index(routing)
-        pairs.append((tokens_of_pairs(start_N1).cpu(), expert_P.cpu(), gate_P.cpu()))
-    return pairs
+                f"drift got, in block {layer}, {error}; it takes models of one pool of experts, such as a PEER and "
+                "what it was quantized to"
+            ) from None
 
 
 def _firings(student: Pairs, teacher: Pairs, tokens: int, num_experts: int) -> Firings:
     def fired_F(pairs: Pairs) -> Tensor:
-        token_P, expert_P, _ = pairs
-        return torch.unique(token_P * num_experts + expert_P)
+        return torch.unique(pairs.token_P * num_experts + pairs.expert_P).cpu()
 
     def count_E(pair_F: Tensor) -> Tensor:
         return torch.bincount(pair_F % num_experts, minlength=num_experts)
 
     def gate_E(pairs: Pairs) -> Tensor:
-        _, expert_P, gate_P = pairs
-        return torch.bincount(expert_P, weights=gate_P.double(), minlength=num_experts)
+        return torch.bincount(pairs.expert_P.cpu(), weights=pairs.gate_P.cpu().double(), minlength=num_experts)
 
     student_F, teacher_F = fired_F(student), fired_F(teacher)
     return Firings(

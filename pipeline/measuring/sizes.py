@@ -5,25 +5,17 @@ import resource
 from torch import nn
 
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.tables.experts import QuantizedExperts
 
 
 def measure_tables(model: LanguageModel) -> dict[str, float]:
-    """Sizes of the expert tables of a PEER model, with biases and the index of cells, in bytes."""
-    experts = next(block.moe for block in model.blocks())
-    if not isinstance(experts, PeerExperts | QuantizedExperts):
-        raise AssertionError("only PEER models have expert tables")
-    entries = 2 * experts.spec.num_experts * model.shape.d_model
-    beside_bytes = experts.bias.numel() * experts.bias.element_size() + experts.index.state_bytes()
-    if isinstance(experts, PeerExperts):
-        table_bytes = (experts.u.numel() + experts.v.numel()) * experts.u.element_size()
-    else:
-        table_bytes = experts.u.state_bytes() + experts.v.state_bytes()  # type: ignore[operator]
+    """Sizes of a block's experts, with biases and the index of cells, in bytes; a parameter is an entry of a table."""
+    experts = model.expert_layers()[0]
+    stored_bytes, tables = experts.state_bytes(), experts.tables().values()
+    entries = sum(table.num_rows for table in tables) * model.shape.d_model
     return {
-        "num_experts": float(experts.spec.num_experts),
-        "expert_bytes": (table_bytes + beside_bytes) / experts.spec.num_experts,
-        "table_bytes_per_parameter": (table_bytes + beside_bytes) / entries,
+        "num_experts": float(experts.num_experts),
+        "expert_bytes": stored_bytes / experts.num_experts,
+        **({"table_bytes_per_parameter": stored_bytes / entries} if entries else {}),
     }
 
 

@@ -1,11 +1,17 @@
 """The dense baseline: one MLP in every block, mandatory beside every claim."""
 
+# N tokens, D model width, P pairs (a token and a hidden unit that is not 0)
+
+from collections.abc import Mapping
 from typing import Literal
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.registry import LayerKind
 
 
 class DenseSpec(BaseModel):
@@ -24,7 +30,9 @@ class DenseSpec(BaseModel):
         return "dense"
 
 
-class DenseMLP(nn.Module):
+class DenseMLP(ExpertLayer):
+    """Its experts are its hidden units, which every token reaches; those whose activation is 0 add nothing."""
+
     def __init__(self, spec: DenseSpec, d_model: int) -> None:
         super().__init__()
         self.act = activation(spec.activation).f
@@ -34,5 +42,40 @@ class DenseMLP(nn.Module):
             nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
             nn.init.zeros_(linear.bias)
 
+    @property
+    def num_experts(self) -> int:
+        return self.up.out_features
+
     def forward(self, x_ND: Tensor, routing: None) -> Tensor:
         return self.down(self.act(self.up(x_ND)))
+
+    @torch.no_grad()
+    def pairs(self, x_ND: Tensor, routing: None) -> Pairs:
+        pre_NE = self.up(x_ND)
+        hidden_NE = self.act(pre_NE)
+        token_P, expert_P = torch.nonzero(hidden_NE, as_tuple=True)
+        hidden_P = hidden_NE[token_P, expert_P]
+        return Pairs(
+            token_P=token_P,
+            expert_P=expert_P,
+            gate_P=torch.ones_like(hidden_P),
+            pre_PM=pre_NE[token_P, expert_P][:, None],
+            norm_P=hidden_P.abs() * self.down.weight.norm(dim=0)[expert_P],
+        )
+
+    def tables(self) -> Mapping[str, Table]:
+        return {}
+
+    def state_bytes(self) -> int:
+        return bytes_of(self) - self.down.bias.nbytes
+
+    def check(self, path: str) -> None:
+        """All of it are single numbers."""
+
+
+DENSE = LayerKind(
+    spec=DenseSpec,
+    artifact_kinds=("dense",),
+    router=lambda spec, d_model, layer: None,
+    experts=lambda spec, d_model, layer: DenseMLP(spec, d_model),
+)

@@ -36,7 +36,7 @@ class _State(Generic[Made]):
     made: Made
 
 
-class Kept(Generic[Made]):
+class Derived(Generic[Made]):
     """Keeps what was made of a module's own and its children's tensors, while they stay what they were.
 
     What is made may point to the tensors, which it then reads as they are at each call, or hold copies. Of every tensor

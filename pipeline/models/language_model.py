@@ -3,26 +3,40 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar, Union
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 from torch import Tensor, nn
 
 from artifacts import ArtifactError
 from pipeline.codec import artifact_kinds
 from pipeline.models.allocation import WithinFile
-from pipeline.models.dense import DenseMLP, DenseSpec
-from pipeline.models.monet import MoHDE, MonetRouter, MonetSpec, MoVDE
-from pipeline.models.peer.cells import CellIndex
-from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.peer.router import PeerRouter
-from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.contract import ExpertLayer, ExpertSpec, wanted
+from pipeline.models.dense import DENSE
+from pipeline.models.monet import MONET
+from pipeline.models.peer.cells import take_forms
+from pipeline.models.peer.layer import PEER
+from pipeline.models.registry import LAYER_KINDS, LayerKind, Use, enter, kind_of
 from pipeline.models.soundness import REMEDY, check_sound
-from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
-from pipeline.models.tables.experts import QuantizedExperts
-from pipeline.models.transformer import Transformer, TransformerSpec
+from pipeline.models.symbols import SYMBOLS
+from pipeline.models.transformer import Transformer, TransformerSpec, Visit
 
-ExpertSpec = Annotated[DenseSpec | MonetSpec | PeerSpec | SymbolSpec, Field(discriminator="layer")]
+S = TypeVar("S")
+
+HOUSE = (DENSE, MONET, PEER, SYMBOLS)
+"""The kinds of expert layer of this house, a line each."""
+
+for _kind in HOUSE:
+    enter(_kind)
+
+
+class _AnyRegistered:
+    """Is read as the spec of that registered kind which `layer` names."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        specs = tuple(kind.spec for kind in LAYER_KINDS.values())
+        return handler.generate_schema(Annotated[Union[specs], Field(discriminator="layer")])  # noqa: UP007
 
 
 class ModelSpec(BaseModel):
@@ -31,13 +45,16 @@ class ModelSpec(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     transformer: TransformerSpec = Field(description="Shape of everything but the expert layers.")
-    experts: ExpertSpec = Field(description="Shape of the expert layers.")
+    experts: Annotated[ExpertSpec, _AnyRegistered()] = Field(description="Shape of the expert layers.")
 
     @model_validator(mode="after")
     def _fits(self) -> "ModelSpec":
-        if isinstance(self.experts, SymbolSpec):
-            self.experts.check_fits(self.transformer)
+        kind_of(self.experts).fits(self.experts, self.transformer)
         return self
+
+    def experts_as(self, kind: type[S]) -> S:
+        """The spec of the expert layers. ValueError where it is of another kind."""
+        return wanted(self.experts, kind, f"the expert spec of a {self.experts.kind!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,30 +64,10 @@ class LayersOf:
     spec: ExpertSpec
 
     def router(self, d_model: int, layer: int) -> nn.Module | None:
-        match self.spec:
-            case MonetSpec() if layer % self.spec.router_group == 0:
-                return MonetRouter(self.spec, d_model)
-            case PeerSpec() if layer % self.spec.router_group == 0:
-                return PeerRouter(self.spec, d_model)
-            case SymbolSpec() if layer % self.spec.peer.router_group == 0:
-                return SymbolRouter(self.spec, d_model)
-            case _:
-                return None
+        return kind_of(self.spec).router(self.spec, d_model, layer)
 
-    def experts(self, d_model: int, layer: int) -> nn.Module:
-        match self.spec:
-            case DenseSpec():
-                return DenseMLP(self.spec, d_model)
-            case MonetSpec(decomposition="horizontal"):
-                return MoHDE(self.spec, d_model)
-            case MonetSpec():
-                return MoVDE(self.spec, d_model)
-            case PeerSpec(precision="float"):
-                return PeerExperts(self.spec, d_model)
-            case PeerSpec():
-                return QuantizedExperts(self.spec, d_model)
-            case SymbolSpec():
-                return SymbolExperts(self.spec, d_model, layer)
+    def experts(self, d_model: int, layer: int) -> ExpertLayer:
+        return kind_of(self.spec).experts(self.spec, d_model, layer)
 
 
 def _check_tensors(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
@@ -84,7 +81,7 @@ def _check_tensors(wanted: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> N
             )
 
 
-@artifact_kinds("dense", "monet", "peer", "peer-int8", "peer-int4", "symbols")
+@artifact_kinds(*(name for kind in HOUSE for name in kind.artifact_kinds))
 class LanguageModel(Transformer):
     """A transformer that knows its spec, so that it can be written and read back."""
 
@@ -100,6 +97,10 @@ class LanguageModel(Transformer):
     def kind(self) -> str:
         return self._spec.experts.kind
 
+    def use_of(self, visit: Visit) -> Use:
+        """What a visit says of how its tokens used the experts."""
+        return kind_of(self._spec.experts).use(visit)
+
     def to_tensors(self) -> dict[str, Tensor]:
         return dict(self.state_dict())
 
@@ -113,9 +114,7 @@ class LanguageModel(Transformer):
             raise ArtifactError(f"it is of kind {kind!r}, but its spec is that of a {checked.experts.kind!r}; {REMEDY}")
         model = cls._built(checked, tensors)
         tensors = dict(tensors)
-        for name, module in model.named_modules():
-            if isinstance(module, CellIndex):
-                module.take_form(tensors, f"{name}.")
+        take_forms(model, tensors)
         _check_tensors(model.state_dict(), tensors)
         model.load_state_dict(tensors)
         check_sound(model)
@@ -129,3 +128,16 @@ class LanguageModel(Transformer):
                 return cls(spec).eval()
             except ValueError as error:  # of fields that do not fit each other
                 raise ArtifactError(f"its spec makes no model: {error}") from None
+
+
+def register_expert_layer(kind: LayerKind[Any]) -> None:
+    """Makes models of this kind of expert layer buildable, readable and measurable, from a file outside of this house.
+
+    `ModelSpec.experts` is the union of all registered specs, told apart by their field `layer`. pydantic compiled it
+    when `ModelSpec` was made, so it is compiled anew here; then a spec of this kind is validated, written and read as
+    any other. Artifacts of its kinds are opened by `LanguageModel`. A process that opens such an artifact imports the
+    file that registers the kind first.
+    """
+    enter(kind)
+    ModelSpec.model_rebuild(force=True)
+    artifact_kinds(*kind.artifact_kinds)(LanguageModel)

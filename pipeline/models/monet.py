@@ -4,8 +4,11 @@ Parameter names and numerics are those of the public release, so that its checkp
 paper differ, the code is followed: both routers read the whole input, and the softmax is over raw logits.
 """
 
-# N tokens, D model width, H router heads, I and J the n sub-experts of an axis, M hidden units of an expert
+# N tokens, D model width, H router heads, I and J the n sub-experts of an axis, M hidden units of an expert,
+# P pairs (a token and a composed expert), F half of M, O half of D
 
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +19,13 @@ from torch import Tensor, nn
 from kernels.activations import activation
 from kernels.monet_mix import monet_mix
 from pipeline.models.axis_threshold import axis_deviations, passing_logits
+from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
 from pipeline.models.number_types import FullStatistics
+from pipeline.models.registry import LayerKind, Use
+from pipeline.models.transformer import Visit
+
+PAIRS_A_PIECE = 2**12
+"""Of those whose rows of v are gathered at a time."""
 
 
 class MonetSpec(BaseModel):
@@ -99,7 +108,41 @@ class MonetRouter(FullStatistics):
         return torch.softmax(passing_logits(logits_NHI, norm, self.deviations), dim=-1)
 
 
-class MoHDE(nn.Module):
+@dataclass(frozen=True, slots=True)
+class Neurons:
+    """A Monet layer written out: neuron (i, j, m) reads u, adds v; the axes' output biases stay apart."""
+
+    u_IJMD: Tensor
+    bias_IJM: Tensor
+    v_IJMD: Tensor
+    row_ID: Tensor
+    column_JD: Tensor
+
+
+class MonetExperts(ExpertLayer):
+    """The n * n experts that are composed of the sub-experts of two axes; expert (i, j) has the number i * n + j."""
+
+    num_sub_experts: int
+
+    @property
+    def num_experts(self) -> int:
+        return self.num_sub_experts**2
+
+    @abstractmethod
+    def neurons(self) -> Neurons:
+        """All of them, repeated where they are shared (Monet eq. 6 and 13)."""
+
+    def tables(self) -> Mapping[str, Table]:
+        return {}
+
+    def state_bytes(self) -> int:
+        return bytes_of(self)
+
+    def check(self, path: str) -> None:
+        """All of it are single numbers."""
+
+
+class MoHDE(MonetExperts):
     """Horizontal: expert (i, j) is V_j act(U_i x + b_i) + b_j (Monet eq. 6 to 12)."""
 
     def __init__(self, spec: MonetSpec, d_model: int) -> None:
@@ -110,15 +153,37 @@ class MoHDE(nn.Module):
         self.u = nn.Linear(d_model, width)
         self.v = nn.Linear(width, d_model, bias=False)
         self.b = nn.Parameter(torch.zeros(spec.num_sub_experts, d_model))
-        _lecun(self)
+        _lecun(self.u, self.v)
 
     def forward(self, x_ND: Tensor, routing: MonetRouting) -> Tensor:
         hidden_NIM = self.act(self.u(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
         g1, g2 = routing.gate1_NHI.type_as(hidden_NIM), routing.gate2_NHJ.type_as(hidden_NIM)
         return self.v(monet_mix(hidden_NIM, g1, g2).flatten(1)) + g2.sum(1) @ self.b
 
+    @torch.no_grad()
+    def pairs(self, x_ND: Tensor, routing: MonetRouting) -> Pairs:
+        pre_NIM = self.u(x_ND).unflatten(-1, (self.num_sub_experts, -1))
+        v_JMD = _columns(self.v.weight, self.num_sub_experts)
 
-class MoVDE(nn.Module):
+        def added(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
+            return torch.einsum("pm,pmd->pd", self.act(pre_PM), v_JMD[j_P]) + self.b[j_P]
+
+        return _pairs(routing, lambda token_P, i_P, j_P: pre_NIM[token_P, i_P], added)
+
+    def neurons(self) -> Neurons:
+        n = self.num_sub_experts
+        u_IMD, bias_IM, v_JMD = _rows(self.u.weight, n), _rows(self.u.bias, n), _columns(self.v.weight, n)
+        m, d = u_IMD.shape[1:]
+        return Neurons(
+            u_IJMD=u_IMD[:, None].expand(n, n, m, d),
+            bias_IJM=bias_IM[:, None].expand(n, n, m),
+            v_IJMD=v_JMD[None].expand(n, n, m, d),
+            row_ID=torch.zeros_like(self.b),
+            column_JD=self.b,
+        )
+
+
+class MoVDE(MonetExperts):
     """Vertical: expert (i, j) stacks half of its hidden units and half of its output from each axis (eq. 13 to 15)."""
 
     def __init__(self, spec: MonetSpec, d_model: int) -> None:
@@ -131,7 +196,7 @@ class MoVDE(nn.Module):
         self.v21, self.v22 = nn.Linear(width, half, bias=False), nn.Linear(width, half, bias=False)
         self.b1 = nn.Parameter(torch.zeros(spec.num_sub_experts, half))
         self.b2 = nn.Parameter(torch.zeros(spec.num_sub_experts, half))
-        _lecun(self)
+        _lecun(self.u1, self.u2, self.v11, self.v12, self.v21, self.v22)
 
     def forward(self, x_ND: Tensor, routing: MonetRouting) -> Tensor:
         hidden1_NIM = self.act(self.u1(x_ND).unflatten(-1, (self.num_sub_experts, -1)))
@@ -151,10 +216,106 @@ class MoVDE(nn.Module):
         )
         return torch.cat([top, bottom], dim=-1)
 
+    @torch.no_grad()
+    def pairs(self, x_ND: Tensor, routing: MonetRouting) -> Pairs:
+        """An expert's neurons are those of its axis 1 and then those of its axis 2."""
+        pre1_NIF, pre2_NJF = (u(x_ND).unflatten(-1, (self.num_sub_experts, -1)) for u in (self.u1, self.u2))
+        v11_IFO, v12_IFO, v21_JFO, v22_JFO = (
+            _columns(v.weight, self.num_sub_experts) for v in (self.v11, self.v12, self.v21, self.v22)
+        )
 
-def _lecun(module: nn.Module) -> None:
-    for linear in module.modules():
-        if isinstance(linear, nn.Linear):
-            nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+        def pre(token_P: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
+            return torch.cat([pre1_NIF[token_P, i_P], pre2_NJF[token_P, j_P]], dim=-1)
+
+        def added(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
+            hidden_PM = self.act(pre_PM)
+            top_PMO = torch.cat([v11_IFO[i_P], v12_IFO[i_P]], dim=1)
+            bottom_PMO = torch.cat([v21_JFO[j_P], v22_JFO[j_P]], dim=1)
+            top_PO, bottom_PO = (torch.einsum("pm,pmo->po", hidden_PM, v_PMO) for v_PMO in (top_PMO, bottom_PMO))
+            return torch.cat([top_PO + self.b1[i_P], bottom_PO + self.b2[j_P]], dim=-1)
+
+        return _pairs(routing, pre, added)
+
+    def neurons(self) -> Neurons:
+        n = self.num_sub_experts
+        u1, u2 = (_rows(u.weight, n) for u in (self.u1, self.u2))
+        bias1, bias2 = (_rows(u.bias, n) for u in (self.u1, self.u2))
+        v11, v12, v21, v22 = (_columns(v.weight, n) for v in (self.v11, self.v12, self.v21, self.v22))
+        half, d = u1.shape[1:]
+        nothing = torch.zeros_like(self.b1)
+
+        def pair(i_IX: Tensor, j_JX: Tensor) -> Tensor:
+            """(I, J, ...) top half of the output from axis 1, bottom half from axis 2."""
+            shape = (n, n, *i_IX.shape[1:])
+            return torch.cat([i_IX[:, None].expand(shape), j_JX[None].expand(shape)], dim=-1)
+
+        return Neurons(
+            u_IJMD=torch.cat([u1[:, None].expand(n, n, half, d), u2[None].expand(n, n, half, d)], dim=2),
+            bias_IJM=torch.cat([bias1[:, None].expand(n, n, half), bias2[None].expand(n, n, half)], dim=2),
+            v_IJMD=torch.cat([pair(v11, v21), pair(v12, v22)], dim=2),
+            row_ID=torch.cat([self.b1, nothing], dim=-1),
+            column_JD=torch.cat([nothing, self.b2], dim=-1),
+        )
+
+
+def _rows(parameter: Tensor, n: int) -> Tensor:
+    """(n * M, ...) to (n, M, ...)."""
+    return parameter.unflatten(0, (n, -1))
+
+
+def _columns(weight_OX: Tensor, n: int) -> Tensor:
+    """A linear map's (O, n * M) weight to (n, M, O): each hidden unit's output vector."""
+    return weight_OX.T.unflatten(0, (n, -1))
+
+
+def _pairs(
+    routing: MonetRouting,
+    pre: Callable[[Tensor, Tensor, Tensor], Tensor],
+    added: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Pairs:
+    """Of the composed experts i * n + j whose gates, summed over heads, are above 0.
+
+    `pre` gives the (P, M) pre-activations of tokens, i and j, and `added` the (P, D) outputs of those.
+    """
+    token_P, i_P, j_P, gate_P = (torch.cat(parts) for parts in zip(*_gates(routing), strict=True))
+    pre_PM = pre(token_P, i_P, j_P)
+    pieces = zip(*(t.split(PAIRS_A_PIECE) for t in (pre_PM, i_P, j_P)), strict=True)
+    norm_P = torch.cat([added(*piece).norm(dim=1) for piece in pieces])
+    num_columns = routing.gate2_NHJ.shape[2]
+    return Pairs(
+        token_P=token_P, expert_P=i_P * num_columns + j_P, gate_P=gate_P, pre_PM=pre_PM, norm_P=gate_P * norm_P
+    )
+
+
+def _gates(routing: MonetRouting) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """(P) token, i, j and gate, of a few tokens at a time: n * n gates a token are many."""
+    first = 0
+    for gate1_NHI, gate2_NHJ in zip(routing.gate1_NHI.split(64), routing.gate2_NHJ.split(64), strict=True):
+        gate_NIJ = torch.einsum("nhi,nhj->nij", gate1_NHI, gate2_NHJ)
+        token_P, i_P, j_P = torch.nonzero(gate_NIJ, as_tuple=True)
+        yield token_P + first, i_P, j_P, gate_NIJ[token_P, i_P, j_P]
+        first += len(gate1_NHI)
+
+
+def _lecun(*linears: nn.Linear) -> None:
+    for linear in linears:
+        nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
+        if linear.bias is not None:
+            nn.init.zeros_(linear.bias)
+
+
+def _use(visit: Visit) -> Use:
+    """Of the sub-experts of every axis and head, once for the blocks that share a router."""
+    if visit.block.router is None:
+        return Use()
+    axes = visit.routing.gate1_NHI, visit.routing.gate2_NHJ
+    return Use(gate_sums=[gate_NHI[:, head].sum(0).cpu() for gate_NHI in axes for head in range(gate_NHI.shape[1])])
+
+
+MONET = LayerKind(
+    spec=MonetSpec,
+    artifact_kinds=("monet",),
+    router=lambda spec, d_model, layer: None if layer % spec.router_group else MonetRouter(spec, d_model),
+    experts=lambda spec, d_model, layer: {"horizontal": MoHDE, "vertical": MoVDE}[spec.decomposition](spec, d_model),
+    use=_use,
+)

@@ -7,32 +7,28 @@ float16 by their format. Both stay as they are in a model that is cast to bfloat
 
 from collections.abc import Callable, Iterator
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 HALVES = (torch.float16, torch.bfloat16)
 
-M = TypeVar("M", bound=nn.Module)
-P = ParamSpec("P")
-R = TypeVar("R")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def outside_autocast(
-    forward: Callable[Concatenate[M, Tensor, P], R],
-) -> Callable[Concatenate[M, Tensor, P], R]:
+def outside_autocast(forward: F) -> F:
     """A module's forward pass, in the type of its own parameters under autocast too.
 
     A router's choice of experts and the kernels' sums take one type throughout; autocast would give them two.
     """
 
     @wraps(forward)
-    def run(module: M, x_ND: Tensor, *rest: P.args, **named: P.kwargs) -> R:
+    def run(module: nn.Module, x_ND: Tensor, *rest: Any, **named: Any) -> Any:
         device = x_ND.device.type
         if not torch.is_autocast_enabled(device):
             return forward(module, x_ND, *rest, **named)
@@ -40,7 +36,7 @@ def outside_autocast(
         with torch.autocast(device, enabled=False):
             return forward(module, x_ND.to(torch.float32 if first is None else first.dtype), *rest, **named)
 
-    return run
+    return cast(F, run)
 
 
 class FullStatistics(nn.Module):

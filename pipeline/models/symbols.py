@@ -8,6 +8,7 @@ themselves.
 # N tokens, D model width, E experts, K coordinates a formula may name, F experts with dense u, L literals, G gates,
 # V vocabulary, P pairs (a token and an expert), W experts with a spline
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -20,9 +21,10 @@ from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.symbol_table import SymbolLayer, stock, symbol_table
 from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.functions import FUNCTIONS
-from kernels.symbol_table.tables import SymbolTables
+from kernels.symbol_table.tables import SymbolTables, context_of
 from kernels.symbol_table.tables import shapes as table_shapes
-from pipeline.models.derived import Kept
+from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.derived import Derived
 from pipeline.models.literals import Literals
 from pipeline.models.number_types import FixedFormat, at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
@@ -30,6 +32,8 @@ from pipeline.models.peer.experts import AxisBias
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.registry import LayerKind
+from pipeline.models.soundness import takes
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.transformer import TransformerSpec
 
@@ -66,6 +70,13 @@ class SymbolSpec(BaseModel):
         return "symbols"
 
 
+_CHECKED_BY_KERNELS = (
+    "scale_E", "offset_E", "coefficient_EK", "intercept_E", "dense_u_FD", "spline_low_W", "spline_high_W",
+    "spline_coefficient_WK",
+)  # fmt: skip
+"""All floats of its own: kernels/symbol_table names them as what they are."""
+
+
 @dataclass(slots=True)
 class SymbolRouting:
     """What firing rules speak of: the cells reached, and the tokens themselves."""
@@ -85,7 +96,8 @@ class SymbolRouter(nn.Module):
         return SymbolRouting(self.scores(x_ND, tokens_BT), tokens_BT)
 
 
-class SymbolExperts(FixedFormat):
+@takes(lambda experts: dict.fromkeys(_CHECKED_BY_KERNELS))
+class SymbolExperts(FixedFormat, ExpertLayer):
     """y = sum over experts whose rule is true of gate * (scale * f(z) + offset) * v; z is sparse in x, or dense (T0).
 
     Exact tiers (T0, T1) fire where A_r + B_c > threshold, with the router's gate; logic tiers (T2, T3) where their
@@ -126,21 +138,50 @@ class SymbolExperts(FixedFormat):
         for name, (shape, dtype) in shapes.items():
             if name in self.__annotations__:
                 self.register_buffer(name, torch.zeros(shape, dtype=dtype))
-        self.ready: Kept[SymbolLayer] = Kept()
+        self.ready: Derived[SymbolLayer] = Derived()
 
     @property
     def literals(self) -> Literals:
         return Literals(self.member_LV, self.literal_offset_L)
 
     @property
-    def tables(self) -> SymbolTables:
+    def num_experts(self) -> int:
+        return self.spec.peer.num_experts
+
+    @property
+    def symbol_tables(self) -> SymbolTables:
         """All that kernels/symbol_table executes."""
         own = {name: getattr(self, name) for name in SymbolTables._fields[1:-2]}
         return SymbolTables(self.index.stored.row(), v_EB=self.v.weight_EB, v_scale_E=self.v.scale_E, **own)
 
-    def check(self) -> None:
+    def check(self, path: str) -> None:
         """ValueError that names the first table entry that is out of range or not finite."""
-        check_tables(self.tables, places=self.spec.places)
+        self.index.check(f"{path}.index")
+        try:
+            check_tables(self.symbol_tables, places=self.spec.places)
+        except ValueError as error:
+            raise ValueError(f"{path}, {error}") from None
+
+    def state_bytes(self) -> int:
+        return bytes_of(self) - (0 if self.axis_bias is None else bytes_of(self.axis_bias))
+
+    def tables(self) -> Mapping[str, Table]:
+        """v alone: u is in formulas."""
+        return {"v": self.v}
+
+    @torch.no_grad()
+    def pairs(self, x_ND: Tensor, routing: SymbolRouting) -> Pairs:
+        """Where a statement is true: with the gate of its cell if it fires exactly, with gate 1 if by logic."""
+        cells, context_ON = routing.cells, context_of(routing.tokens_BT, self.spec.places)
+        tables, gate_P = self.symbol_tables, at_least_float32(cells.gate_P)
+        fired = stock.firings(cells.cell_P, cells.start_N1, gate_P, context_ON, tables)
+        order_P = torch.argsort(fired[0], stable=True)
+        token_P, expert_P, gate_P = (of_P[order_P] for of_P in fired)
+        pre_P = stock.arguments(at_least_float32(x_ND), token_P, expert_P, tables)
+        row_R, local_P = torch.unique(expert_P, return_inverse=True)
+        strength_P = gate_P * stock.magnitudes_at(pre_P, expert_P, tables)
+        norm_P = strength_P.abs() * self.v.rows(row_R).norm(dim=1)[local_P]
+        return Pairs(token_P=token_P, expert_P=expert_P, gate_P=gate_P, pre_PM=pre_P[:, None], norm_P=norm_P)
 
     @outside_autocast
     def forward(self, x_ND: Tensor, routing: SymbolRouting) -> Tensor:
@@ -149,7 +190,7 @@ class SymbolExperts(FixedFormat):
             return self._layer(library)(x_ND.contiguous(), cells.packed, routing.tokens_BT)
         wide_ND, gate_P = at_least_float32(x_ND), at_least_float32(cells.gate_P)
         y_ND = symbol_table(
-            wide_ND, cells.cell_P, cells.start_N1, gate_P, routing.tokens_BT, self.tables, self.spec.places
+            wide_ND, cells.cell_P, cells.start_N1, gate_P, routing.tokens_BT, self.symbol_tables, self.spec.places
         ).type_as(x_ND)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(cells)
 
@@ -160,21 +201,30 @@ class SymbolExperts(FixedFormat):
             peer, axis_bias = self.spec.peer, self.axis_bias
             biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
             sizes = peer.num_heads, peer.num_keys, peer.num_columns
-            layer = SymbolLayer(library, self.tables, self.spec.places, biases, sizes)
+            layer = SymbolLayer(library, self.symbol_tables, self.spec.places, biases, sizes)
             return layer, (*self.index.stored, *layer.copied)
 
         return self.ready.of(self, library, make)
 
     def logic_firings(self, expert_X: Tensor, context_ON: Tensor) -> tuple[Tensor, Tensor]:
         """(P) token and expert wherever an expert's rule is true."""
-        return stock.logic_firings(expert_X, context_ON, self.tables)
+        return stock.logic_firings(expert_X, context_ON, self.symbol_tables)
 
     def magnitudes(self, x_ND: Tensor, token_P: Tensor, expert_P: Tensor) -> Tensor:
         """(P): scale * f(z) + offset of these experts on these tokens."""
-        return stock.magnitudes(x_ND, token_P, expert_P, self.tables)
+        return stock.magnitudes(x_ND, token_P, expert_P, self.symbol_tables)
 
 
 def activation_code(name: str) -> int:
     """The catalogue code of a model's activation."""
     activation(name)
     return [known for known, _ in FUNCTIONS].index(name)
+
+
+SYMBOLS = LayerKind(
+    spec=SymbolSpec,
+    artifact_kinds=("symbols",),
+    router=lambda spec, d_model, layer: None if layer % spec.peer.router_group else SymbolRouter(spec, d_model),
+    experts=SymbolExperts,
+    fits=SymbolSpec.check_fits,
+)

@@ -2,9 +2,10 @@
 
 # B sequences, T tokens a sequence, N = B * T tokens, D model width
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Protocol
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Protocol, TypeVar, cast
 
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, model_validator
@@ -12,6 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.attention import AttentionSpec, SoftmaxAttentionSpec, rotary
+from pipeline.models.contract import ExpertLayer, Pairs, leaves, wanted
+
+L = TypeVar("L", bound=ExpertLayer)
+R = TypeVar("R", bound=nn.Module)
 
 ATTENTIONS: dict[str, type[AttentionSpec]] = {"softmax": SoftmaxAttentionSpec}
 """The spec of each kind of attention."""
@@ -73,7 +78,7 @@ class ExpertLayers(Protocol):
 
     def router(self, d_model: int, layer: int) -> nn.Module | None: ...
 
-    def experts(self, d_model: int, layer: int) -> nn.Module: ...
+    def experts(self, d_model: int, layer: int) -> ExpertLayer: ...
 
 
 class RMSNorm(nn.Module):
@@ -95,18 +100,45 @@ class Block(nn.Module):
         )
         self.post_attention_layernorm = RMSNorm(spec.d_model, spec.norm_eps)
         self.router = experts.router(spec.d_model, layer)
-        self.moe = experts.experts(spec.d_model, layer)
+        self.moe: nn.Module = experts.experts(spec.d_model, layer)
+
+    @property
+    def experts(self) -> ExpertLayer:
+        """Its expert layer. ValueError while something that is none stands in its place."""
+        return wanted(self.moe, ExpertLayer, "what is in the place of a block's experts")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Visit:
+    """One block on a forward pass."""
+
+    block: Block
+    x_ND: Tensor
+    """The normalised state that router and experts read."""
+    routing: Any
+    """Of its router, or of the nearest below that has one: the same object in all blocks that share it."""
+    y_ND: Tensor
+    """What the experts add to the residual stream."""
+    stream_BTD: Tensor
+    """The residual stream after the block."""
+
+    @property
+    def experts(self) -> ExpertLayer:
+        return self.block.experts
+
+    def pairs(self) -> Pairs:
+        return self.experts.pairs(self.x_ND, self.routing)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Trace:
     """What a forward pass went through, block by block. Routings are shared where blocks share a router."""
 
     logits_BTV: Tensor
-    expert_inputs: list[Tensor] = field(default_factory=list)
+    expert_inputs: list[Tensor]
     """(N, D) a block: the normalised state that router and experts read."""
-    routings: list[Any] = field(default_factory=list)
-    expert_outputs: list[Tensor] = field(default_factory=list)
+    routings: list[Any]
+    expert_outputs: list[Tensor]
     """(N, D) a block: what the experts add to the residual stream."""
 
 
@@ -135,27 +167,76 @@ class Transformer(nn.Module):
         nn.init.normal_(self.lm_head.weight, std=self.shape.d_model**-0.5)
 
     def blocks(self) -> list[Block]:
-        return [block for block in self.model.layers if isinstance(block, Block)]
+        return list(cast(Iterable[Block], self.model.layers))
+
+    def expert_layers(self) -> list[ExpertLayer]:
+        """From the lowest block on; of a layer that holds others, those."""
+        return [layer for block in self.blocks() for layer in leaves(block.moe)]
+
+    def expert_layers_of(self, kind: type[L]) -> list[L]:
+        """The same. ValueError where one is of another kind."""
+        return [wanted(layer, kind, "an expert layer") for layer in self.expert_layers()]
+
+    def routers_of(self, kind: type[R]) -> dict[int, R]:
+        """By their blocks, of those that have one. ValueError where one is of another kind."""
+        routers = {layer: block.router for layer, block in enumerate(self.blocks()) if block.router is not None}
+        return {layer: wanted(router, kind, "a router") for layer, router in routers.items()}
+
+    def parameters_of(self, part: Literal["experts", "routers"]) -> list[nn.Parameter]:
+        """Those of the expert layers; or what decides which of them a token reaches, wherever it lies in a block."""
+        experts = [parameter for layer in self.expert_layers() for parameter in layer.parameters()]
+        if part == "experts":
+            return experts
+        own = {id(parameter) for parameter in experts}
+        beside = [module for block in self.blocks() for module in (block.router, block.moe) if module is not None]
+        return [parameter for module in beside for parameter in module.parameters() if id(parameter) not in own]
+
+    def table_parameters(self) -> list[nn.Parameter]:
+        """Those that are expert tables."""
+        tables = [table for layer in self.expert_layers() for table in layer.tables().values()]
+        return [parameter for table in tables for parameter in table.parameters()]
+
+    def backbone_state(self) -> dict[str, Tensor]:
+        """The state of everything but routers and experts."""
+        beside = [module for block in self.blocks() for module in (block.router, block.moe) if module is not None]
+        own = {id(tensor) for module in beside for tensor in module.state_dict(keep_vars=True).values()}
+        state = self.state_dict(keep_vars=True)
+        return {name: tensor.detach() for name, tensor in state.items() if id(tensor) not in own}
+
+    def take_state(self, other: "Transformer") -> None:
+        """Copies every tensor that has the same name and shape in both."""
+        own = self.state_dict()
+        both = {name: t for name, t in other.state_dict().items() if name in own and t.shape == own[name].shape}
+        self.load_state_dict(both, strict=False)
+
+    def walk(self, tokens_BT: Tensor) -> Iterator[Visit]:
+        """The forward pass block by block; what a block went through is kept by whoever keeps the visit."""
+        stream_BTD = self.model.embed_tokens(tokens_BT)
+        head_width = self.shape.d_model // self.shape.num_heads
+        turn = rotary(tokens_BT.shape[1], head_width, self.shape.rope_theta, tokens_BT.device)
+        routing = None
+        for block in self.blocks():
+            stream_BTD = stream_BTD + block.self_attn(block.input_layernorm(stream_BTD), turn)
+            x_ND = block.post_attention_layernorm(stream_BTD).flatten(0, 1)
+            if block.router is not None:
+                routing = block.router(x_ND, tokens_BT)
+            y_ND = block.moe(x_ND, routing)
+            stream_BTD = stream_BTD + y_ND.unflatten(0, tokens_BT.shape)
+            yield Visit(block=block, x_ND=x_ND, routing=routing, y_ND=y_ND, stream_BTD=stream_BTD)
+
+    def logits(self, stream_BTD: Tensor) -> Tensor:
+        """(B, T, V) of the residual stream after the last block."""
+        return self.lm_head(self.model.norm(stream_BTD))
 
     def trace(self, tokens_BT: Tensor) -> Trace:
         """The forward pass with everything that losses on routings and layers need."""
-        batch, length = tokens_BT.shape
-        x_BTD = self.model.embed_tokens(tokens_BT)
-        turn = rotary(length, self.shape.d_model // self.shape.num_heads, self.shape.rope_theta, tokens_BT.device)
-        trace = Trace(logits_BTV=x_BTD)
-        routing = None
-        for block in self.blocks():
-            x_BTD = x_BTD + block.self_attn(block.input_layernorm(x_BTD), turn)
-            h_ND = block.post_attention_layernorm(x_BTD).flatten(0, 1)
-            if block.router is not None:
-                routing = block.router(h_ND, tokens_BT)
-            y_ND = block.moe(h_ND, routing)
-            x_BTD = x_BTD + y_ND.unflatten(0, (batch, length))
-            trace.expert_inputs.append(h_ND)
-            trace.routings.append(routing)
-            trace.expert_outputs.append(y_ND)
-        trace.logits_BTV = self.lm_head(self.model.norm(x_BTD))
-        return trace
+        visits = list(self.walk(tokens_BT))
+        return Trace(
+            logits_BTV=self.logits(visits[-1].stream_BTD),
+            expert_inputs=[visit.x_ND for visit in visits],
+            routings=[visit.routing for visit in visits],
+            expert_outputs=[visit.y_ND for visit in visits],
+        )
 
     def expert_outputs(self, inputs: list[Tensor], tokens_BT: Tensor) -> list[Tensor]:
         """(N, D) a block: what routers and experts alone make of these (N, D) inputs, one a block."""
@@ -167,5 +248,5 @@ class Transformer(nn.Module):
         return outputs
 
     def forward(self, tokens_BT: Tensor) -> Tensor:
-        """(B, T, V) logits of (B, T) int64 tokens."""
-        return self.trace(tokens_BT).logits_BTV
+        """(B, T, V) logits of (B, T) int64 tokens. No more than two blocks' states are kept at a time."""
+        return self.logits(deque(self.walk(tokens_BT), maxlen=1).pop().stream_BTD)

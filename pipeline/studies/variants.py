@@ -10,7 +10,6 @@ from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, validation_loss
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import current_run
@@ -99,8 +98,7 @@ def train_arm(arm: Arm, config: ArmConfig, corpus: Corpus, table_rate: float) ->
 
 
 def _rates(model: LanguageModel, multiplier: float) -> list[Rate]:
-    layers = [block.moe for block in model.blocks() if isinstance(block.moe, PeerExperts)]
-    return [Rate(parameters=[table for e in layers for table in (e.u, e.v)], multiplier=multiplier)]
+    return [Rate(parameters=model.table_parameters(), multiplier=multiplier)]
 
 
 def _tables(arm: Arm, model: LanguageModel, table_rate: float) -> Tables | None:

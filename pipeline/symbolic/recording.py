@@ -1,7 +1,7 @@
-"""What each expert of a PEER model did on a sample: on which tokens it fired, with what gate, on what input."""
+"""What each expert of a model did on a sample: on which tokens it fired, with what gate, on what input."""
 
 # N tokens, D model width, E experts (or other things that happen on tokens), P pairs (an expert and a token it fired
-# on), in order of experts, O token positions looked back, X those of E that are asked for
+# on), in order of experts, M neurons of an expert, O token positions looked back, X those of E that are asked for
 
 from dataclasses import dataclass, replace
 
@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels.pairs import starts
 from kernels.symbol_table.tables import context_of
+from pipeline.models.contract import ExpertLayer, Pairs
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.tables.experts import QuantizedExperts
 from pipeline.run import steps
 
 
@@ -72,40 +72,41 @@ class LayerRecord:
     events: Events
     """The firings. All blocks share their `context_ON`."""
     gate_P: Tensor
-    pre_P: Tensor
-    """u . x + b, before the activation."""
+    pre_PM: Tensor
+    """u . x + b of its neurons, before the activation."""
+
+    @property
+    def pre_P(self) -> Tensor:
+        """Of experts that are one neuron each."""
+        return self.pre_PM.squeeze(1)
 
 
 @torch.no_grad()
 def record(model: LanguageModel, batches: list[Tensor], *, places: int, what: str) -> list[LayerRecord]:
     """Runs the model on (B, T) token batches and keeps every firing, block by block."""
-    layers: list[list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]] = [[] for _ in model.blocks()]
+    layers: list[list[tuple[Tensor, ...]]] = [[] for _ in model.blocks()]
     seen = 0
     for step in steps(what, len(batches)):
-        trace = model.trace(batches[step])
-        for layer, (block, x_ND, routing) in enumerate(
-            zip(model.blocks(), trace.expert_inputs, trace.routings, strict=True)
-        ):
-            assert isinstance(block.moe, QuantizedExperts)
-            expert_P, start_N1, gate_P = block.moe.index(routing)
-            token_P = torch.repeat_interleave(torch.arange(len(x_ND)), start_N1.diff())
-            # Heads that reach one expert for one token add their gates.
-            key_P, where_P = torch.unique(expert_P * len(x_ND) + token_P, return_inverse=True)
-            merged_P = torch.zeros(len(key_P)).index_add(0, where_P, gate_P)
-            pair_expert_P, pair_token_P = key_P // len(x_ND), key_P % len(x_ND)
-            pre_P = block.moe.pre_activations(x_ND, pair_expert_P, pair_token_P)
-            layers[layer].append((x_ND, pair_expert_P, pair_token_P + seen, merged_P, pre_P))
+        for layer, visit in enumerate(model.walk(batches[step])):
+            expert_P, token_P, gate_P, pre_PM = _merged(visit.pairs(), len(visit.x_ND))
+            layers[layer].append((visit.x_ND, expert_P, token_P + seen, gate_P, pre_PM))
         seen += batches[step].numel()
     context_ON = torch.cat([context_of(tokens_BT, places) for tokens_BT in batches], dim=1)
-    return [_joined(model, parts, context_ON) for parts in layers]
+    return [_joined(experts, parts, context_ON) for experts, parts in zip(model.expert_layers(), layers, strict=True)]
 
 
-def _joined(
-    model: LanguageModel, parts: list[tuple[Tensor, Tensor, Tensor, Tensor, Tensor]], context_ON: Tensor
-) -> LayerRecord:
-    x, expert, token, gate, pre = (torch.cat(columns) for columns in zip(*parts, strict=True))
-    order = torch.argsort(expert, stable=True)
-    num_experts = model.spec.experts.num_experts  # type: ignore[union-attr]
-    start_E1 = starts(torch.bincount(expert, minlength=num_experts))
-    events = Events(token_P=token[order], start_E1=start_E1, context_ON=context_ON)
-    return LayerRecord(x_ND=x, events=events, gate_P=gate[order], pre_P=pre[order])
+def _merged(pairs: Pairs, num_tokens: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(P) expert, token, gate and (P, M) pre-activations, by experts: heads that reach one expert for one token add
+    their gates."""
+    key_P, where_P = torch.unique(pairs.expert_P * num_tokens + pairs.token_P, return_inverse=True)
+    gate_P = torch.zeros(len(key_P)).index_add(0, where_P, pairs.gate_P)
+    pre_PM = pairs.pre_PM.new_empty(len(key_P), pairs.pre_PM.shape[1]).index_copy(0, where_P, pairs.pre_PM)
+    return key_P // num_tokens, key_P % num_tokens, gate_P, pre_PM
+
+
+def _joined(experts: ExpertLayer, parts: list[tuple[Tensor, ...]], context_ON: Tensor) -> LayerRecord:
+    x_ND, expert_P, token_P, gate_P, pre_PM = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    order_P = torch.argsort(expert_P, stable=True)
+    start_E1 = starts(torch.bincount(expert_P, minlength=experts.num_experts))
+    events = Events(token_P=token_P[order_P], start_E1=start_E1, context_ON=context_ON)
+    return LayerRecord(x_ND=x_ND, events=events, gate_P=gate_P[order_P], pre_PM=pre_PM[order_P])

@@ -48,8 +48,10 @@ def fit_part(
     A sparse model stays as sparse. In evaluation mode: what a router has gathered over batches, its thresholds among
     them, stays as it is.
     """
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(part == "all" or ".moe." in name or (part == "routers" and ".router." in name))
+    model.requires_grad_(part == "all")
+    for learns in {"experts": ("experts",), "routers": ("experts", "routers"), "all": ()}[part]:
+        for parameter in model.parameters_of(learns):
+            parameter.requires_grad_(True)
     hold_zeros(model)
     model.eval()
     fitted = fit(model, split=corpus.train, config=training, loss=loss, tables=tables, what=what)

@@ -7,22 +7,16 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from artifacts import ArtifactError
-from kernels.packing import LAYOUT
 from pipeline.corpus.splits import Split
 from pipeline.corpus.windows import random_windows
-from pipeline.models.soundness import check_sound
-from pipeline.models.transformer import Transformer
 from pipeline.run import Progress, current_run
-from pipeline.training.checkpoint_form import problem_of
+from pipeline.training.checkpoint import Checkpoint
 from pipeline.training.config import TrainingConfig
-from pipeline.training.sealed_file import load_sealed, save_sealed, unusable
 from pipeline.training.training_curve import Curve, Record
 
 _log = logging.getLogger(__name__)
@@ -98,7 +92,7 @@ def fit(
     optimizer = torch.optim.AdamW(_groups(model, config, rates), betas=(0.9, config.beta2), fused=True)
     mover = _Mover(optimizer, config, tables, what)
     generator = run.generator(f"{what} batches")
-    checkpoint = _Checkpoint(run.checkpoints / f"{what.replace(' ', '-')}.pt" if run.checkpoints else None)
+    checkpoint = Checkpoint(run.checkpoints / f"{what.replace(' ', '-')}.pt" if run.checkpoints else None)
     record = Record(steps=config.steps, tokens_a_step=config.tokens_a_step)
     first, spent = checkpoint.restore(model, optimizer, generator, record)
     start = last_saved = last_told = time.monotonic()
@@ -186,64 +180,3 @@ def _groups(model: nn.Module, config: TrainingConfig, rates: Iterable[Rate]) -> 
         }
         for (factor, decays), parameters in groups.items()
     ]
-
-
-@dataclass(frozen=True, slots=True)
-class _Checkpoint:
-    """Where a loop has come to, replaced whole at each save; None keeps none."""
-
-    path: Path | None
-
-    def save(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        generator: torch.Generator,
-        step: int,
-        seconds: float,
-        record: Record,
-    ) -> None:
-        if self.path is None:
-            return
-        state = {
-            "nibble_layout": LAYOUT,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "generator": generator.get_state(),
-            "global_generator": torch.get_rng_state(),
-            "step": step,
-            "seconds": seconds,
-            "record": record.state_dict(),
-        }
-        save_sealed(state, self.path)
-
-    def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, generator: torch.Generator, record: Record
-    ) -> tuple[int, float]:
-        """The steps done and the seconds they took; 0 of both where there is nothing to go on from."""
-        if self.path is None or not self.path.exists():
-            return 0, 0.0
-        saved = load_sealed(self.path)
-        if problem := problem_of(saved, optimizer, record.steps):
-            raise unusable(self.path, f"is of another form: {problem}")
-        if (layout := saved["nibble_layout"]) != LAYOUT:
-            raise ArtifactError(
-                f"the checkpoint {self.path} has int4 tables of layout {layout}; this version reads layout {LAYOUT}: "
-                "use --force to begin anew, or go on with the version that saved it"
-            )
-        if not record.takes(saved["record"], saved["step"]):
-            raise unusable(self.path, f"is of another form: its record is none of {saved['step']} steps")
-        try:
-            model.load_state_dict(saved["model"])
-        except RuntimeError as error:
-            raise unusable(self.path, f"is of another model: {' '.join(str(error).split())}") from None
-        if isinstance(model, Transformer):
-            try:
-                check_sound(model)
-            except ArtifactError as error:
-                raise unusable(self.path, f"is of another model: {error}") from None
-        optimizer.load_state_dict(saved["optimizer"])
-        generator.set_state(saved["generator"])
-        torch.set_rng_state(saved["global_generator"])
-        record.load_state_dict(saved["record"])
-        return saved["step"], saved["seconds"]

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from kernels.packing import latent, pack_int4, unpack_int4
+from kernels.packing import pack_int4
 from kernels.sr_update import UpdateCounts, sr_update
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.tables.experts import QuantizedExperts, Table
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.run import current_run
 
@@ -29,9 +29,9 @@ class Int4Tables:
 
     def __init__(self, model: LanguageModel, *, peak_rate: float) -> None:
         self.model, self.peak_rate = model, peak_rate
-        assert isinstance(model.spec.experts, PeerSpec)
-        sparse = model.spec.experts.u_terms > 0
-        self.supports = [_support(experts.u) if sparse else None for experts in expert_layers(model)]
+        sparse = model.spec.experts_as(PeerSpec).u_terms > 0
+        tables = [experts.tables_of(Int4Table) for experts in table_layers(model)]
+        self.supports = [_support(of_layer["u"]) if sparse else None for of_layer in tables]
 
     def finite(self) -> bool:
         return gradients_are_finite(self.model)
@@ -49,10 +49,10 @@ class Int4Tables:
         }
 
     def _step(self, step: int, learning_rate: float) -> Iterator[UpdateCounts]:
-        for layer, experts in enumerate(expert_layers(self.model)):
+        for layer, experts in enumerate(table_layers(self.model)):
             assert experts.gradients is not None
-            for which, table, gradients in zip("uv", (experts.u, experts.v), experts.gradients, strict=True):
-                assert isinstance(table, Int4Table)
+            tables = experts.tables_of(Int4Table)
+            for (which, table), gradients in zip(tables.items(), experts.gradients, strict=True):
                 key = (current_run().stream(f"table {which} of block {layer}"), step)
                 yield sr_update(table.state(), gradients, learning_rate=learning_rate, key=key)
                 if which == "u" and (support_EB := self.supports[layer]) is not None:
@@ -61,28 +61,27 @@ class Int4Tables:
             experts.gradients = None
 
 
-def _support(table: Table) -> Tensor:
+def _support(table: Int4Table) -> Tensor:
     """(E, B) bytes whose nibbles are all ones where a latent value of the table is not 0, and zero elsewhere.
 
     A weight that is 0 for now, with something in its accumulator, is of the support too.
     """
-    assert isinstance(table, Int4Table)
-    value_ED = latent(table.weight_EB, table.accumulator_EB) if table.has_accumulator else unpack_int4(table.weight_EB)
+    value_ED = table.latents(torch.arange(table.num_rows, device=table.weight_EB.device))
     return pack_int4(-(value_ED != 0).to(torch.int8))
 
 
-def expert_layers(model: LanguageModel) -> list[QuantizedExperts]:
-    """The expert layers, of a model whose tables are no parameters."""
-    return [block.moe for block in model.blocks() if isinstance(block.moe, QuantizedExperts)]
+def table_layers(model: LanguageModel) -> list[TableExperts]:
+    """The expert layers of a model whose tables are no parameters; ValueError for another."""
+    return model.expert_layers_of(TableExperts)
 
 
 def gradients_are_finite(model: LanguageModel) -> bool:
     """Whether what the last backward pass left with the layers is finite."""
-    left = [gradients for experts in expert_layers(model) for gradients in experts.gradients or ()]
+    left = [gradients for experts in table_layers(model) for gradients in experts.gradients or ()]
     return all(bool(torch.isfinite(t).all()) for g in left for t in (g.source_TD, g.weight_P))
 
 
 def forget_gradients(model: LanguageModel) -> None:
     """Makes room for those of the next backward pass."""
-    for experts in expert_layers(model):
+    for experts in table_layers(model):
         experts.gradients = None

@@ -11,14 +11,12 @@ ones, whose u is random and whose v is zero. Nothing changes until training move
 import torch
 from torch import Tensor
 
-from kernels.packing import latent, pack_int4, split_latent, unpack_int4
 from kernels.sr_update.row_rule import INT4, NIBBLES
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.experts import AxisBias
 from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.int4 import Int4Table
 
 TIE_MARGIN = 1e-5
@@ -32,10 +30,12 @@ def doubled(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
     Rows are doubled where the grid has an even number of columns a row, else columns. A head reaches twice the pairs.
     ValueError for a model of other tables, with grouped scales, or with scales that cannot be doubled.
     """
-    spec = model.spec.experts
-    if not isinstance(spec, PeerSpec) or spec.precision != "int4" or spec.scale_groups > 1:
-        groups = f" with scale_groups={spec.scale_groups}" if isinstance(spec, PeerSpec) else ""
-        raise ValueError(f"only int4 tables with one scale a row grow; this is a {model.kind!r}{groups}")
+    grows = "only int4 tables with one scale a row grow; this is a"
+    if model.kind != "peer-int4":
+        raise ValueError(f"{grows} {model.kind!r}")
+    spec = model.spec.experts_as(PeerSpec)
+    if spec.scale_groups > 1:
+        raise ValueError(f"{grows} {model.kind!r} with scale_groups={spec.scale_groups}")
     GATES[spec.gate].check_doubling(spec)
     axis, larger_spec = spec.doubled_grid()
     # Every pair is found twice, so a head must keep or fire twice as many.
@@ -43,14 +43,13 @@ def doubled(model: LanguageModel, generator: torch.Generator) -> LanguageModel:
     larger_spec = PeerSpec.model_validate({**larger_spec.model_dump(), **twice})
     transformer = model.spec.transformer
     larger = LanguageModel(ModelSpec(transformer=transformer, experts=larger_spec)).to(model.lm_head.weight.device)
-    state, ours = model.state_dict(), larger.state_dict()
-    larger.load_state_dict({name: t for name, t in state.items() if t.shape == ours[name].shape}, strict=False)
-    for layer, (new, old) in enumerate(zip(larger.blocks(), model.blocks(), strict=True)):
-        if isinstance(new.router, PeerRouter) and isinstance(old.router, PeerRouter):
-            _twin_keys(new.router, old.router, axis)
-        assert isinstance(new.moe, QuantizedExperts)
-        assert isinstance(old.moe, QuantizedExperts)
-        _add_experts(new.moe, old.moe, axis, layer, generator)
+    larger.take_state(model)
+    old_routers = model.routers_of(PeerRouter)
+    for layer, router in larger.routers_of(PeerRouter).items():
+        _twin_keys(router, old_routers[layer], axis)
+    layers = zip(larger.expert_layers_of(TableExperts), model.expert_layers_of(TableExperts), strict=True)
+    for layer, (new, old) in enumerate(layers):
+        _add_experts(new, old, axis, layer, generator)
     return larger.eval()
 
 
@@ -61,10 +60,8 @@ def _twin_keys(new: PeerRouter, old: PeerRouter, axis: int) -> None:
         targets = [(new.query.weight, old.query.weight)]
         if old.spec.score_features:
             targets.append((new.query.bias, old.query.bias))
-        if isinstance(old.query_norm, torch.nn.BatchNorm1d) and isinstance(new.query_norm, torch.nn.BatchNorm1d):
-            targets += [
-                (getattr(new.query_norm, n), getattr(old.query_norm, n)) for n in ("running_mean", "running_var")
-            ]
+        statistics = zip(new.query_norm.buffers(), old.query_norm.buffers(), strict=True)
+        targets += [(ours, theirs) for ours, theirs in statistics if theirs.ndim]  # not its count of batches
         for target, source in targets:
             parts = [part.unflatten(0, (heads, -1)) for part in source.split(old.widths)]
             parts[axis] = torch.cat([parts[axis], parts[axis]], dim=1)
@@ -75,17 +72,15 @@ def _twin_keys(new: PeerRouter, old: PeerRouter, axis: int) -> None:
     old.gate.copy_doubled(new, old)
 
 
-def _add_experts(
-    new: QuantizedExperts, old: QuantizedExperts, axis: int, layer: int, generator: torch.Generator
-) -> None:
+def _add_experts(new: TableExperts, old: TableExperts, axis: int, layer: int, generator: torch.Generator) -> None:
     """Old experts into their cells of the larger grid, new ones into the twins' cells."""
     old_place_E, new_place_E, start_C1 = _places(old, axis)
     new.index.place(start_C1)
     for place_E in (old_place_E, new_place_E):
         new.bias[place_E] = old.bias
-    for which, mine, theirs in (("u", new.u, old.u), ("v", new.v, old.v)):
-        assert isinstance(mine, Int4Table)
-        assert isinstance(theirs, Int4Table)
+    tables, old_tables = new.tables_of(Int4Table), old.tables_of(Int4Table)
+    for which, mine in tables.items():
+        theirs = old_tables[which]
         factor = 2.0 if which == "v" else 1.0
         if not bool(torch.isfinite(theirs.scale_E * factor).all()):
             raise ValueError(f"a scale of {which} in block {layer} is above {65504 / factor:g} and cannot be doubled")
@@ -97,7 +92,7 @@ def _add_experts(
             mine.moment_E[old_place_E] = theirs.moment_E / factor**2  # half the gate, half the gradient of v
         if which == "u":
             _draw(mine, theirs, new_place_E, generator, sparse=new.spec.u_terms > 0)
-    if isinstance(new.axis_bias, AxisBias) and isinstance(old.axis_bias, AxisBias):
+    if new.axis_bias is not None and old.axis_bias is not None:
         target, source = ((new.axis_bias.row, old.axis_bias.row), (new.axis_bias.column, old.axis_bias.column))[axis]
         target.copy_(torch.cat([source, source]))
 
@@ -109,22 +104,16 @@ def _draw(mine: Int4Table, theirs: Int4Table, place_E: Tensor, generator: torch.
     """
     pieces = max(1, theirs.weight_EB.numel() // 2**19)
     for row_R in torch.arange(len(place_E)).tensor_split(pieces):
-        if theirs.has_accumulator:
-            grid, value_RD = NIBBLES, latent(theirs.weight_EB[row_R], theirs.accumulator_EB[row_R]).float()
-        else:
-            grid, value_RD = INT4, unpack_int4(theirs.weight_EB[row_R]).float()
+        grid, value_RD = NIBBLES if theirs.has_accumulator else INT4, theirs.latents(row_R).float()
         size_R1 = value_RD.square().mean(1, keepdim=True).sqrt()
         drawn_RD = torch.randn(value_RD.shape, generator=generator).to(size_R1) * size_R1
         if sparse:
             drawn_RD *= (value_RD != 0) * (value_RD.shape[1] / (value_RD != 0).sum(1, keepdim=True).clamp(min=1)).sqrt()
         drawn_RD = drawn_RD.round().clamp(grid.lowest, grid.highest).to(torch.int8)
-        if theirs.has_accumulator:
-            mine.weight_EB[place_E[row_R]], mine.accumulator_EB[place_E[row_R]] = split_latent(drawn_RD)
-        else:
-            mine.weight_EB[place_E[row_R]] = pack_int4(drawn_RD)
+        mine.put_latents(place_E[row_R], drawn_RD)
 
 
-def _places(old: QuantizedExperts, axis: int) -> tuple[Tensor, Tensor, Tensor]:
+def _places(old: TableExperts, axis: int) -> tuple[Tensor, Tensor, Tensor]:
     """(E), (E) where the old and the new experts lie in the larger pool, and its (C + 1) starts of cells."""
     num_rows, num_columns = old.spec.num_keys, old.spec.num_columns
     cell_start_C1 = old.index.stored.row().long()

@@ -16,12 +16,10 @@ from torch import Tensor, nn
 from kernels.activations import activation
 from kernels.pairs import tokens_of_pairs
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.peer.experts import PeerExperts
+from pipeline.models.peer.experts import PeerLayer
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.tables.experts import QuantizedExperts
-from pipeline.models.tables.int4 import Int4Table
-from pipeline.models.tables.rounding import quantize_int4
+from pipeline.models.registry import kind_of
 from pipeline.run import steps
 from pipeline.transforms.pursuit import pursue
 
@@ -69,8 +67,7 @@ def sparsified(peer: LanguageModel, batches: Sequence[Tensor], sparsity: Sparsit
 
     Thresholds are set anew, and rows of int4 take new scales. ValueError where it cannot be as sparse as that.
     """
-    spec, width = peer.spec.experts, peer.shape.d_model
-    assert isinstance(spec, PeerSpec)
+    spec, width = peer.spec.experts_as(PeerSpec), peer.shape.d_model
     scores = spec.num_heads * (spec.num_keys + spec.num_columns)
     if sparsity.score_features > min(width, scores):
         raise ValueError(
@@ -83,41 +80,32 @@ def sparsified(peer: LanguageModel, batches: Sequence[Tensor], sparsity: Sparsit
     sparse_spec = PeerSpec.model_validate({**spec.model_dump(), **changes})
     sparse = LanguageModel(ModelSpec(transformer=peer.spec.transformer, experts=sparse_spec))
     sparse = sparse.to(peer.lm_head.weight.device).eval()
-    same = {k: t for k, t in peer.state_dict().items() if not (sparsity.score_features and ".query." in k)}
-    sparse.load_state_dict(same, strict=False)
+    sparse.take_state(peer)
     traces = [peer.trace(tokens_BT) for tokens_BT in batches]
-    for layer in steps("sparsify blocks", len(peer.blocks())):
-        ours, theirs = sparse.blocks()[layer], peer.blocks()[layer]
+    routers, old_routers = sparse.routers_of(PeerRouter), peer.routers_of(PeerRouter)
+    layers = sparse.expert_layers_of(PeerLayer)
+    for layer in steps("sparsify blocks", len(layers)):
         x_ND = torch.cat([trace.expert_inputs[layer] for trace in traces])
-        if sparsity.score_features and isinstance(ours.router, PeerRouter) and isinstance(theirs.router, PeerRouter):
-            _fit_router(ours.router, theirs.router, x_ND)
+        if sparsity.score_features and layer in routers:
+            _fit_router(routers[layer], old_routers[layer], x_ND)
         if sparsity.u_terms:
-            assert isinstance(ours.moe, PeerExperts | QuantizedExperts)
-            pairs = [ours.moe.index(trace.routings[layer]) for trace in traces]
-            u_ED, bias_E = _fit_rows(ours.moe, x_ND, pairs, sparsity.u_terms)
-            ours.moe.bias.copy_(bias_E)
-            if isinstance(ours.moe, PeerExperts):
-                ours.moe.u.copy_(u_ED)
-            else:
-                assert isinstance(ours.moe.u, Int4Table)
-                ours.moe.u.set(*quantize_int4(u_ED, CLIPS))
-                if ours.moe.u.has_accumulator:
-                    ours.moe.u.accumulator_EB.zero_()  # it belonged to the old rows, at their scale
+            experts = layers[layer]
+            pairs = [experts.index(trace.routings[layer]) for trace in traces]
+            u_ED, bias_E = _fit_rows(experts, x_ND, pairs, sparsity.u_terms)
+            experts.bias.copy_(bias_E)
+            experts.tables()["u"].take(u_ED, CLIPS)
     return sparse
 
 
 def hold_zeros(model: LanguageModel) -> None:
-    """From now on what is 0 in a sparse router's or float expert's weights gets no gradient, so that it stays 0.
+    """From now on what is 0 in the weights of sparse routers and float experts gets no gradient, so that it stays 0.
 
     Of those that learn at this moment.
     """
-    spec = model.spec.experts
-    assert isinstance(spec, PeerSpec)
+    sparse = kind_of(model.spec.experts).sparse
     for block in model.blocks():
-        if isinstance(block.router, PeerRouter) and spec.score_features:
-            _hold(block.router.query.weight)
-        if isinstance(block.moe, PeerExperts) and spec.u_terms:
-            _hold(block.moe.u)
+        for parameter in sparse(block):
+            _hold(parameter)
 
 
 def _hold(parameter: Tensor) -> None:
@@ -192,7 +180,7 @@ def varimax(loading_SR: Tensor, *, rounds: int = 100) -> Tensor:
 
 
 def _fit_rows(
-    experts: PeerExperts | QuantizedExperts, x_ND: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]], terms: int
+    experts: PeerLayer, x_ND: Tensor, pairs: list[tuple[Tensor, Tensor, Tensor]], terms: int
 ) -> tuple[Tensor, Tensor]:
     """(E, D) rows of u of so many non-zeros and (E) biases, by matching pursuit on each expert's firings.
 
@@ -208,7 +196,7 @@ def _fit_rows(
     x_NX = torch.cat([x_ND, torch.ones_like(x_ND[:, :1])], dim=1)
     everywhere_XX = x_NX.T @ x_NX / len(x_NX)
     slope = activation(experts.spec.activation).derivative
-    u_ED = experts.u if isinstance(experts, PeerExperts) else experts.u.rows(torch.arange(num_experts))
+    u_ED = experts.tables()["u"].rows(torch.arange(num_experts))
     full_EX = torch.cat([u_ED, experts.bias[:, None]], dim=1)
     sparse_EX = torch.zeros_like(full_EX)
     for target_EX, out_EX, first in zip(

@@ -7,13 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from pipeline.models.contract import Table
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.peer.experts import PeerExperts
-from pipeline.models.tables.experts import QuantizedExperts
-from pipeline.models.tables.int4 import Int4Table
-from pipeline.models.tables.int8 import Int8Table
 from pipeline.models.tables.rounding import quantize_int4
 
 SMALLEST_ENERGY = 1e-30
@@ -39,21 +36,18 @@ def table_errors(model: LanguageModel, peer: LanguageModel) -> dict[str, TableEr
     u: list[Energies] = []
     v: list[Energies] = []
     plain: list[Energies] = []
-    for ours, theirs in zip(model.blocks(), peer.blocks(), strict=True):
-        assert isinstance(ours.moe, QuantizedExperts)
-        assert isinstance(theirs.moe, PeerExperts)
-        u.append(_energies(theirs.moe.u, _rows(ours.moe.u)))
-        v.append(_energies(theirs.moe.v, _rows(ours.moe.v)))
-        tables = theirs.moe.u, theirs.moe.v
-        signals, noises = zip(*(_energies(rows_ED, _at_absmax(rows_ED)) for rows_ED in tables), strict=True)
+    for ours, theirs in zip(model.expert_layers(), peer.expert_layers(), strict=True):
+        rows = {name: _rows(table) for name, table in theirs.tables().items()}
+        read = {name: _rows(table) for name, table in ours.tables().items()}
+        u.append(_energies(rows["u"], read["u"]))
+        v.append(_energies(rows["v"], read["v"]))
+        signals, noises = zip(*(_energies(rows_ED, _at_absmax(rows_ED)) for rows_ED in rows.values()), strict=True)
         plain.append((torch.cat(signals), torch.cat(noises)))
     return {"u": _errors(u), "v": _errors(v), "u and v in int4 at absmax": _errors(plain)}
 
 
-def _rows(table: nn.Module) -> Tensor:
-    assert isinstance(table, Int8Table | Int4Table)
-    stored = table.stored
-    return table.rows(torch.arange(len(stored), device=stored.device))
+def _rows(table: Table) -> Tensor:
+    return table.rows(torch.arange(table.num_rows, device=table.stored.device))
 
 
 def _at_absmax(rows_ED: Tensor) -> Tensor:

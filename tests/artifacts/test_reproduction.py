@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from artifacts import ArtifactId, Circumstance, InputRef, Lineage
 from artifacts.reproduction import command, groups
+from stages.chain import CHAIN, Step
 from stages.command import StageCommand, read
-from stages.plan import CHAIN, PRESETS, Step
 from stages.prepare_corpus import PrepareCorpusConfig
+from stages.presets import PRESETS
 
 
 def lineage(step: Step, config, *, seed=0, device="cpu") -> Lineage:

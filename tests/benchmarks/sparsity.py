@@ -21,7 +21,7 @@ from pipeline.stage import run_stage
 from pipeline.studies.intervals import Interval, paired
 from pipeline.transforms.sparsity import Sparsity
 from stages.distill_peer import DistillPeerConfig, distill_peer
-from stages.plan import preset_of
+from stages.presets import preset_of
 
 CONSOLE = Console(width=200, soft_wrap=True)
 ARMS = ("0:0:16", "0:0:8", "64:8:0", "64:4:0", "32:8:0", "64:8:16", "64:4:8")

@@ -18,7 +18,9 @@ from rich.console import Console
 
 from artifacts import ArtifactId, Store
 from pipeline.stage import StageConfig, run_stage
-from stages.plan import Plan, Step, plain, preset_of, step_of
+from stages.chain import Step, step_of
+from stages.plan import Plan, plain
+from stages.presets import preset_of
 
 CONSOLE = Console(width=200, soft_wrap=True)
 METRIC = "validation_loss_nats"

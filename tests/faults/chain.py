@@ -16,8 +16,9 @@ import pipeline.training.loop
 from artifacts import ArtifactId, Store
 from pipeline.run import Progress
 from pipeline.stage import run_stage
+from stages.chain import CHAIN, made_from, step_of
 from stages.command import RunCommand, read
-from stages.plan import CHAIN, Plan, made_from, step_of
+from stages.plan import Plan
 from tests.faults.operations import STEP, Fault, Point, thinned
 from tests.faults.places import copied, moved
 from tests.faults.sweep import Known, Scenario, Strike, lend

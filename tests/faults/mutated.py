@@ -32,7 +32,7 @@ from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows, random_windows, target_positions
 from pipeline.models import LanguageModel
 from pipeline.report import Report
-from stages.command import is_told
+from stages.errors import is_told
 from tests.faults.cases import Case, Drill, Outcome
 from tests.faults.children import ending_of
 from tests.faults.mutations import MANIFEST, Target, mutate, targets_of

@@ -94,7 +94,7 @@ def test_an_open_that_checks_no_digest_is_found_out(tmp_path, monkeypatch):
 def test_a_checkpoint_that_is_not_checked_is_found_out(library, tmp_path, monkeypatch):
     drill = of_stages(library)["checkpoints"](tmp_path)
     unchecked = lambda path: torch.load(io.BytesIO(path.read_bytes()[32:]), weights_only=True)  # noqa: E731
-    monkeypatch.setattr("pipeline.training.loop.load_sealed", unchecked)
+    monkeypatch.setattr("pipeline.training.checkpoint.load_sealed", unchecked)
     wrong = said(spread(drill, 3)[:2], tmp_path)
     assert any("a damaged checkpoint was loaded" in one for one in wrong)
 

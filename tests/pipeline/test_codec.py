@@ -10,7 +10,9 @@ import torch
 from artifacts import ArtifactError, Circumstance, Recipe
 from kernels.pairs import starts
 from pipeline import codec
+from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
+from pipeline.models import LanguageModel
 from pipeline.models.peer.cells import CellIndex
 from stages import STAGES
 from tests.tiny import EVERY_KIND, tiny_model, tiny_tokens
@@ -193,3 +195,11 @@ def test_cells_of_another_form_are_refused(store):
         )  # fmt: skip
         with pytest.raises(ArtifactError, match=message):
             codec.load(store.open(id))
+
+
+def test_an_artifact_of_another_class_than_was_asked_for_is_named(store):
+    model = tiny_model(EVERY_KIND["dense"])
+    artifact = store.open(published(store, model.kind, model.spec.model_dump(mode="json"), model.to_tensors()))
+    with pytest.raises(ArtifactError, match=rf"^{artifact.id} is of kind 'dense', and Corpus was needed here; name"):
+        codec.load_as(Corpus, artifact)
+    assert codec.load_as(LanguageModel, artifact).spec == model.spec

@@ -212,7 +212,7 @@ def test_every_literal_of_the_artifact_has_a_name(made):
     assert tuple(map(len, names)) == made.value.spec.experts.num_literals
     for block in made.value.blocks():
         assert isinstance(block.moe, SymbolExperts)
-        block.moe.check()
+        block.moe.check("experts")
 
 
 def test_every_score_and_coordinate_has_a_name_beside_its_nulls(made, int4):

@@ -15,7 +15,7 @@ from pipeline.models.tables.rounding import SMALLEST_SCALE
 from pipeline.models.tables.rounding import quantize_int4 as quantized_rows
 from pipeline.transforms.precision import requantized, rows_below_smallest_scale, sqnr_db, to_int4, to_int8
 from pipeline.transforms.table_error import table_errors
-from stages.command import exit_code
+from stages.errors import exit_code
 from stages.quantize_int4 import QuantizeInt4Config, quantize_int4
 from stages.quantize_int8 import QuantizeInt8Config, quantize_int8
 from tests.pictures import assert_picture
@@ -152,11 +152,12 @@ def test_grouped_experts_are_the_float_experts_of_their_rows(groups):
         twin.load_state_dict(shared, strict=False)
         routing = block.router(x_ND, torch.zeros(1, 19, dtype=torch.int64))
         got, wanted = block.moe(x_ND, routing), twin(x_ND, routing)
-        expert_P = torch.tensor([3, 3, 17])
-        pre_P = block.moe.pre_activations(x_ND, expert_P, torch.tensor([0, 4, 4]))
+        pairs = block.moe.pairs(x_ND, routing)
     assert wanted.abs().max() > 0.1
     assert_close(got, wanted)
-    assert_close(pre_P, (x_ND[[0, 4, 4]] * twin.u[expert_P]).sum(1) + twin.bias[expert_P])
+    assert len(pairs.expert_P) > 20
+    pre_P = (x_ND[pairs.token_P] * twin.u[pairs.expert_P]).sum(1) + twin.bias[pairs.expert_P]
+    assert_close(pairs.pre_PM[:, 0], pre_P)
 
 
 def test_a_grouped_model_is_written_and_read_back():

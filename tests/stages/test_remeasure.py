@@ -10,8 +10,9 @@ import torch
 
 from artifacts import ArtifactId, Store
 from pipeline.stage import run_stage
+from stages.chain import CHAIN
 from stages.command import RunCommand, read
-from stages.plan import CHAIN, Plan
+from stages.plan import Plan
 from stages.remeasure import FIGURES, NEAR, main, remeasured
 from tests.shapes import SHAPES, flags
 

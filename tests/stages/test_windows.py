@@ -10,7 +10,8 @@ from pipeline.measuring.held_out import MeasureConfig
 from pipeline.run import Progress
 from pipeline.stage import Output, StageConfig, longest_window, run_stage, stage
 from stages import STAGES
-from stages.plan import PRESETS, step_of
+from stages.chain import step_of
+from stages.presets import PRESETS
 from stages.train_dense import TrainDenseConfig, train_dense
 from tests.tiny import tiny_corpus
 

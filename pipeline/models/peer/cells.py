@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from kernels.cells import CellStarts, experts_of_cells
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.soundness import refuse_where
 
 
 class CellIndex(nn.Module):
@@ -46,6 +47,15 @@ class CellIndex(nn.Module):
         count_C = self.stored.row().diff().long()
         return torch.repeat_interleave(torch.arange(len(count_C), device=count_C.device), count_C)
 
+    def check(self, path: str) -> None:
+        """ValueError unless the starts rise from 0 to the number of experts."""
+        # In 64 bits: a row of int32 would wrap around where a block's start and an offset add up to more.
+        start_C1 = self.stored.at(torch.arange(self.stored.cells + 1))
+        wrong_C1 = torch.cat([start_C1[:1] != 0, start_C1.diff() < 0])
+        wrong_C1[-1] |= start_C1[-1] != self.num_experts
+        takes = f"starts of cells that rise from 0 to {self.num_experts}, the number of experts"
+        refuse_where(wrong_C1, start_C1, f"{path}.offset_C1", takes)
+
     def take_form(self, state: dict[str, Tensor], prefix: str, *_of_the_hook: object) -> None:
         """Makes a state's int32 row of starts, as artifacts held them before, into the tensors of now, and stores
         offsets as wide as the state's, which can then be loaded."""
@@ -56,3 +66,10 @@ class CellIndex(nn.Module):
         offset_C1 = state.get(prefix + "offset_C1")
         if offset_C1 is not None and offset_C1.dtype in (torch.uint8, torch.int32):
             self.offset_C1 = self.offset_C1.to(offset_C1.dtype)
+
+
+def take_forms(model: nn.Module, state: dict[str, Tensor]) -> None:
+    """Makes the rows of starts in a model's state into the tensors of now, as `CellIndex.take_form` does."""
+    for name, module in model.named_modules():
+        if isinstance(module, CellIndex):
+            module.take_form(state, f"{name}.")

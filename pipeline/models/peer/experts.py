@@ -3,21 +3,25 @@
 # N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, E experts,
 # P pairs (a token and an expert), in order of their tokens, Q scores that pass
 
+from abc import abstractmethod
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
+from kernels import fired_sum
 from kernels.activations import activation
-from kernels.axis_bias import axis_bias
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
-from kernels.fired_sum import ExpertLayer, ExpertTable
 from kernels.pairs import tokens_of_pairs
-from pipeline.models.derived import Kept
+from pipeline.models.contract import ExpertLayer, Pairs, Table
+from pipeline.models.derived import Derived
 from pipeline.models.number_types import at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
-from pipeline.models.peer.routing import PassingKeys, PeerRouting
+from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.parameter import ParameterTable
 
 
 class AxisBias(nn.Module):
@@ -29,37 +33,74 @@ class AxisBias(nn.Module):
         self.column = nn.Parameter(torch.zeros(spec.num_columns, d_model))
 
     def forward(self, routing: PeerRouting) -> Tensor:
-        axes = routing.axes
-        if axes is None:
-            raise AssertionError("axis biases need the log gates of a jumprelu router")
-        if isinstance(axes, PassingKeys):
-            if not torch.is_grad_enabled():
-                wide = at_least_float32(self.row), at_least_float32(self.column)
-                made_ND = axis_bias(axes.score_Q, axes.gate_Q, axes.start_N1, axes.sizes[0], *wide)
-                return made_ND.type_as(self.row)
-            axes = axes.log_gates()
-        gate1_NI, gate2_NJ = (log_gate_NHX.exp().sum(1) for log_gate_NHX in axes)
-        return gate1_NI.type_as(self.row) @ self.row + gate2_NJ.type_as(self.row) @ self.column
+        if routing.axes is None:
+            raise AssertionError("axis biases need a gate whose axes have gates of their own")
+        return routing.axes.weighted(self.row, self.column)
 
 
 def expert_layer(
     library: CpuLibrary,
     spec: PeerSpec,
     index: CellIndex,
-    u: ExpertTable,
+    u: fired_sum.ExpertTable,
     bias_E: Tensor,
-    v: ExpertTable,
+    v: fired_sum.ExpertTable,
     axis_bias: AxisBias | None,
-) -> tuple[ExpertLayer, tuple[Tensor, ...]]:
+) -> tuple[fired_sum.ExpertLayer, tuple[Tensor, ...]]:
     """A layer of experts as C++ runs it on what a router in C++ left, and the tensors it has copied."""
     biases = None if axis_bias is None else (axis_bias.row, axis_bias.column)
     sizes = spec.num_heads, spec.num_keys, spec.num_columns
-    layer = ExpertLayer(library, index.stored, u, bias_E, v, spec.activation, biases, sizes)
+    layer = fired_sum.ExpertLayer(library, index.stored, u, bias_E, v, spec.activation, biases, sizes)
     return layer, layer.copied
 
 
-class PeerExperts(nn.Module):
-    """Float experts: y = sum over a token's experts of gate * act(u . x + b) * v, plus the axis biases."""
+class PeerLayer(ExpertLayer):
+    """A pool of single neurons in the cells of a key grid: gate * act(u . x + b) * v, and the axis biases.
+
+    How u and v are stored is its subclasses' matter.
+    """
+
+    spec: PeerSpec
+    index: CellIndex
+    bias: nn.Parameter
+    axis_bias: AxisBias | None
+
+    @abstractmethod
+    def tables(self) -> Mapping[str, Table]:
+        """u and v, in this order."""
+
+    @property
+    def num_experts(self) -> int:
+        return self.spec.num_experts
+
+    @torch.no_grad()
+    def pairs(self, x_ND: Tensor, routing: PeerRouting) -> Pairs:
+        expert_P, start_N1, gate_P = self.index(routing)
+        token_P = tokens_of_pairs(start_N1)
+        u, v = self.tables().values()
+        row_R, local_P = torch.unique(expert_P, return_inverse=True)
+        pre_P = row_dots(at_least_float32(x_ND), u.rows(row_R), local_P, start_N1, token_P)
+        pre_P = pre_P + at_least_float32(self.bias)[expert_P]
+        hidden_P = activation(self.spec.activation).f(pre_P)
+        return Pairs(
+            token_P=token_P,
+            expert_P=expert_P,
+            gate_P=gate_P,
+            pre_PM=pre_P[:, None],
+            norm_P=(gate_P * hidden_P).abs() * v.rows(row_R).norm(dim=1)[local_P],
+        )
+
+    def state_bytes(self) -> int:
+        return (
+            sum(table.state_bytes() for table in self.tables().values()) + self.bias.nbytes + self.index.state_bytes()
+        )
+
+    def check(self, path: str) -> None:
+        self.index.check(f"{path}.index")
+
+
+class PeerExperts(PeerLayer):
+    """Float experts, their tables parameters."""
 
     def __init__(self, spec: PeerSpec, d_model: int) -> None:
         super().__init__()
@@ -69,7 +110,7 @@ class PeerExperts(nn.Module):
         self.bias = nn.Parameter(torch.zeros(spec.num_experts))
         self.v = nn.Parameter(torch.randn(spec.num_experts, d_model) * d_model**-0.5)
         self.axis_bias = AxisBias(spec, d_model) if spec.axis_bias else None
-        self.ready: Kept[ExpertLayer] = Kept()
+        self.ready: Derived[fired_sum.ExpertLayer] = Derived()
 
     @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
@@ -83,8 +124,5 @@ class PeerExperts(nn.Module):
         y_ND = expert_sum(x_ND, self.u, self.bias, self.v, expert_P, start_N1, gate_P, self.spec.activation)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
 
-    def activations(self, x_ND: Tensor, routing: PeerRouting) -> tuple[Tensor, Tensor, Tensor]:
-        """(P) expert, gate and act(u . x + b) of every pair of a token and an expert, in order of tokens."""
-        expert_P, start_N1, gate_P = self.index(routing)
-        pre_P = row_dots(x_ND, self.u, expert_P, start_N1, tokens_of_pairs(start_N1)) + self.bias[expert_P]
-        return expert_P, gate_P, activation(self.spec.activation).f(pre_P)
+    def tables(self) -> Mapping[str, Table]:
+        return {"u": ParameterTable(self.u), "v": ParameterTable(self.v)}

@@ -24,9 +24,9 @@ from kernels.jump_router.tables import AxisStatistics, Rule
 from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold, product_key_topk
 from pipeline.models.axis_threshold import axis_deviations, passing_logits
-from pipeline.models.derived import Kept
+from pipeline.models.derived import Derived
 from pipeline.models.number_types import at_least_float32
-from pipeline.models.peer.routing import PassingKeys, PeerRouting
+from pipeline.models.peer.routing import LogGates, PassingKeys, PeerRouting
 
 if TYPE_CHECKING:  # a spec is checked by its gate, and a router selects by it
     from pipeline.models.peer.router import PeerRouter
@@ -214,7 +214,7 @@ class JumpRelu(Gate):
         router.norm1 = nn.BatchNorm1d(spec.num_heads, affine=False)
         router.norm2 = nn.BatchNorm1d(spec.num_heads, affine=False)
         router.rule = Rule(spec.num_keys, router.deviations, spec.tie_margin, router.norm1.eps)
-        router.ready = Kept()
+        router.ready = Derived()
         # Minus infinity: every pair that passes both axes fires, as in Monet; the first training batch sets it.
         router.register_buffer("threshold_H", torch.full((spec.num_heads,), -torch.inf))
 
@@ -275,7 +275,7 @@ class JumpRelu(Gate):
             router.threshold_H += THRESHOLD_GAIN * (fired_H - spec.pairs_per_head)
         gate_P = torch.exp(row_NHI[token_P, head_P, r_P] + column_NHJ[token_P, head_P, c_P]).to(x_ND.dtype)
         start_N1 = starts(torch.bincount(token_P, minlength=len(x_ND)))
-        return PeerRouting(r_P * spec.num_columns + c_P, start_N1, gate_P, (row_NHI, column_NHJ))
+        return PeerRouting(r_P * spec.num_columns + c_P, start_N1, gate_P, LogGates(row_NHI, column_NHJ))
 
     def _fired(self, router: "PeerRouter", x_ND: Tensor) -> PeerRouting:
         """What `_recorded` gives in evaluation, without gradients and without a tensor of all log gates."""

@@ -8,13 +8,15 @@ from torch import Tensor, nn
 
 from kernels.jump_router.native import Router
 from kernels.jump_router.tables import Rule, SparseRows, compact
-from pipeline.models.derived import Kept
+from pipeline.models.derived import Derived
 from pipeline.models.number_types import FullStatistics, at_least_float32, outside_autocast
 from pipeline.models.peer.gates import GATES, Axes
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.soundness import THRESHOLD, takes
 
 
+@takes(lambda router: dict.fromkeys(router.gate.thresholds, THRESHOLD))
 class PeerRouter(FullStatistics):
     """Query and sub-keys, and what the gate keeps."""
 
@@ -23,7 +25,7 @@ class PeerRouter(FullStatistics):
     threshold_H: Tensor
     deviations: float
     rule: Rule
-    ready: Kept[Router]
+    ready: Derived[Router]
 
     def __init__(self, spec: PeerSpec, d_model: int) -> None:
         super().__init__()
@@ -34,7 +36,7 @@ class PeerRouter(FullStatistics):
         if spec.score_features:
             self.features = nn.Linear(d_model, spec.score_features, bias=False)
             nn.init.normal_(self.features.weight, std=d_model**-0.5)
-            self._compact: Kept[SparseRows] = Kept()
+            self._compact: Derived[SparseRows] = Derived()
         read = spec.score_features or d_model
         self.query = nn.Linear(read, sum(self.widths), bias=spec.score_features > 0)
         nn.init.normal_(self.query.weight, std=read**-0.5)

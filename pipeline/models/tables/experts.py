@@ -4,38 +4,40 @@ int8 is symmetric with one scale a row; int4 is the nibble plane w with the scal
 second plane, the accumulator, that the forward pass never reads (kernels/sr_update).
 """
 
-# N tokens, D model width, E experts, R rows of a table, P pairs (a token and an expert)
+# N tokens, D model width, E experts, P pairs (a token and an expert)
+
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from kernels.backends import CpuLibrary, cpu_library_for
-from kernels.expert_sum import bags, expert_sum, expert_sum_backward, expert_sum_forward
+from kernels.expert_sum import expert_sum, expert_sum_backward, expert_sum_forward
 from kernels.expert_sum.grouped import grouped_expert_sum
 from kernels.fired_sum import ExpertLayer
-from kernels.pairs import pairs_by_row, starts, tokens_of_pairs
+from kernels.pairs import pairs_by_row, tokens_of_pairs
 from kernels.sr_update import RowGradients
-from pipeline.models.derived import Kept
+from pipeline.models.contract import Table, wanted
+from pipeline.models.derived import Derived
 from pipeline.models.number_types import outside_autocast
 from pipeline.models.peer.cells import CellIndex
-from pipeline.models.peer.experts import AxisBias, expert_layer
+from pipeline.models.peer.experts import AxisBias, PeerLayer, expert_layer
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.tables.floats import FloatTable
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.tables.int8 import Int8Table
 
-Table = FloatTable | Int8Table | Int4Table
+StoredTable = FloatTable | Int8Table | Int4Table
+T = TypeVar("T")
 
 
-class QuantizedExperts(nn.Module):
+class TableExperts(PeerLayer):
     """PEER experts over tables that no autograd leaf holds, of any precision; biases stay float.
 
     While `trains`, a backward pass leaves the tables' gradients in `gradients` as weighted pairs.
     """
-
-    u: Table
-    v: Table
 
     def __init__(self, spec: PeerSpec, d_model: int) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class QuantizedExperts(nn.Module):
         self.gradients: tuple[RowGradients, RowGradients] | None = None
         """Of u and v, from the last backward pass; whoever updates the tables takes them."""
         self.trains = spec.accumulator
-        self.ready: Kept[ExpertLayer] = Kept()
+        self.ready: Derived[ExpertLayer] = Derived()
 
     @outside_autocast
     def forward(self, x_ND: Tensor, routing: PeerRouting) -> Tensor:
@@ -58,36 +60,40 @@ class QuantizedExperts(nn.Module):
         expert_P, start_N1, gate_P = self.index(routing)
         if self.trains and torch.is_grad_enabled():
             y_ND = _TapedExpertSum.apply(x_ND, self.bias, gate_P, expert_P, start_N1, self)
-        elif isinstance(self.u, Int4Table) and isinstance(self.v, Int4Table) and self.u.groups > 1:
-            u, v = (self.u.stored, self.u.scale_EG), (self.v.stored, self.v.scale_EG)
+        elif self.spec.scale_groups > 1:
+            u, v = ((table.stored, table.scale_EG) for table in self.tables_of(Int4Table).values())
             y_ND = grouped_expert_sum(x_ND, *u, self.bias, *v, expert_P, start_N1, gate_P, self.spec.activation)
         else:
-            u, v, scales = self.u.stored, self.v.stored, (self.u.scale_E, self.v.scale_E)
+            u, v, scales = self.u.stored, self.v.stored, (self.u.scales, self.v.scales)
             y_ND = expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
 
+    def tables(self) -> Mapping[str, Table]:
+        return {"u": self.u, "v": self.v}
+
+    def tables_of(self, kind: type[T]) -> dict[str, T]:
+        """The same. ValueError where they are of another kind."""
+        return {name: wanted(table, kind, f"table {name}") for name, table in self.tables().items()}
+
     def _layer(self, library: CpuLibrary) -> tuple[ExpertLayer, tuple[Tensor, ...]]:
-        u, v = (self.u.stored, self.u.scale_E), (self.v.stored, self.v.scale_E)
+        u, v = (self.u.stored, self.u.scales), (self.v.stored, self.v.scales)
         return expert_layer(library, self.spec, self.index, u, self.bias, v, self.axis_bias)
 
-    def pre_activations(self, x_ND: Tensor, expert_P: Tensor, token_P: Tensor) -> Tensor:
-        """(P): u . x + b of these pairs of an expert and a token, which are in order of experts."""
-        row_R, count_R = torch.unique_consecutive(expert_P, return_counts=True)
-        local_P = torch.repeat_interleave(torch.arange(len(row_R), device=row_R.device), count_R)
-        return bags.row_dots(self.u.rows(row_R), x_ND, token_P, starts(count_R), local_P) + self.bias[expert_P]
+
+def table_of(spec: PeerSpec, width: int) -> StoredTable:
+    """Of the precision that the spec names."""
+    return _MADE[spec.precision](spec, width)
 
 
-def table_of(spec: PeerSpec, width: int) -> Table:
-    match spec.precision:
-        case "float32" | "bfloat16":
-            dtype = torch.float32 if spec.precision == "float32" else torch.bfloat16
-            return FloatTable(spec.num_experts, width, dtype)
-        case "int8":
-            return Int8Table(spec.num_experts, width)
-        case "int4":
-            return Int4Table(spec.num_experts, width, accumulator=spec.accumulator, groups=spec.scale_groups)
-        case "float":
-            raise AssertionError("tables of precision float are parameters of PeerExperts")
+_MADE: Mapping[str, Callable[[PeerSpec, int], StoredTable]] = {
+    "float32": lambda spec, width: FloatTable(spec.num_experts, width, torch.float32),
+    "bfloat16": lambda spec, width: FloatTable(spec.num_experts, width, torch.bfloat16),
+    "int8": lambda spec, width: Int8Table(spec.num_experts, width),
+    "int4": lambda spec, width: Int4Table(
+        spec.num_experts, width, accumulator=spec.accumulator, groups=spec.scale_groups
+    ),
+}
+"""Tables of precision float are parameters, of PeerExperts."""
 
 
 class _TapedExpertSum(torch.autograd.Function):
@@ -97,7 +103,7 @@ class _TapedExpertSum(torch.autograd.Function):
     def forward(ctx, x_ND, bias_E, gate_P, expert_P, start_N1, layer):  # noqa: ANN001, ANN205 - torch's own protocol
         u, v = layer.u, layer.v
         y_ND, pre_P = expert_sum_forward(
-            x_ND, u.stored, u.scale_E, bias_E, v.stored, v.scale_E, expert_P, start_N1, gate_P, layer.spec.activation
+            x_ND, u.stored, u.scales, bias_E, v.stored, v.scales, expert_P, start_N1, gate_P, layer.spec.activation
         )
         ctx.save_for_backward(x_ND, expert_P, start_N1, gate_P, pre_P)
         ctx.layer = layer
@@ -108,7 +114,7 @@ class _TapedExpertSum(torch.autograd.Function):
         x_ND, expert_P, start_N1, gate_P, pre_P = ctx.saved_tensors
         u, v, spec = ctx.layer.u, ctx.layer.v, ctx.layer.spec
         dx_ND, dgate_P, du_P, dv_P = expert_sum_backward(
-            dy_ND, u.stored, u.scale_E, v.stored, v.scale_E, expert_P, start_N1, gate_P, pre_P, spec.activation
+            dy_ND, u.stored, u.scales, v.stored, v.scales, expert_P, start_N1, gate_P, pre_P, spec.activation
         )
         if ctx.layer.gradients is not None:
             raise AssertionError("the tables have not taken the gradients of the backward pass before this one")

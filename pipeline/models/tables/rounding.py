@@ -37,6 +37,12 @@ def absmax_scales(rows_ED: Tensor, most: int, groups: int = 1) -> Tensor:
     return largest_EG / most
 
 
+def rows_below_smallest_scale(rows_ED: Tensor, most: int, groups: int) -> int:
+    """Rows, not of zeros, whose scale float16 would round coarsely, so that a larger one is taken."""
+    scale_EG = absmax_scales(rows_ED, most, groups)
+    return int(((scale_EG > 0) & (scale_EG < SMALLEST_SCALE)).any(1).sum())
+
+
 def quantize_int8(rows_ED: Tensor) -> tuple[Tensor, Tensor]:
     """(E, D) int8 values and (E) float16 scales: symmetric, the largest absolute value of a row at 127."""
     scale_E = absmax_scales(rows_ED, INT8_MOST)[:, 0].clamp(min=SMALLEST_SCALE).half()

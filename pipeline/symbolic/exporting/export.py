@@ -62,13 +62,11 @@ def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int 
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
     artifact = store.open(id, kind="symbols")
-    model = codec.load(artifact)
+    model = codec.load_as(LanguageModel, artifact)
     corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
     if corpus_id is None:
         raise ArtifactError(f"{artifact.id} was made from no corpus, so it has no held-out tokens; distil it again")
-    corpus = codec.load(store.open(corpus_id, kind="corpus"))
-    assert isinstance(model, LanguageModel)
-    assert isinstance(corpus, Corpus)
+    corpus = codec.load_as(Corpus, store.open(corpus_id, kind="corpus"))
     context = trained_length(store, artifact.id)
     length = context if length is None else length
     return write_folder(
@@ -115,9 +113,9 @@ def _loss(model: LanguageModel, inputs_WT: Tensor, targets_WT: Tensor) -> float:
 
 def tables_file(model: LanguageModel, *, window: int, context: int) -> bytes:
     """The bytes of tables.bin. ValueError for a model that is no symbols model."""
-    spec = model.spec.experts
-    if not isinstance(spec, SymbolSpec):
+    if model.kind != "symbols":
         raise ValueError(f"a {model.kind!r} has no symbols to export; a 'symbols' was needed here")
+    spec = model.spec.experts_as(SymbolSpec)
     body = b"".join(_record(name, table) for name, table in _tables(model, spec))
     sizes = struct.pack("<24I6d", *_sizes(model, spec, window, context), *_numbers(model, spec))
     header_bytes = len(MAGIC) + struct.calcsize("<2I2Q") + len(sizes)
@@ -145,7 +143,7 @@ def _gate_code(peer: PeerSpec) -> int:
 
 
 def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
-    router = _router(model.blocks()[0])
+    router = model.routers_of(SymbolRouter)[0].scores
     query_eps = router.query_norm.eps if isinstance(router.query_norm, nn.BatchNorm1d) else 0.0
     cuts = router.gate.cuts(router)
     axis_eps, deviations = (0.0, 0.0) if cuts is None else (cuts.rows.eps, cuts.deviations)
@@ -154,13 +152,8 @@ def _numbers(model: LanguageModel, spec: SymbolSpec) -> tuple[float, ...]:
 
 def _terms(model: LanguageModel) -> int:
     """Most terms of a score; 0 where all features are read, or none are."""
-    routers = [_router(block) for block in model.blocks() if block.router is not None]
+    routers = [router.scores for router in model.routers_of(SymbolRouter).values()]
     return max(router.compact_rows().index_SK.shape[1] if router.spec.score_terms else 0 for router in routers)
-
-
-def _router(block: Block) -> PeerRouter:
-    assert isinstance(block.router, SymbolRouter)
-    return block.router.scores
 
 
 def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tensor]]:
@@ -169,22 +162,24 @@ def _tables(model: LanguageModel, spec: SymbolSpec) -> Iterator[tuple[str, Tenso
     yield "blocks", torch.tensor([*zip(*sizes, strict=True)]).int()
     yield "embedding", model.model.embed_tokens.weight
     terms = _terms(model)
-    for layer, block in enumerate(model.blocks()):
-        for name, table in _block_tables(block, _attention(model, block), terms):
+    routers = model.routers_of(SymbolRouter)
+    for layer, (block, experts) in enumerate(zip(model.blocks(), model.expert_layers_of(SymbolExperts), strict=True)):
+        attention, router = _attention(model, block), routers.get(layer)
+        for name, table in _block_tables(block, attention, router, experts, terms):
             yield f"layers.{layer}.{name}", table
     yield "norm", model.model.norm.weight
     yield "head", model.lm_head.weight.T
 
 
-def _block_tables(block: Block, attention: SoftmaxAttention, terms: int) -> Iterator[tuple[str, Tensor]]:
-    experts = block.moe
-    assert isinstance(experts, SymbolExperts)
+def _block_tables(
+    block: Block, attention: SoftmaxAttention, router: SymbolRouter | None, experts: SymbolExperts, terms: int
+) -> Iterator[tuple[str, Tensor]]:
     yield "attention_norm", block.input_layernorm.weight
     yield from _attention_tables(attention)
     yield "expert_norm", block.post_attention_layernorm.weight
-    if block.router is not None:
-        yield from _router_tables(_router(block), terms)
-    tables = experts.tables._asdict()
+    if router is not None:
+        yield from _router_tables(router.scores, terms)
+    tables = experts.symbol_tables._asdict()
     yield "cell_start", tables.pop("cell_start_C1")
     if experts.axis_bias is not None:
         yield from (("row_bias", experts.axis_bias.row), ("column_bias", experts.axis_bias.column))

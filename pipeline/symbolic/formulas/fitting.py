@@ -10,8 +10,7 @@ from torch import Tensor
 
 from kernels.activations import Activation, activation
 from pipeline.models.symbols import activation_code
-from pipeline.models.tables.experts import QuantizedExperts
-from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.experts import TableExperts
 from pipeline.run import steps
 from pipeline.symbolic.formulas.functions import SPLINE_CODE, apply_codes
 from pipeline.symbolic.formulas.spline import KNOTS, Splines, evaluate_pairs, fit_splines, snap
@@ -45,7 +44,7 @@ class Formulas:
 
 
 def fit_formulas(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     fit: LayerRecord,
     check: LayerRecord,
     *,
@@ -65,10 +64,9 @@ def fit_formulas(
     return [_joined([piece[i] for piece in pieces]) for i in range(len(pieces[0]))]
 
 
-def own_formulas(experts: QuantizedExperts, splines: Splines) -> Formulas:
+def own_formulas(experts: TableExperts, splines: Splines) -> Formulas:
     """Every expert as it is, of rows of u that are sparse already: nothing is lost, and few coordinates are named."""
     terms, num_experts = experts.spec.u_terms, experts.spec.num_experts
-    assert isinstance(experts.u, Int4Table)
     u_ED = experts.u.rows(torch.arange(num_experts))
     index_EK = u_ED.abs().topk(min(terms, u_ED.shape[1]), dim=1).indices
     coefficient_EK = u_ED.gather(1, index_EK)
@@ -127,7 +125,7 @@ def firing_samples(record: LayerRecord, expert_E: Tensor, samples: int) -> Sampl
 
 
 def _fit_piece(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     expert_E: Tensor,
     fit: LayerRecord,
     check: LayerRecord,
@@ -143,10 +141,9 @@ def _fit_piece(
 
 
 def pursue_samples(
-    experts: QuantizedExperts, expert_E: Tensor, sample: Samples, act: Activation, ladder: tuple[int, ...]
+    experts: TableExperts, expert_E: Tensor, sample: Samples, act: Activation, ladder: tuple[int, ...]
 ) -> Support:
     """Matching pursuit of these experts' u on their samples, each weighted by what an error there would do."""
-    assert isinstance(experts.u, Int4Table)
     # An error of the pre-activation counts as far as gate and slope carry it on; a little counts everywhere.
     carried_ES = (sample.gate_ES * act.derivative(sample.pre_ES)).square() * sample.used_ES
     floor_E1 = 0.02 * carried_ES.sum(1, keepdim=True) / sample.used_ES.sum(1, keepdim=True).clamp(min=1)

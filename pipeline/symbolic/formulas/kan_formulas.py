@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.activations import Activation, activation
 from pipeline.models.symbols import activation_code
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.run import current_run, steps
 from pipeline.symbolic.formulas.fitting import (
     Formulas,
@@ -66,7 +66,7 @@ def worth_trying(tier_E: Tensor, coordinates_E: Tensor, energy_E: Tensor, *, num
 
 
 def fit_kans(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     fit: LayerRecord,
     check: LayerRecord,
     sizes: Mapping[int, int],
@@ -90,9 +90,7 @@ def fit_kans(
     return KanFormulas(formulas=formulas, tried=len(tried), won=won, chosen=0, seconds=time.monotonic() - began)
 
 
-def _nothing(
-    num_experts: int, width: int, size: int, d_model: int, experts: QuantizedExperts, like: Formulas
-) -> Formulas:
+def _nothing(num_experts: int, width: int, size: int, d_model: int, experts: TableExperts, like: Formulas) -> Formulas:
     """Of no expert yet."""
     code = activation_code(experts.spec.activation)
     return Formulas(
@@ -111,7 +109,7 @@ def _nothing(
 
 
 def _fit_one(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     fit: LayerRecord,
     check: LayerRecord,
     expert: int,

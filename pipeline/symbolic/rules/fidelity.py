@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activation
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.symbolic.formulas.fitting import Formulas
 from pipeline.symbolic.formulas.functions import apply_codes
 from pipeline.symbolic.recording import LayerRecord
@@ -38,7 +38,7 @@ class Sums:
 
 
 def sums_of(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     record: LayerRecord,
     words: LiteralWords,
     literal_QC: Tensor,

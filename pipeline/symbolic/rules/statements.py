@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.literals import Literals
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.run import steps
 from pipeline.symbolic.formulas.fitting import Formulas
 from pipeline.symbolic.recording import LayerRecord
@@ -75,7 +75,7 @@ class Statements:
 
 
 def fit_statements(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     fit: LayerRecord,
     check: LayerRecord,
     shared: Literals,
@@ -161,7 +161,7 @@ def _search(
 
 
 def _judge(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     records: tuple[LayerRecord, LayerRecord],
     words: Sequence[LiteralWords],
     candidate_EC: Tensor,

@@ -10,10 +10,9 @@ def symbol_experts(model: LanguageModel, layer: int) -> SymbolExperts:
     blocks = model.blocks()
     if not 0 <= layer < len(blocks):
         raise ValueError(f"layer {layer} is not in this model, which has the layers 0 to {len(blocks) - 1}")
-    experts = blocks[layer].moe
-    if not isinstance(experts, SymbolExperts):
+    if model.kind != "symbols":
         raise ValueError(f"a {model.kind!r} has no symbols to read; a 'symbols' was needed here")
-    return experts
+    return model.expert_layers_of(SymbolExperts)[layer]
 
 
 def router_block(model: LanguageModel, layer: int) -> int:
@@ -24,6 +23,4 @@ def router_block(model: LanguageModel, layer: int) -> int:
 
 def router_scores(model: LanguageModel, layer: int) -> PeerRouter:
     """The router that this block obeys."""
-    router = model.blocks()[router_block(model, layer)].router
-    assert isinstance(router, SymbolRouter)
-    return router.scores
+    return model.routers_of(SymbolRouter)[router_block(model, layer)].scores

@@ -46,7 +46,7 @@ def firing_statement(
 
 def rule_circuit(experts: SymbolExperts, expert: int) -> Circuit:
     """The gates that say when an expert of a logic tier fires, over the block's literals."""
-    tables, num_literals = experts.tables, len(experts.member_LV)
+    tables, num_literals = experts.symbol_tables, len(experts.member_LV)
     return of_tables(int(tables.rule_E[expert]), tables.gate_G, tables.wire_a_G, tables.wire_b_G, num_literals)
 
 

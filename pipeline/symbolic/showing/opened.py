@@ -39,13 +39,11 @@ class Opened:
 def open_symbols(store: Store, id: str) -> Opened:
     """The symbols artifact and the corpus it comes from."""
     artifact = store.open(id, kind="symbols")
-    model = codec.load(artifact)
+    model = codec.load_as(LanguageModel, artifact)
     corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
     if corpus_id is None or "literals.json" not in artifact.files():
         raise ArtifactError(f"{artifact.id} was made from no corpus, or has no literals.json; distil it again")
-    corpus = codec.load(store.open(corpus_id, kind="corpus"))
-    assert isinstance(model, LanguageModel)
-    assert isinstance(corpus, Corpus)
+    corpus = codec.load_as(Corpus, store.open(corpus_id, kind="corpus"))
     return Opened(
         id=artifact.id,
         model=model.eval(),

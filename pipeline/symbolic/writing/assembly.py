@@ -12,8 +12,7 @@ from torch import Tensor
 from kernels.activations import activation
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.literals import Literals
-from pipeline.models.tables.experts import QuantizedExperts
-from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.experts import TableExperts
 from pipeline.symbolic.formulas.fitting import Formulas, fit_formulas, own_formulas
 from pipeline.symbolic.formulas.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
 from pipeline.symbolic.recording import LayerRecord
@@ -69,7 +68,7 @@ class FittedBlock:
 
     model: LanguageModel
     layer: int
-    experts: QuantizedExperts
+    experts: TableExperts
     listed: list[Option]
     options: Options
     """Without the price of an exact comparison."""
@@ -112,8 +111,7 @@ def fit_block(
     generator: torch.Generator,
 ) -> FittedBlock:
     """Fits all options of one block, but for KANs, on `fit` and judges them on `check`."""
-    experts = model.blocks()[layer].moe
-    assert isinstance(experts, QuantizedExperts)
+    experts = model.expert_layers_of(TableExperts)[layer]
     what = f"block {layer}"
     formulas = fit_formulas(experts, fit, check, ladder=tuple(ladder), samples=samples, what=f"{what} formulas")
     few = max((size for size in ladder if size <= LOGIC_COORDINATES), default=min(ladder))
@@ -167,13 +165,12 @@ def _in_reach(fitted: FittedBlock, symbols: BlockSymbols) -> Tensor:
     return ~symbols.exact_E | (dense_E & (2 * leaves_E >= leaves_E[dense_E].max()))
 
 
-def v_squares(experts: QuantizedExperts) -> Tensor:
+def v_squares(experts: TableExperts) -> Tensor:
     """(E) |v|^2, which makes an energy of a squared magnitude."""
-    assert isinstance(experts.v, Int4Table)
     return experts.v.rows(torch.arange(experts.spec.num_experts)).square().sum(1)
 
 
-def energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Tensor]:
+def energies(experts: TableExperts, check: LayerRecord) -> tuple[Tensor, Tensor]:
     """(E) output energy over all tokens of the sample, and its part about the mean: both times |v|^2."""
     magnitude_P = check.gate_P * activation(experts.spec.activation).f(check.pre_P)
     v2_E, expert_P = v_squares(experts), check.events.expert_P
@@ -183,7 +180,7 @@ def energies(experts: QuantizedExperts, check: LayerRecord) -> tuple[Tensor, Ten
 
 
 def _options(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     d_model: int,
     energy_E: Tensor,
     formulas: list[Formulas],

@@ -17,14 +17,14 @@ from kernels.pairs import starts
 from pipeline.measuring.swapped import swapped
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.routing import PeerRouting
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.symbolic.recording import LayerRecord
 
 
 class BiasesAlone(nn.Module):
     """No expert at all: the axis biases, which symbols keep as they are, and the router that they need."""
 
-    def __init__(self, experts: QuantizedExperts) -> None:
+    def __init__(self, experts: TableExperts) -> None:
         super().__init__()
         self.axis_bias = experts.axis_bias
 
@@ -35,7 +35,7 @@ class BiasesAlone(nn.Module):
 class ConstantMagnitude(nn.Module):
     """Experts whose gate * activation is one constant each, wherever they fire; routing and v as they were."""
 
-    def __init__(self, experts: QuantizedExperts, constant_E: Tensor) -> None:
+    def __init__(self, experts: TableExperts, constant_E: Tensor) -> None:
         super().__init__()
         self.experts, self.constant_E, self.biases = experts, constant_E, BiasesAlone(experts)
 
@@ -52,7 +52,7 @@ class ConstantMagnitude(nn.Module):
 class GateConstantMagnitude(nn.Module):
     """Experts whose activation is one constant each; the gate stays, as it does for symbols that fire exactly."""
 
-    def __init__(self, experts: QuantizedExperts, constant_E: Tensor) -> None:
+    def __init__(self, experts: TableExperts, constant_E: Tensor) -> None:
         super().__init__()
         self.experts, self.constant_E, self.biases = experts, constant_E, BiasesAlone(experts)
 
@@ -63,7 +63,7 @@ class GateConstantMagnitude(nn.Module):
         )
 
 
-def _summed(experts: QuantizedExperts, expert_P: Tensor, start_N1: Tensor, weight_P: Tensor) -> Tensor:
+def _summed(experts: TableExperts, expert_P: Tensor, start_N1: Tensor, weight_P: Tensor) -> Tensor:
     """(N, D) the experts' v times these weights, summed for each token."""
     row_R, local_P = torch.unique(expert_P, return_inverse=True)
     return bag_sum(experts.v.rows(row_R), local_P, start_N1, weight_P)
@@ -75,7 +75,7 @@ class PermutedFiring(nn.Module):
     The experts alone: axis biases are those of the token itself.
     """
 
-    def __init__(self, experts: QuantizedExperts, generator: torch.Generator) -> None:
+    def __init__(self, experts: TableExperts, generator: torch.Generator) -> None:
         super().__init__()
         self.experts, self.generator = experts, generator
 
@@ -100,9 +100,8 @@ class Means:
 def mean_magnitudes(model: LanguageModel, records: Sequence[LayerRecord]) -> list[Means]:
     """Those of every block."""
     means = []
-    for block, record in zip(model.blocks(), records, strict=True):
-        assert isinstance(block.moe, QuantizedExperts)
-        activation_P = activation(block.moe.spec.activation).f(record.pre_P)
+    for experts, record in zip(model.expert_layers_of(TableExperts), records, strict=True):
+        activation_P = activation(experts.spec.activation).f(record.pre_P)
         count_E, expert_P = record.events.count_E, record.events.expert_P
         gated_E, activation_E = (
             torch.zeros(len(count_E)).index_add(0, expert_P, value_P) / count_E.clamp(min=1)
@@ -143,7 +142,7 @@ def control_metrics(
     `measured` is of the symbols, against `model`; `loss_of` gives a held-out loss on the same tokens. The parent's loss
     and that without experts are in `measured` already, so that each control costs one forward pass.
     """
-    layers = [block.moe for block in model.blocks() if isinstance(block.moe, QuantizedExperts)]
+    layers = model.expert_layers_of(TableExperts)
     means = mean_magnitudes(model, records)
     arms: dict[str, Sequence[nn.Module]] = {
         "constant_magnitude": [ConstantMagnitude(e, m.gated_E) for e, m in zip(layers, means, strict=True)],

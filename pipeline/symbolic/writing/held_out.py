@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from kernels.activations import activation
-from kernels.symbol_table import stock
-from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel
-from pipeline.models.symbols import SymbolExperts, SymbolRouting
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.symbols import SymbolExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.run import steps
 from pipeline.symbolic.recording import Events, LayerRecord
 from pipeline.symbolic.rules.bit_sets import LiteralWords, count, everything, packed
@@ -41,9 +39,7 @@ class _Stated:
 
 
 @torch.no_grad()
-def worth_on(
-    block: BlockSymbols, executed: SymbolExperts, experts: QuantizedExperts, record: LayerRecord
-) -> BlockSymbols:
+def worth_on(block: BlockSymbols, executed: SymbolExperts, experts: TableExperts, record: LayerRecord) -> BlockSymbols:
     """The block with energies, errors and F1 of this sample. `executed` are its tables, `experts` what they stand for.
 
     The symbols read the states of the record, so that each expert is judged by itself.
@@ -78,12 +74,8 @@ def blocks_on(
     blocks: Sequence[BlockSymbols], executed: LanguageModel, model: LanguageModel, records: Sequence[LayerRecord]
 ) -> list[BlockSymbols]:
     """All blocks, worth what they are on these records of `model`; `executed` is the model of their tables."""
-    found = []
-    for block, ours, theirs, record in zip(blocks, executed.blocks(), model.blocks(), records, strict=True):
-        assert isinstance(ours.moe, SymbolExperts)
-        assert isinstance(theirs.moe, QuantizedExperts)
-        found.append(worth_on(block, ours.moe, theirs.moe, record))
-    return found
+    ours, theirs = executed.expert_layers_of(SymbolExperts), model.expert_layers_of(TableExperts)
+    return [worth_on(*of_block) for of_block in zip(blocks, ours, theirs, records, strict=True)]
 
 
 def _stated(executed: SymbolExperts, record: LayerRecord) -> _Stated:
@@ -170,18 +162,11 @@ def executed_firing(
     found: list[list[Tensor]] = [[] for _ in records]
     seen = 0
     for step in steps(what, len(batches)):
-        tokens_BT = batches[step]
-        trace = model.trace(tokens_BT)
-        for layer, (block, routing) in enumerate(zip(model.blocks(), trace.routings, strict=True)):
-            assert isinstance(block.moe, SymbolExperts)
-            assert isinstance(routing, SymbolRouting)
-            cells, context_ON = routing.cells, context_of(tokens_BT, block.moe.spec.places)
-            token_P, expert_P, _ = stock.firings(
-                cells.cell_P, cells.start_N1, cells.gate_P, context_ON, block.moe.tables
-            )
+        for layer, visit in enumerate(model.walk(batches[step])):
+            pairs = visit.pairs()
             # Heads that reach one expert for one token are one firing.
-            found[layer].append(torch.unique(_keys(expert_P, token_P + seen, records[layer].events)))
-        seen += tokens_BT.numel()
+            found[layer].append(torch.unique(_keys(pairs.expert_P, pairs.token_P + seen, records[layer].events)))
+        seen += batches[step].numel()
     return [
         _firing(torch.cat(keys), key_P, record.events)
         for keys, key_P, record in zip(found, key_by_layer, records, strict=True)

@@ -12,10 +12,11 @@ from pipeline.measuring.held_out import HeldOut
 from pipeline.measuring.loss import token_losses
 from pipeline.measuring.swapped import Nothing, swapped
 from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolRouting, SymbolSpec
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock
 
@@ -54,14 +55,12 @@ def symbol_model(
     """The model with every expert replaced by its symbols."""
     spec = _spec(model, blocks, vocab_size, places)
     made = LanguageModel(ModelSpec(transformer=model.spec.transformer, experts=spec))
-    state = {k: t for k, t in model.state_dict().items() if ".moe." not in k and ".router." not in k}
-    for layer, theirs in enumerate(model.blocks()):
-        prefix = f"model.layers.{layer}"
-        if theirs.router is not None:
-            state |= {f"{prefix}.router.scores.{k}": t for k, t in theirs.router.state_dict().items()}
-        experts = _symbol_experts(model, layer, blocks[layer], spec, layer)
-        state |= {f"{prefix}.moe.{k}": t for k, t in experts.state_dict().items()}
-    made.load_state_dict(state)
+    made.load_state_dict(model.backbone_state(), strict=False)
+    routers = model.routers_of(PeerRouter)
+    for layer, router in made.routers_of(SymbolRouter).items():
+        router.scores.load_state_dict(routers[layer].state_dict())
+    for layer, experts in enumerate(made.expert_layers()):
+        experts.load_state_dict(_symbol_experts(model, layer, blocks[layer], spec, layer).state_dict())
     return made.eval()
 
 
@@ -69,23 +68,21 @@ def _symbol_experts(
     model: LanguageModel, layer: int, symbols: BlockSymbols, spec: SymbolSpec, at: int
 ) -> SymbolExperts:
     """The module of block `layer`; `at` is its place in the spec's per-block sizes."""
-    theirs = model.blocks()[layer].moe
-    assert isinstance(theirs, QuantizedExperts)
-    assert isinstance(theirs.v, Int4Table)
+    theirs = model.expert_layers_of(TableExperts)[layer]
+    v = theirs.tables_of(Int4Table)["v"]
     ours = SymbolExperts(spec, model.shape.d_model, at)
     state = dict(symbols.tables)
     state["index.offset_C1"], state["index.block_start_K"] = theirs.index.stored
-    state["v.weight_EB"], state["v.scale_E"] = theirs.v.weight_EB, theirs.v.scale_E
+    state["v.weight_EB"], state["v.scale_E"] = v.weight_EB, v.scale_E
     if theirs.axis_bias is not None:
         state["axis_bias.row"], state["axis_bias.column"] = theirs.axis_bias.row, theirs.axis_bias.column
     ours.load_state_dict(state)
-    ours.check()
+    ours.check(f"block {layer}")
     return ours.eval()
 
 
 def _spec(model: LanguageModel, blocks: Sequence[BlockSymbols], vocab_size: int, places: int) -> SymbolSpec:
-    peer = model.spec.experts
-    assert isinstance(peer, PeerSpec)
+    peer = model.spec.experts_as(PeerSpec)
     return SymbolSpec(
         peer=peer,
         vocab_size=vocab_size,

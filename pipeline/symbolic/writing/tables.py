@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from pipeline.models.symbols import activation_code
-from pipeline.models.tables.experts import QuantizedExperts
-from pipeline.models.tables.int4 import Int4Table
+from pipeline.models.tables.experts import TableExperts
 from pipeline.symbolic.formulas.fitting import Formulas
 from pipeline.symbolic.formulas.functions import SPLINE_CODE
 from pipeline.symbolic.rules.circuits import Circuit, laid_out
@@ -48,7 +47,7 @@ Takers = Sequence[tuple[Option, Tensor]]
 
 
 def write_tables(
-    experts: QuantizedExperts,
+    experts: TableExperts,
     listed: Sequence[Option],
     chosen_E: Tensor,
     statements: Statements,
@@ -130,9 +129,8 @@ def _write_rules(tables: dict[str, Tensor], takers: Takers) -> tuple[Tensor, dic
     return f1_E, circuits
 
 
-def _write_dense(tables: dict[str, Tensor], experts: QuantizedExperts, d_model: int) -> None:
+def _write_dense(tables: dict[str, Tensor], experts: TableExperts, d_model: int) -> None:
     """The experts that are written as they are."""
-    assert isinstance(experts.u, Int4Table)
     dense_X = torch.nonzero(tables["tier_E"] == Tier.T0)[:, 0]
     tables["dense_u_FD"] = experts.u.rows(dense_X).reshape(len(dense_X), d_model)
     tables["dense_row_E"][dense_X] = torch.arange(len(dense_X), dtype=torch.int32)

@@ -78,14 +78,13 @@ def firing_metrics(blocks: Sequence[BlockSymbols], firing: Sequence[Firing]) -> 
 
 def axis_bias_bits(model: LanguageModel) -> float:
     """Of all axis biases, which symbols keep as dense numbers, at the price of a coefficient."""
-    layers = [block.moe for block in model.blocks()]
-    biases = [moe.axis_bias for moe in layers if isinstance(moe, SymbolExperts) and moe.axis_bias is not None]
-    return COEFFICIENT_BITS * sum(table.numel() for bias in biases for table in bias.parameters())
+    biases = [experts.axis_bias for experts in model.expert_layers_of(SymbolExperts)]
+    return COEFFICIENT_BITS * sum(table.numel() for bias in biases if bias is not None for table in bias.parameters())
 
 
 def _kind_shares(blocks: Sequence[BlockSymbols], model: LanguageModel, energy_E: Tensor) -> dict[str, float]:
-    assert isinstance(model.spec.experts, SymbolSpec)
-    kinds = [_kinds(block, model.spec.experts.peer.activation) for block in blocks]
+    own = model.spec.experts_as(SymbolSpec).peer.activation
+    kinds = [_kinds(block, own) for block in blocks]
     found = {}
     for name in ("verbatim", "shortened", "other_function", "rule"):
         of_E = torch.cat([getattr(kind, name) for kind in kinds])

@@ -34,7 +34,7 @@ from pipeline.capacity.storage import (
     touched_rows,
 )
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 
 ROOT = Path(__file__).resolve().parents[3]
 INFERS = {storage.name: storage for storage in INFERENCE}
@@ -65,7 +65,7 @@ def test_bytes_of_an_expert_are_those_counted_by_hand():
 @pytest.mark.parametrize("name", INFERS)
 def test_a_pool_takes_the_bytes_of_the_module_that_holds_it(name):
     spec = PeerSpec(precision=name, num_keys=9, aspect=2, num_experts=162)
-    state = QuantizedExperts(spec, 12).state_dict()
+    state = TableExperts(spec, 12).state_dict()
     assert pool_bytes(INFERS[name], 12, 162) == sum(t.numel() * t.element_size() for t in state.values())
 
 
@@ -221,8 +221,8 @@ from pathlib import Path
 
 import torch
 
-from pipeline.models.peer import PeerSpec
-from pipeline.models.tables.quantized import QuantizedExperts
+from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.tables.experts import TableExperts
 
 
 def resident_bytes():
@@ -235,7 +235,7 @@ def build(precision, accumulator, num_keys, aspect, width):
         precision=precision, accumulator=accumulator, num_keys=num_keys, aspect=aspect,
         num_experts=num_keys**2 * aspect,
     )
-    experts = QuantizedExperts(spec, width)
+    experts = TableExperts(spec, width)
     for tensor in experts.state_dict().values():
         tensor.add_(0)
     held = [experts]

@@ -12,7 +12,7 @@ import torch
 from pipeline.corpus.windows import held_out_windows, target_positions
 from pipeline.measuring import compressors
 from pipeline.measuring.compressors import CompressorsConfig, bits_per_byte, measure_compressors, ppmd_size, xz_size
-from stages.plan import PRESETS
+from stages.presets import PRESETS
 from tests.tiny import tiny_corpus
 
 

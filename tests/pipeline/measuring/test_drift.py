@@ -199,6 +199,16 @@ def test_models_of_two_depths_are_refused(corpus):
         measure_firings(model_of(JUMP), deeper, HeldOut(corpus, CONFIG, LENGTH))
 
 
-def test_a_dense_model_has_no_experts_that_fire(corpus):
-    with pytest.raises(AssertionError, match="only PEER models"):
-        measure_firings(model_of(DENSE), model_of(DENSE), HeldOut(corpus, CONFIG, LENGTH))
+def test_the_hidden_units_of_a_dense_model_fire_where_they_are_not_0(corpus):
+    model = model_of(DENSE)
+    held_out = HeldOut(corpus, CONFIG, LENGTH)
+    found = measure_firings(model, model, held_out)
+    with torch.no_grad():
+        states = model.trace(held_out.windows[0]).expert_inputs
+        fires = [(block.moe.up(x_ND) > 0).sum(0) for block, x_ND in zip(model.blocks(), states, strict=True)]
+    assert [f.both_E.tolist() for f in found] == [fires_E.tolist() for fires_E in fires]
+
+
+def test_models_of_two_kinds_have_no_experts_in_common(corpus):
+    with pytest.raises(ValueError, match="in block 0, a teacher's expert layer is DenseMLP, and PeerLayer was needed"):
+        measure_firings(model_of(JUMP), model_of(DENSE), HeldOut(corpus, CONFIG, LENGTH))

@@ -12,10 +12,11 @@ from pipeline.corpus.windows import held_out_windows
 from pipeline.measuring import held_out as reader
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against, validation_loss
-from pipeline.measuring.routing import effective, firing_mismatches, measure_routing
+from pipeline.measuring.routing import effective, measure_routing
 from pipeline.measuring.sizes import measure_size, measure_tables, measure_training_tables
 from pipeline.measuring.swapped import experts_zeroed, swapped
 from pipeline.models.language_model import LanguageModel, ModelSpec
+from pipeline.models.peer.layer import firing_mismatches
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.transformer import TransformerSpec
 from tests.tiny import (

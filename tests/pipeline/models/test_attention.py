@@ -14,9 +14,10 @@ from pipeline.models import ModelSpec
 from pipeline.models.attention import SoftmaxAttentionSpec, rotary, rotate
 from pipeline.models.transformer import ATTENTIONS, TransformerShape, TransformerSpec
 from pipeline.stage import run_stage
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.config import TrainingConfig
+from stages.chain import CHAIN
 from stages.command import read_stage
-from stages.plan import CHAIN, PRESETS
+from stages.presets import PRESETS
 from stages.train_dense import TrainDenseConfig, train_dense
 from tests.circumstance import CIRCUMSTANCE
 from tests.plus_one_attention import KIND, PlusOneSpec

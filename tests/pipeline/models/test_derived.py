@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from pipeline.models.derived import Kept
+from pipeline.models.derived import Derived
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.gates import threshold_for
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.rounding import quantize_int4, quantize_int8
 from pipeline.symbolic.tiers import Tier
 from tests.tiny import EVERY_KIND, JUMP, tiny_model, tiny_tokens
@@ -51,7 +51,7 @@ def layers(changes, tokens=40):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         router = PeerRouter(spec, D)
-        experts = PeerExperts(spec, D) if spec.precision == "float" else QuantizedExperts(spec, D)
+        experts = PeerExperts(spec, D) if spec.precision == "float" else TableExperts(spec, D)
     many_ND = normal(300, D, seed=2)
     router.query.weight.mul_(normal(*router.query.weight.shape, seed=3).argsort(1) < 3)
     for _ in range(40):
@@ -157,7 +157,7 @@ def test_layers_follow_whatever_is_done_to_their_tensors(cpu_path, change):
 
 def test_nothing_is_made_ready_twice_for_nothing():
     router, experts, _ = layers(CHANGES["int4"])
-    kept: Kept[object] = Kept()
+    kept: Derived[object] = Derived()
 
     def of(beside):
         return kept.of(experts, beside, lambda: (object(), [experts.u.weight_EB]))

@@ -5,7 +5,7 @@ import pytest
 from pipeline.models import LanguageModel, ModelSpec
 from pipeline.models.equal_size import dense_as_large_as
 from pipeline.models.transformer import TransformerSpec
-from stages.plan import PRESETS
+from stages.presets import PRESETS
 from tests.tiny import HORIZONTAL, SHAPE, VERTICAL
 
 

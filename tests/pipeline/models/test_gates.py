@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from pipeline.measuring.held_out import MeasureConfig
+from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.routing import measure_routing
 from pipeline.models.peer.gates import GATES, GateName
 from pipeline.models.peer.router import PeerRouter
@@ -93,13 +93,14 @@ def test_a_gate_from_outside_is_one_entry(monkeypatch):
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.1
     assert model.blocks()[0].router.row_keys.grad.abs().max() > 0
-    numbers = measure_routing(model.eval(), tiny_corpus(), MeasureConfig(tokens=256), 16)
+    held_out = HeldOut(corpus=tiny_corpus(), config=MeasureConfig(tokens=256), context_length=16)
+    numbers = measure_routing(model.eval(), held_out)
     assert numbers["active_experts_per_token"] == pytest.approx(spec.num_heads * 37 / 25, rel=0.5)  # 37 in 25 cells
     assert "firing_mismatches" not in numbers
     x_ND = model.trace(tokens).expert_inputs[0].detach()
     context_ON = torch.stack([tokens.flatten(), tokens.flatten()])
     nothing = torch.zeros(0)
     events = Events(token_P=nothing.long(), start_E1=torch.zeros(2, dtype=torch.int64), context_ON=context_ON)
-    record = LayerRecord(x_ND=x_ND, events=events, gate_P=nothing, pre_P=nothing)
+    record = LayerRecord(x_ND=x_ND, events=events, gate_P=nothing, pre_PM=nothing[:, None])
     found = high_scores(model.blocks()[0].router, record)
     assert len(found.events.token_P) == len(x_ND) * 2 * spec.num_heads  # one row and one column a head

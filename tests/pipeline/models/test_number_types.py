@@ -10,6 +10,7 @@ from torch import nn
 from kernels import backends
 from pipeline.models import LanguageModel
 from pipeline.models.monet import MonetRouting
+from pipeline.models.peer import gates
 from pipeline.models.peer.router import PeerRouter
 from tests.tiny import EVERY_KIND, INT4, JUMP, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
@@ -147,6 +148,6 @@ def test_a_step_of_training_under_autocast_and_in_bfloat16_has_finite_gradients(
 def test_a_router_in_cpp_takes_no_states_of_another_type(models, best_library):
     router = next(block.router for block in models["peer-features"].blocks() if block.router is not None)
     assert isinstance(router, PeerRouter)
-    made, _ = router._made_ready(best_library)
+    made, _ = gates._made_ready(router, best_library)
     with pytest.raises(ValueError, match=r"jump_router got states, .* of torch.bfloat16"):
         made.route(torch.zeros(2, 12, dtype=torch.bfloat16))

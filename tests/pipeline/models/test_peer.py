@@ -205,14 +205,14 @@ def test_experts_lie_evenly_over_the_cells(num_experts):
     assert torch.equal(index.cell_of_experts().sort().values, index.cell_of_experts())
 
 
-def test_activations_are_what_the_output_is_made_of():
+def test_pairs_are_what_the_output_is_made_of():
     router, experts, x_ND = layer(SOFTMAX.model_copy(update={"num_experts": 83}))
     routing = router(x_ND, TOKENS)
-    expert_P, gate_P, hidden_P = experts.activations(x_ND, routing)
-    _, start_N1, _ = experts.index(routing)
+    pairs, (_, start_N1, _) = experts.pairs(x_ND, routing), experts.index(routing)
+    hidden_P = torch.nn.functional.gelu(pairs.pre_PM[:, 0])
     y_ND = torch.stack(
         [
-            ((gate_P * hidden_P)[a:b, None] * experts.v[expert_P[a:b]]).sum(0)
+            ((pairs.gate_P * hidden_P)[a:b, None] * experts.v[pairs.expert_P[a:b]]).sum(0)
             for a, b in zip(start_N1.tolist(), start_N1.tolist()[1:], strict=False)
         ]
     )
@@ -224,7 +224,7 @@ def test_activations_are_what_the_output_is_made_of():
     [
         ({"sub_keys": "identity", "d_key": 5}, "identity keys have d_key = num_keys = 7, not 5"),
         ({"pairs_per_head": 8}, "pairs_per_head=8 is more than num_keys=7"),
-        ({"active_keys": 7}, "active_keys=7 must be below num_keys=7"),
+        ({"gate": "jumprelu", "active_keys": 7}, "active_keys=7 must be below num_keys=7"),
         ({"accumulator": True, "precision": "int8"}, "only int4 tables have an accumulator; precision is int8"),
         ({"axis_bias": True}, "axis_bias needs the jumprelu gate"),
     ],

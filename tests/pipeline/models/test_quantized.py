@@ -8,7 +8,8 @@ from kernels.packing import unpack_int4
 from pipeline.measuring.swapped import experts_zeroed
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import PeerRouter
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.peer.routing import LogGates
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.models.tables.int8 import Int8Table
 from pipeline.models.tables.rounding import (
@@ -124,7 +125,7 @@ def test_quantizing_what_was_quantized_changes_nothing(quantize):
     torch.testing.assert_close(same_scale, scale_E, rtol=2**-10, atol=0)
 
 
-def float_twin(experts: QuantizedExperts) -> PeerExperts:
+def float_twin(experts: TableExperts) -> PeerExperts:
     """The same experts over dequantized float tables."""
     twin = PeerExperts(experts.spec.model_copy(update={"precision": "float", "accumulator": False}), D)
     every = torch.arange(experts.spec.num_experts)
@@ -193,7 +194,7 @@ def test_taped_gradients_are_autograds_of_the_dequantized_tables():
     for experts in (block.moe, twin):
         x = x_ND.clone().requires_grad_()
         gate_P = routing.gate_P.detach().clone().requires_grad_()
-        log_gates = tuple(g.detach() for g in (routing.log_gate1_NHI, routing.log_gate2_NHJ))
+        log_gates = LogGates(*(g.detach() for g in (routing.log_gate1_NHI, routing.log_gate2_NHJ)))
         y = experts(x, type(routing)(routing.cell_P, routing.start_N1, gate_P, log_gates))
         biases = [experts.bias, experts.axis_bias.row, experts.axis_bias.column]
         experts.zero_grad()

@@ -30,7 +30,8 @@ def said(name, key, value):
     table = key.split(".")[-1]
     if name == "symbols" and f".moe.{table}" in key:
         layer = key.split(".")[2]
-        return rf"^layer {layer}, symbolic experts: ({table} holds {value} at |spline_low_W .* not below {table};)"
+        where = rf"model\.layers\.{layer}\.moe, symbolic experts"
+        return rf"^{where}: ({table} holds {value} at |spline_low_W .* not below {table};)"
     return rf"^tensor '{key}' holds {value} at .*; it takes finite .*; copy"
 
 

@@ -11,7 +11,7 @@ from pipeline.models.peer.gates import threshold_for
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.symbols import SymbolExperts, SymbolRouting, SymbolSpec, activation_code
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.transformer import TransformerSpec
 from pipeline.symbolic.formulas.functions import BY_CODE, SPLINE_CODE
 from pipeline.symbolic.recording import record
@@ -61,11 +61,11 @@ def sample(int4):
     with torch.no_grad():
         trace = int4.trace(tokens_BT)
     experts = int4.blocks()[1].moe
-    assert isinstance(experts, QuantizedExperts)
+    assert isinstance(experts, TableExperts)
     return experts, trace.expert_inputs[1], SymbolRouting(trace.routings[1], tokens_BT)
 
 
-def exact(experts: QuantizedExperts) -> SymbolExperts:
+def exact(experts: TableExperts) -> SymbolExperts:
     """All experts T0, with room for sparse formulas, literals and a spline."""
     ours = SymbolExperts(
         SymbolSpec(
@@ -87,12 +87,12 @@ def exact(experts: QuantizedExperts) -> SymbolExperts:
     state["literal_offset_L"] = torch.tensor([0, 1, 0, 1], dtype=torch.uint8)
     state["spline_high_W"] = torch.ones(1)
     ours.load_state_dict(state)
-    ours.check()
+    ours.check("experts")
     return ours
 
 
 @torch.no_grad()
-def contribution(experts: QuantizedExperts, x_ND, routing: PeerRouting, expert):
+def contribution(experts: TableExperts, x_ND, routing: PeerRouting, expert):
     """(N, D): what one expert of the int4 model adds, pair by pair."""
     expert_P, start_N1, gate_P = experts.index(routing)
     token_P = torch.repeat_interleave(torch.arange(len(x_ND)), start_N1.diff())
@@ -245,7 +245,7 @@ def test_a_table_that_points_outside_itself_or_is_not_finite_is_named(sample, ta
         ours.tier_E[0] = tier
     getattr(ours, table).view(-1)[0] = value
     with pytest.raises(ValueError, match=table):
-        ours.check()
+        ours.check("experts")
 
 
 @pytest.mark.parametrize(
@@ -261,10 +261,10 @@ def test_an_expert_that_points_into_an_empty_table_is_refused(sample, sizes, tie
     ours = SymbolExperts(SymbolSpec(peer=sample[0].spec, vocab_size=VOCABULARY, places=2, **given), D, 0)
     ours.spline_high_W[:] = 1
     ours.tier_E[:] = Tier.T4
-    ours.check()
+    ours.check("experts")
     ours.tier_E[3], ours.code_E[3] = tier, code
     with pytest.raises(ValueError, match=table):
-        ours.check()
+        ours.check("experts")
 
 
 @pytest.mark.parametrize(("at", "value"), [(0, 1), (-1, E + 1), (-1, E - 1), (4, E + 9)])
@@ -273,8 +273,11 @@ def test_cells_that_do_not_hold_all_experts_in_order_are_refused(sample, at, val
     start_C1 = ours.index.stored.row()
     start_C1[at] = value
     ours.index.place(start_C1)
-    with pytest.raises(ValueError, match="cell_start_C1"):
-        ours.check()
+    with pytest.raises(
+        ValueError,
+        match=r"'experts\.index\.offset_C1' holds .* starts of cells that rise from 0 to 43",
+    ):
+        ours.check("experts")
 
 
 def test_records_hold_every_firing_of_the_model_with_its_gates_added_up(int4):

@@ -12,7 +12,7 @@ from pipeline.models.tables.int8 import Int8Table
 from pipeline.run import Run, running
 from pipeline.studies.row_rule_tables import ArmTables
 from pipeline.training.losses import next_token
-from pipeline.training.table_updates import Int4Tables, expert_layers
+from pipeline.training.table_updates import Int4Tables, table_layers
 from tests.tiny import SHAPE, SOFTMAX, tiny_model, tiny_tokens
 from tests.tolerances import assert_close
 
@@ -37,7 +37,7 @@ every_rounded_arm = pytest.mark.parametrize("arm", UNIT)
 def model_of(arm, experts=E, start=0.75):
     """Every weight of every table the same, far from the ends of its grid."""
     model = tiny_model(SOFTMAX.model_copy(update={**SPECS[arm], "num_experts": experts}))
-    for layer in expert_layers(model):
+    for layer in table_layers(model):
         for table in (layer.u, layer.v):
             put(table, torch.full((experts, D), start))
     return model
@@ -66,7 +66,7 @@ def read(table):
 
 
 def tables_of(model):
-    return [table for layer in expert_layers(model) for table in (layer.u, layer.v)]
+    return [table for layer in table_layers(model) for table in (layer.u, layer.v)]
 
 
 def give(model, gradient_ED):
@@ -75,7 +75,7 @@ def give(model, gradient_ED):
     gradients = RowGradients(
         gradient_ED.float(), torch.arange(rows), torch.arange(rows + 1), torch.arange(rows), torch.ones(rows)
     )
-    for layer in expert_layers(model):
+    for layer in table_layers(model):
         layer.gradients = gradients, gradients
 
 
@@ -98,7 +98,7 @@ def test_every_table_moves_against_its_gradient_by_the_rate(arm):
     direction_ED = -unit_rows(gradient_ED)
     give(model, gradient_ED)
     ArmTables(model, peak_rate=4 * rate).step(0, 0.25)
-    assert all(layer.gradients is None for layer in expert_layers(model))
+    assert all(layer.gradients is None for layer in table_layers(model))
     for table, start in zip(tables_of(model), before, strict=True):
         along = ((read(table) - start) * direction_ED).mean().item()
         error = 4 * 0.5 * UNIT.get(arm, 0) / math.sqrt(E * D)
@@ -295,7 +295,7 @@ def test_skipped_gradients_move_nothing_and_are_forgotten(arm):
     assert not arms.finite()
     before = planes(model)
     arms.skip()
-    assert all(layer.gradients is None for layer in expert_layers(model))
+    assert all(layer.gradients is None for layer in table_layers(model))
     assert all(torch.equal(now, then) for now, then in zip(planes(model), before, strict=True))
     assert all(moment_E.eq(0).all() for moment_E in arms.moments.values())
 
@@ -324,16 +324,16 @@ def test_a_row_whose_scale_would_leave_float16_stays_and_is_counted(accumulator)
     model = tiny_model(experts)
     tables = ArmTables(model, peak_rate=60_000.0)
     rows = torch.arange(2)
-    for layer in expert_layers(model):
+    for layer in table_layers(model):
         for table in (layer.u, layer.v):
             table.scale_E.fill_(0.05)
             table.scale_E[0] = 60_000.0
             table.weight_EB[0] = 0x77
         left = RowGradients(-torch.ones(1, 12), rows, torch.arange(3), torch.zeros(2, dtype=torch.int64), torch.ones(2))
         layer.gradients = (left, left)
-    before = [t.weight_EB[0].clone() for e in expert_layers(model) for t in (e.u, e.v)]
+    before = [t.weight_EB[0].clone() for e in table_layers(model) for t in (e.u, e.v)]
     assert tables.step(0, 1.0)["rows_refused"] == len(before)
-    for table, weight_B in zip((t for e in expert_layers(model) for t in (e.u, e.v)), before, strict=True):
+    for table, weight_B in zip((t for e in table_layers(model) for t in (e.u, e.v)), before, strict=True):
         assert torch.equal(table.weight_EB[0], weight_B)
         assert table.scale_E[0] == 60_000.0
         assert torch.isfinite(table.scale_E).all()

@@ -161,5 +161,5 @@ def test_an_artifact_with_a_wrong_entry_is_refused_with_its_place(symbols, tmp_p
     )  # fmt: skip
     code, out, err = show(damaged, capsys, "latest")
     assert (code, out, err.count("\n")) == (2, "", 1)
-    assert f"layer 1, symbolic experts: {message}" in err
+    assert f"model.layers.1.moe, symbolic experts: {message}" in err
     assert "make the artifact again" in err

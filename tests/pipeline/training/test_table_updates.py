@@ -8,11 +8,12 @@ from scipy import stats
 
 from kernels.packing import unpack_int4
 from kernels.sr_update import RowGradients
+from pipeline.models.tables.row_steps import CLIP_DEVIATIONS
 from pipeline.run import Run, running
-from pipeline.training import table_updates as table_training
+from pipeline.training import table_start
 from pipeline.training.losses import next_token
-from pipeline.training.table_start import CLIP_DEVIATIONS, draw_tables
-from pipeline.training.table_updates import Int4Tables, expert_layers
+from pipeline.training.table_start import draw_tables
+from pipeline.training.table_updates import Int4Tables, table_layers
 from pipeline.transforms.precision import requantized
 from tests.tiny import JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens
 
@@ -131,7 +132,7 @@ def test_the_same_seed_draws_the_same_whatever_else_was_drawn(precision):
 
 
 def test_tables_of_many_pieces_start_alike_at_every_precision_and_to_their_last_row(monkeypatch):
-    monkeypatch.setattr(table_training, "VALUES_A_PIECE", 5 * D)  # 37 rows: seven pieces and two rows
+    monkeypatch.setattr(table_start, "VALUES_A_PIECE", 5 * D)  # 37 rows: seven pieces and two rows
     weights = drawn("float32")[1]
     step = drawn("int8")[0].blocks()[0].moe.u.scale_E[0].item()
     for weight, parameter, value in zip(weights, drawn("float")[1], drawn("int8")[1], strict=True):
@@ -168,7 +169,7 @@ def gradients_of(num_rows=9, seed=None):
 def with_gradients(seed=None):
     """A model whose tables are zero at one scale, with the same gradients and rows everywhere."""
     model = tiny_model(TRAINABLE)
-    for experts in expert_layers(model):
+    for experts in table_layers(model):
         for table in (experts.u, experts.v):
             table.weight_EB.zero_(), table.accumulator_EB.zero_(), table.moment_E.zero_()
             table.scale_E.fill_(0.25)
@@ -177,9 +178,7 @@ def with_gradients(seed=None):
 
 
 def planes(model):
-    return [
-        plane.clone() for e in expert_layers(model) for t in (e.u, e.v) for plane in (t.weight_EB, t.accumulator_EB)
-    ]
+    return [plane.clone() for e in table_layers(model) for t in (e.u, e.v) for plane in (t.weight_EB, t.accumulator_EB)]
 
 
 def accumulators(model):
@@ -193,7 +192,7 @@ def test_tables_draw_other_numbers_in_every_block_table_and_step():
         model = with_gradients()
         numbers = Int4Tables(model, peak_rate=0.25 / 16).step(step, 0.5)
         assert numbers == {"flips_per_touched_weight": 0, "scale_growths": 0, "rows_refused": 0}
-        assert all(experts.gradients is None for experts in expert_layers(model))
+        assert all(experts.gradients is None for experts in table_layers(model))
         return accumulators(model)
 
     draws = [*changed(0), *changed(1)]
@@ -241,11 +240,11 @@ def losses(model, seed=0):
 def test_what_is_reported_is_what_can_be_counted_in_the_tables():
     model = tiny_model(TRAINABLE)
     losses(model).backward()
-    touched = sum(len(g.row_R) for experts in expert_layers(model) for g in experts.gradients)
-    before = [t.weight_EB.clone() for e in expert_layers(model) for t in (e.u, e.v)]
-    scales = [t.scale_E.clone() for e in expert_layers(model) for t in (e.u, e.v)]
+    touched = sum(len(g.row_R) for experts in table_layers(model) for g in experts.gradients)
+    before = [t.weight_EB.clone() for e in table_layers(model) for t in (e.u, e.v)]
+    scales = [t.scale_E.clone() for e in table_layers(model) for t in (e.u, e.v)]
     numbers = Int4Tables(model, peak_rate=0.05).step(0, 1.0)
-    tables = [t for e in expert_layers(model) for t in (e.u, e.v)]
+    tables = [t for e in table_layers(model) for t in (e.u, e.v)]
     flips = sum(int((unpack_int4(t.weight_EB) != unpack_int4(b)).sum()) for t, b in zip(tables, before, strict=True))
     assert flips > 0
     assert numbers["flips_per_touched_weight"] == pytest.approx(flips / (touched * D))
@@ -258,7 +257,7 @@ def test_a_row_whose_gradient_overflows_is_counted_as_refused():
     model = with_gradients()
     huge = gradients_of()
     huge.weight_P[4] = 1e30
-    expert_layers(model)[1].gradients = gradients_of(), huge
+    table_layers(model)[1].gradients = gradients_of(), huge
     assert Int4Tables(model, peak_rate=0.01).finite()  # each number is
     assert Int4Tables(model, peak_rate=0.01).step(0, 1.0)["rows_refused"] == 1
 
@@ -270,11 +269,11 @@ def test_gradients_that_are_not_finite_are_seen_and_can_be_skipped(block, table,
     model = with_gradients(seed=5)
     tables = Int4Tables(model, peak_rate=0.1)
     assert tables.finite()
-    getattr(expert_layers(model)[block].gradients[table], where).view(-1)[-1] = wrong
+    getattr(table_layers(model)[block].gradients[table], where).view(-1)[-1] = wrong
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert not tables.finite()
     tables.skip()
-    assert all(experts.gradients is None for experts in expert_layers(model))
+    assert all(experts.gradients is None for experts in table_layers(model))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -294,7 +293,7 @@ def test_taking_or_forgetting_the_gradients_makes_room_for_the_next(take):
     for seed in range(2):
         losses(model, seed).backward()
         take(tables)
-        assert all(experts.gradients is None for experts in expert_layers(model))
+        assert all(experts.gradients is None for experts in table_layers(model))
 
 
 def test_a_step_without_a_backward_pass_is_an_error():

@@ -5,7 +5,7 @@ import torch
 
 from pipeline.measuring.swapped import experts_zeroed
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.transforms.from_monet import keep_experts, neurons_of, peer_from_monet
+from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from tests.tiny import DENSE, HORIZONTAL, SHAPE, VERTICAL, tiny_model, tiny_tokens
 
 SPECS = pytest.mark.parametrize("spec", [HORIZONTAL, VERTICAL], ids=lambda spec: spec.decomposition)
@@ -48,7 +48,7 @@ def test_every_layer_adds_the_same_on_the_same_inputs(spec):
 def test_a_cell_holds_the_neurons_of_its_composed_expert(spec):
     monet = tiny_model(spec, dtype=torch.float64)
     peer = peer_from_monet(monet, pairs_per_head=3)
-    neurons = neurons_of(monet.blocks()[1].moe)
+    neurons = monet.blocks()[1].moe.neurons()
     experts = peer.blocks()[1].moe
     cell_E = experts.index.cell_of_experts()
     assert len(cell_E) == NUM_NEURONS

@@ -12,7 +12,7 @@ from pipeline.models.peer.router import PeerRouter
 from pipeline.run import Run, running
 from pipeline.training.losses import next_token
 from pipeline.training.table_start import draw_tables
-from pipeline.training.table_updates import Int4Tables, expert_layers
+from pipeline.training.table_updates import Int4Tables, table_layers
 from pipeline.transforms.growth import TIE_MARGIN, doubled
 from pipeline.transforms.precision import requantized, to_int4
 from tests.tiny import DENSE, INT4, INT8, JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens
@@ -49,7 +49,7 @@ def model_of(spec, seed=0):
     """Everything nontrivial, and cells of very different numbers of experts: the first has none."""
     model = tiny_model(spec, seed=seed)
     with torch.no_grad():
-        for layer, experts in enumerate(expert_layers(model)):
+        for layer, experts in enumerate(table_layers(model)):
             cell_E = torch.randint(1, spec.num_cells, (spec.num_experts,), generator=generator(layer))
             experts.index.place(starts(torch.bincount(cell_E, minlength=spec.num_cells)))
     return model
@@ -96,7 +96,7 @@ def layers_after(spec, times):
     """Pairs of a layer before and after the last of some doublings, and the axis that it doubled."""
     before = grown(drawn_model(spec), times - 1)
     after = grown(before)
-    return list(zip(expert_layers(after), expert_layers(before), strict=True)), 2 - times
+    return list(zip(table_layers(after), table_layers(before), strict=True)), 2 - times
 
 
 @every_model
@@ -125,7 +125,7 @@ def test_the_function_rests_on_the_experts(spec):
     """A control: without the doubling of v the logits would move by far more than rounding."""
     larger = grown(model_of(spec))
     wanted = logits(larger)
-    for experts in expert_layers(larger):
+    for experts in table_layers(larger):
         experts.v.scale_E /= 2
     with pytest.raises(AssertionError, match="relative RMS"):
         assert_close(logits(larger), wanted, 100 * SAME)
@@ -144,7 +144,7 @@ def test_the_pool_doubles_by_columns_then_by_rows(spec):
         assert experts.d_key == (experts.num_keys if spec.sub_keys == "identity" else 6)
         assert model.kind == "peer-int4"
         assert model.spec.experts.accumulator == spec.accumulator
-        assert all(len(layer.bias) == factor * spec.num_experts for layer in expert_layers(model))
+        assert all(len(layer.bias) == factor * spec.num_experts for layer in table_layers(model))
 
 
 def test_a_pool_of_twice_the_columns_doubles_by_rows_and_of_thrice_by_columns():
@@ -238,8 +238,8 @@ def test_the_moments_of_old_experts_fit_the_gradients_that_come():
     gradients = []
     for m in (model, larger):
         loss(m).backward()
-        gradients.append([dense(g, e.spec.num_experts) for e in expert_layers(m) for g in e.gradients])
-    for layer, (new, old) in enumerate(zip(expert_layers(larger), expert_layers(model), strict=True)):
+        gradients.append([dense(g, e.spec.num_experts) for e in table_layers(m) for g in e.gradients])
+    for layer, (new, old) in enumerate(zip(table_layers(larger), table_layers(model), strict=True)):
         place_E, twin_E = places(new, old, 1)
         for which, factor in ((0, 1.0), (1, 0.5)):
             before_ED, after_ED = gradients[0][2 * layer + which], gradients[1][2 * layer + which]
@@ -267,17 +267,17 @@ def test_a_training_step_moves_the_new_v_and_parts_the_twins(gate):
     tables = Int4Tables(larger, peak_rate=0.05)
     loss(larger).backward()
     # A relu2 that is at zero gives its v no gradient.
-    pulled = [dense(e.gradients[1], 62).ne(0).any(1) for e in expert_layers(larger)]
-    silent = [e.v.rows(torch.arange(62)).eq(0).all(1) for e in expert_layers(larger)]
+    pulled = [dense(e.gradients[1], 62).ne(0).any(1) for e in table_layers(larger)]
+    silent = [e.v.rows(torch.arange(62)).eq(0).all(1) for e in table_layers(larger)]
     tables.step(0, 1.0)
-    for experts, pulled_E, silent_E in zip(expert_layers(larger), pulled, silent, strict=True):
+    for experts, pulled_E, silent_E in zip(table_layers(larger), pulled, silent, strict=True):
         assert (silent_E & pulled_E).sum() > 5
         moved_E = experts.v.latent_rows(torch.arange(62)).ne(0).any(1)
         assert torch.equal(moved_E[silent_E], pulled_E[silent_E])
     for step in range(1, 4):  # until some of w has flipped
         loss(larger).backward()
         tables.step(step, 1.0)
-    assert any(e.v.rows(s.nonzero()[:, 0]).ne(0).any() for e, s in zip(expert_layers(larger), silent, strict=True))
+    assert any(e.v.rows(s.nonzero()[:, 0]).ne(0).any() for e, s in zip(table_layers(larger), silent, strict=True))
     larger.zero_grad()
     loss(larger).backward()
     router = larger.blocks()[0].router
@@ -321,9 +321,9 @@ def test_the_generator_decides_the_new_u_and_nothing_else():
 
 def test_new_nibbles_are_within_their_grid_beside_rows_at_its_end():
     model = model_of(SPECS["softmax, shared, plain, 31 experts"])
-    for experts in expert_layers(model):
+    for experts in table_layers(model):
         experts.u.weight_EB.fill_(0x77)  # 7 everywhere
-    for experts in expert_layers(grown(model)):
+    for experts in table_layers(grown(model)):
         w_ED = unpack_int4(experts.u.weight_EB)
         assert (w_ED.min(), w_ED.max()) == (-7, 7)
 

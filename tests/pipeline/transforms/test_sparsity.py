@@ -9,7 +9,7 @@ from pipeline.models import LanguageModel
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.tables.experts import QuantizedExperts
+from pipeline.models.tables.experts import TableExperts
 from pipeline.models.tables.int4 import Int4Table
 from pipeline.run import Run, running
 from pipeline.training.config import TrainingConfig
@@ -48,7 +48,7 @@ def router_of(model: LanguageModel, layer: int = 0) -> PeerRouter:
 
 def rows_of(model: LanguageModel, layer: int) -> torch.Tensor:
     experts = model.blocks()[layer].moe
-    assert isinstance(experts, PeerExperts | QuantizedExperts)
+    assert isinstance(experts, PeerExperts | TableExperts)
     return experts.u if isinstance(experts, PeerExperts) else experts.u.rows(torch.arange(experts.spec.num_experts))
 
 
@@ -141,14 +141,14 @@ def test_int4_training_keeps_what_is_zero_at_zero(sparse, corpus):
         after_ED = rows_of(model, layer)
         assert not torch.equal(after_ED, before[layer])
         assert bool((after_ED[before[layer] == 0] == 0).all())
-        assert isinstance(block.moe, QuantizedExperts)
+        assert isinstance(block.moe, TableExperts)
         assert isinstance(block.moe.u, Int4Table)
         latent_ED = latent(block.moe.u.weight_EB, block.moe.u.accumulator_EB)
         assert bool((latent_ED[before[layer] == 0] == 0).all())
     again = Int4Tables(model, peak_rate=0.05)  # as a second fine-tuning would begin
     for support_EB, block in zip(again.supports, model.blocks(), strict=True):
         assert support_EB is not None
-        assert isinstance(block.moe, QuantizedExperts)
+        assert isinstance(block.moe, TableExperts)
         assert isinstance(block.moe.u, Int4Table)
         kept_ED = latent(block.moe.u.weight_EB & support_EB, block.moe.u.accumulator_EB & support_EB)
         assert torch.equal(kept_ED, latent(block.moe.u.weight_EB, block.moe.u.accumulator_EB))
@@ -180,7 +180,7 @@ def test_a_fine_tuned_int4_model_made_sparse_keeps_nothing_of_its_old_rows(dense
     for block in tuned.blocks():
         block.moe.u.accumulator_EB.random_(0, 256)
     for block in sparsified(tuned, batches, SPARSITY).blocks():
-        assert isinstance(block.moe, QuantizedExperts)
+        assert isinstance(block.moe, TableExperts)
         assert isinstance(block.moe.u, Int4Table)
         latent_ED = latent(block.moe.u.weight_EB, block.moe.u.accumulator_EB)
         assert int((latent_ED != 0).sum(1).max()) <= SPARSITY.u_terms

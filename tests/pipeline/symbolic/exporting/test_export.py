@@ -106,7 +106,7 @@ def _fill(experts: SymbolExperts, d_model, sizes, generator):
     values_ED = (torch.randint(16, (count, d_model), generator=generator) - 8).clamp(min=-7)
     experts.v.weight_EB.copy_(pack_int4(values_ED.to(torch.int8)))
     experts.v.scale_E.copy_(0.01 + 0.03 * torch.rand(count, generator=generator))
-    experts.check()
+    experts.check("experts")
 
 
 @pytest.fixture(scope="module")

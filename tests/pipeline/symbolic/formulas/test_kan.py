@@ -98,7 +98,7 @@ def test_the_same_without_the_door_would_not():
 def test_the_first_import_through_the_door_leaves_all_alone_too(tmp_path):
     code = (
         "import random, numpy as np, torch, os, sys, warnings; warnings.simplefilter('error')\n"
-        "from pipeline.symbolic._pykan import pykan\n"
+        "from pipeline.symbolic.formulas._pykan import pykan\n"
         "torch.manual_seed(7); np.random.seed(7); random.seed(7); assert 'kan' not in sys.modules\n"
         "a = torch.get_rng_state(), str(np.random.get_state()), random.getstate(), torch.get_default_dtype()\n"
         "n = torch.get_num_threads()\n"

@@ -67,7 +67,7 @@ def record(seed):
     nothing = torch.zeros(0)
     start_E1, context_ON = torch.zeros(2, dtype=torch.int64), context_of(tokens_BT, 2)
     events = Events(token_P=nothing.long(), start_E1=start_E1, context_ON=context_ON)
-    return LayerRecord(x_ND=x_ND, events=events, gate_P=nothing, pre_P=nothing)
+    return LayerRecord(x_ND=x_ND, events=events, gate_P=nothing, pre_PM=nothing[:, None])
 
 
 def router(**changes):

@@ -1,0 +1,145 @@
+"""What every expert layer offers to all that builds, trains, measures, compresses and explains models.
+
+Whoever asks this much of a layer, and no more, takes any kind of it, also one that is written outside of this house.
+"""
+
+# N tokens, D model width, E experts, P pairs (a token and an expert), M neurons of an expert, R rows that are asked
+# for, G groups of a row with a scale each
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+W = TypeVar("W")
+
+
+def bytes_of(module: nn.Module) -> int:
+    return sum(t.numel() * t.element_size() for t in module.state_dict().values())
+
+
+class ExpertSpec(Protocol):
+    """A frozen pydantic model from which an expert layer is built; `layer`, a literal, tells it from the others."""
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def kind(self) -> str:
+        """The kind of the artifacts that hold such a model."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pairs:
+    """Which experts the tokens reach, in order of tokens. An expert that several heads of PEER reach has several pairs,
+    whose contributions add up."""
+
+    token_P: Tensor
+    expert_P: Tensor
+    gate_P: Tensor
+    pre_PM: Tensor
+    """Pre-activations of the expert's neurons: u . x + b; one, but in Monet. Of a symbol, what its function is of."""
+    norm_P: Tensor
+    """L2 norm of what the pair adds to the residual stream.
+
+    An expert's own are its gate, its activations, its rows of v, and the biases b of Monet's experts; nobody's are
+    PEER's biases of sub-keys and the output bias of a dense MLP.
+    """
+
+
+class Table(Protocol):
+    """A row of weights for each expert of a layer, however they are stored; they may learn by a rule of their own."""
+
+    @property
+    def num_rows(self) -> int: ...
+
+    @property
+    def stored(self) -> Tensor:
+        """What kernels/expert_sum reads."""
+        ...
+
+    @property
+    def scales(self) -> Tensor | None:
+        """(E), or (E, G) of more groups than one: what stored values are multiples of. None where they are floats."""
+        ...
+
+    def rows(self, row_R: Tensor) -> Tensor:
+        """(R, D) rows as the forward pass reads them, float32 or higher."""
+        ...
+
+    def take(self, rows_ED: Tensor, clips: int = 1) -> None:
+        """Stores what is nearest to these rows, at the best of `clips` scales a group where the format has a choice.
+
+        ValueError names a row that has no scale.
+        """
+        ...
+
+    def rows_below_smallest_scale(self, rows_ED: Tensor) -> int:
+        """Of these rows those, not of zeros, that are stored at a larger scale since float16 rounds theirs coarsely."""
+        ...
+
+    def draw(self, rows: slice, weight_RD: Tensor, uniform_RD: Tensor) -> None:
+        """Writes N(0, 1 / D) weights into these rows, rounded by uniform numbers in [0, 1)."""
+        ...
+
+    def move(self, row_R: Tensor, normal_RD: Tensor, uniform_RD: Tensor, learning_rate: float) -> int:
+        """One step of the row rule against normalised gradients (kernels/sr_update/row_rule.py).
+
+        Returns how many rows stayed as they were, their scale leaving float16.
+        """
+        ...
+
+    def parameters(self) -> Iterable[nn.Parameter]:
+        """Those that hold its rows; none where torch's optimizers do not learn them."""
+        ...
+
+    def state_bytes(self) -> int: ...
+
+
+class ExpertLayer(nn.Module, ABC):
+    """The experts of a block. `routing` is what the router of their kind returns; None where there is no router."""
+
+    @property
+    @abstractmethod
+    def num_experts(self) -> int: ...
+
+    @abstractmethod
+    def forward(self, x_ND: Tensor, routing: Any) -> Tensor:
+        """(N, D) what the experts add to the residual stream."""
+
+    @abstractmethod
+    def pairs(self, x_ND: Tensor, routing: Any) -> Pairs:
+        """Who contributes to `forward`, and how much. Without gradients."""
+
+    @abstractmethod
+    def tables(self) -> Mapping[str, Table]:
+        """By name, those that are read row by row; none of a layer whose weights all experts or all tokens share."""
+
+    @abstractmethod
+    def state_bytes(self) -> int:
+        """Of all that is its experts': their weights and biases and what finds them; not what is nobody's (`Pairs`)."""
+
+    @abstractmethod
+    def check(self, path: str) -> None:
+        """ValueError that names what is wrong in its tensors beyond single numbers, which soundness.py checks.
+
+        `path` is the layer's name in its model.
+        """
+
+
+def leaves(module: nn.Module) -> list[ExpertLayer]:
+    """The expert layers in this module that have none within them."""
+    below = [leaf for child in module.children() for leaf in leaves(child)]
+    return below or ([module] if isinstance(module, ExpertLayer) else [])
+
+
+def wanted(value: object, kind: type[W], what: str) -> W:
+    """The value itself. ValueError that says what it is, where another class was needed."""
+    if not isinstance(value, kind):
+        raise ValueError(
+            f"{what} is {type(value).__name__}, and {kind.__name__} was needed; use a model of another kind"
+        )
+    return value

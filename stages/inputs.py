@@ -1,0 +1,63 @@
+"""Which artifacts a step is made from: those that were named, and those that belong to them."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+from artifacts import ArtifactId, Manifest, Store
+from stages.chain import CHAIN, NAMES, Step, step_of
+from stages.plan import Plan
+
+
+def inputs_of(
+    step: Step,
+    given: Mapping[str, str],
+    store: Store,
+    make: Callable[[Step, Mapping[str, ArtifactId]], ArtifactId],
+    *,
+    plan: Plan | None = None,
+) -> dict[str, ArtifactId]:
+    """The ids of a step's inputs. `given` may name some of them, "latest" being the latest of its kind.
+
+    Any other is the one that the inputs found so far were made from, else the latest that the chain's stage made, with
+    whatever config or (it and all it was made from) with those of a plan, and if there is one made from what they
+    were made from; else it is made: `make(step, its inputs)`.
+    """
+    found = {role: store.resolve(id, kind=step.stage.inputs[role].kinds) for role, id in given.items()}
+    # Inputs far down the chain first: they decide which of the others belong to them.
+    for role in sorted(step.inputs, key=lambda role: NAMES.index(step.inputs[role]), reverse=True):
+        if role not in found:
+            producer = step_of(step.inputs[role])
+            found[role] = (
+                _ancestor(producer.name, found.values(), store)
+                or _latest(producer.name, store, plan, beside=found.values())
+                or make(producer, inputs_of(producer, {}, store, make, plan=plan))
+            )
+    return {role: found[role] for role in step.inputs}
+
+
+def _latest(stage: str, store: Store, plan: Plan | None, *, beside: Iterable[str]) -> ArtifactId | None:
+    made = [m for m in reversed(store.manifests()) if m.lineage.stage == stage and _is_planned(m, store, plan)]
+    theirs: dict[str, set[str]] = {}
+    for id in beside:
+        for ancestor in store.ancestry(id):
+            theirs.setdefault(ancestor.lineage.stage, set()).add(ancestor.id)
+
+    def shares(id: ArtifactId) -> bool:
+        return all(m.id in theirs.get(m.lineage.stage, {m.id}) for m in store.ancestry(id) if m.id != id)
+
+    if theirs and (sharing := next((m.id for m in made if shares(m.id)), None)) is not None:
+        return sharing
+    return made[0].id if made else None
+
+
+def _is_planned(manifest: Manifest, store: Store, plan: Plan | None) -> bool:
+    """Whether it and all it was made from have the plan's settings; of no plan, any have."""
+    if plan is None:
+        return True
+    planned = {step.name: plan.config_of(step).model_dump(mode="json") for step in CHAIN}
+    return all(m.lineage.config == planned.get(m.lineage.stage) for m in store.ancestry(manifest.id))
+
+
+def _ancestor(stage: str, ids: Iterable[ArtifactId], store: Store) -> ArtifactId | None:
+    """What this stage made, among all that these artifacts were made from; the newest if there are several."""
+    manifests = {m.id: m for id in ids for m in store.ancestry(id) if m.lineage.stage == stage}
+    return max(manifests, key=lambda id: manifests[id].lineage.sequence) if manifests else None

@@ -1,0 +1,104 @@
+"""A parser of flags whose mistakes are one sentence, with a flag for every field of a config."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, ValidationError
+
+from stages.errors import did_you_mean, invalid
+from stages.plan import plain
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, and takes no beginnings of flags."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **settings)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; `{self.prog} --help` says more")
+
+    def read(self, arguments: Sequence[str]) -> argparse.Namespace:
+        values, rest = self.parse_known_args([dashed(argument) for argument in arguments])
+        if rest:
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            flag = next((word for word in rest if word.startswith("-")), rest[0])
+            flag = flag.partition("=")[0]
+            raise ValueError(f"unknown argument {flag!r}{did_you_mean(flag, flags)}; `{self.prog} --help` lists all")
+        return values
+
+
+class _Help(argparse.HelpFormatter):
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=12, width=110)
+
+
+def dashed(argument: str) -> str:
+    flag, equals, value = argument.partition("=")
+    return flag.replace("_", "-") + equals + value if flag.startswith("--") else argument
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def add_fields(parser: Parser, model: BaseModel, *path: str) -> None:
+    """A flag for every field of the model and of the models in it, in groups."""
+    group = parser.add_argument_group(_flag(path).lstrip("-") or "plan", (type(model).__doc__ or "").split("\n")[0])
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            add_fields(parser, value, *path, name)
+            continue
+        text = f"{info.description or 'fixed'} (default: {_shown(value)})".replace("%", "%%")
+        many = isinstance(value, tuple)
+        group.add_argument(
+            _flag((*path, name)), dest=".".join((*path, name)), default=argparse.SUPPRESS,
+            metavar=_metavar(info.annotation), nargs="*" if many else None, help=text,
+        )  # fmt: skip
+
+
+def _flag(path: Sequence[str]) -> str:
+    return "--" + ".".join(path).replace("_", "-")
+
+
+def _shown(value: Any) -> str:
+    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+
+
+def _metavar(annotation: Any) -> str:
+    if get_origin(annotation) is Literal:
+        return "{" + ",".join(map(str, get_args(annotation))) + "}"
+    if get_origin(annotation) is tuple:
+        return get_args(annotation)[0].__name__.upper()
+    return annotation.__name__.upper()
+
+
+def overridden(model: M, values: Mapping[str, Any], *path: str) -> M:
+    """The model with the values that were given for its fields, checked as a whole."""
+    given = {
+        tuple(name.split("."))[len(path) :]: value for name, value in values.items() if _is_field(name, model, path)
+    }
+    try:
+        return type(model).model_validate(_merged(plain(model), given))
+    except ValidationError as error:
+        raise ValueError(invalid(error, lambda loc: _flag((*path, *loc)))) from None
+
+
+def _is_field(name: str, model: BaseModel, path: Sequence[str]) -> bool:
+    parts = name.split(".")
+    return (
+        parts[: len(path)] == list(path)
+        and parts[len(path) :][:1] != []
+        and parts[len(path)] in type(model).model_fields
+    )
+
+
+def _merged(plain: dict[str, Any], given: Mapping[tuple[str, ...], Any]) -> dict[str, Any]:
+    """The nested dicts with other values at the given paths."""
+    for (*above, name), value in given.items():
+        place = plain
+        for part in above:
+            place = place[part]
+        place[name] = value
+    return plain
