@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kernels.jump_router import axis_bias
+from kernels.axis_bias import axis_bias
 from kernels.jump_router.packed import Packed
 from kernels.pairs import tokens_of_pairs
 from pipeline.models.number_types import at_least_float32
