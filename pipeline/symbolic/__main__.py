@@ -63,9 +63,19 @@ def _chosen(args: argparse.Namespace) -> tuple[Opened, list[int], Reading | None
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+
+    def command(name: str, summary: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=summary, description=summary)
+        made.add_argument(
+            "id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'"
+        )
+        made.add_argument(
+            "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+        )
+        return made
+
     summary = "Show one expert; without --expert the largest of a layer, without --layer those of every layer."
-    show = commands.add_parser("show", help=summary, description=summary)
-    show.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
+    show = command("show", summary)
     show.add_argument("--layer", type=int, metavar="L", help="number of the layer, from 0")
     show.add_argument("--expert", type=int, metavar="E", help="number of the expert in its layer, from 0")
     form = show.add_mutually_exclusive_group()
@@ -78,28 +88,17 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print all that computes the expert as data (pipeline/symbolic/showing/expert_form)",
     )
-    show.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
-    )
     summary = "Write one expert's formula as a KAN that pykan loads, plots, edits and refits."
-    kan = commands.add_parser("kan", help=summary, description=summary)
-    kan.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
+    kan = command("kan", summary)
     kan.add_argument("--layer", type=int, required=True, metavar="L", help="number of the layer, from 0")
     kan.add_argument("--expert", type=int, required=True, metavar="E", help="number of the expert in it, from 0")
     kan.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
-    kan.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
-    )
     summary = "Write a model as one C source with its tables and a check, which needs no Python."
-    export = commands.add_parser("export", help=summary, description=summary)
-    export.add_argument("id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'")
+    export = command("export", summary)
     export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     export.add_argument("--tokens", type=int, default=16_384, help="held-out tokens to check it on (default: 16384)")
     export.add_argument(
         "--length", type=int, help="tokens of a window of them (default, and at most: those that it was trained on)"
-    )
-    export.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
     )
     return parser
 
