@@ -9,8 +9,8 @@ from pipeline.measuring.sizes import measure_tables
 from pipeline.models import LanguageModel
 from pipeline.stage import Output
 from pipeline.training.distillation import ShortDistillation, distilled
-from pipeline.transforms.precision import rows_below_smallest_scale, sqnr_db
-from pipeline.transforms.table_error import table_errors
+from pipeline.transforms.precision import rows_below_smallest_scale
+from pipeline.transforms.table_error import sqnr_db, table_errors
 
 
 def quantized(

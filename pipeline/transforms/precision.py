@@ -1,7 +1,5 @@
 """Float PEER to int8 and int4, tables alone: routers, biases and everything else stay float."""
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -9,6 +7,7 @@ from kernels.errors import Mistake
 from pipeline.models.contract import Table
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.transforms.table_error import all_rows
 
 # E experts, D model width
 
@@ -53,25 +52,10 @@ def _rounded(peer: LanguageModel, update: dict[str, object], *, clips: int) -> L
 def _tables(model: LanguageModel, peer: LanguageModel) -> list[tuple[str, Table, Tensor]]:
     """Name, our table and the float rows of every table."""
     return [
-        (f"{name} of block {layer}", ours.tables()[name], table.rows(_every(table)))
+        (f"{name} of block {layer}", ours.tables()[name], all_rows(table))
         for layer, (ours, theirs) in enumerate(zip(model.expert_layers(), peer.expert_layers(), strict=True))
         for name, table in theirs.tables().items()
     ]
-
-
-def _every(table: Table) -> Tensor:
-    return torch.arange(table.num_rows, device=table.stored.device)
-
-
-@torch.no_grad()
-def sqnr_db(model: LanguageModel, peer: LanguageModel) -> float:
-    """Signal to quantization noise of all tables together, decibels."""
-    signal = noise = 0.0
-    for _, table, rows_ED in _tables(model, peer):
-        signal += rows_ED.double().square().sum().item()
-        noise += (table.rows(_every(table)) - rows_ED).double().square().sum().item()
-    # Tables that int4 writes exactly have no noise; a metric must be finite.
-    return 10 * math.log10(max(signal, 1e-30) / max(noise, 1e-30))
 
 
 def rows_below_smallest_scale(model: LanguageModel, peer: LanguageModel) -> int:

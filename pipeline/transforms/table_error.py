@@ -1,4 +1,4 @@
-"""Where quantization errs: the signal to noise of every block's tables, and the error of every row of them."""
+"""Where quantization errs: the signal to noise of all tables and of every block's, and the error of every row."""
 
 # E experts, D model width
 
@@ -37,8 +37,8 @@ def table_errors(model: LanguageModel, peer: LanguageModel) -> dict[str, TableEr
     v: list[Energies] = []
     plain: list[Energies] = []
     for ours, theirs in zip(model.expert_layers(), peer.expert_layers(), strict=True):
-        rows = {name: _rows(table) for name, table in theirs.tables().items()}
-        read = {name: _rows(table) for name, table in ours.tables().items()}
+        rows = {name: all_rows(table) for name, table in theirs.tables().items()}
+        read = {name: all_rows(table) for name, table in ours.tables().items()}
         u.append(_energies(rows["u"], read["u"]))
         v.append(_energies(rows["v"], read["v"]))
         signals, noises = zip(*(_energies(rows_ED, _at_absmax(rows_ED)) for rows_ED in rows.values()), strict=True)
@@ -46,7 +46,20 @@ def table_errors(model: LanguageModel, peer: LanguageModel) -> dict[str, TableEr
     return {"u": _errors(u), "v": _errors(v), "u and v in int4 at absmax": _errors(plain)}
 
 
-def _rows(table: Table) -> Tensor:
+@torch.no_grad()
+def sqnr_db(model: LanguageModel, peer: LanguageModel) -> float:
+    """Signal to quantization noise of all tables together, decibels."""
+    signal = noise = 0.0
+    for ours, theirs in zip(model.expert_layers(), peer.expert_layers(), strict=True):
+        for name, table in theirs.tables().items():
+            rows_ED = all_rows(table)
+            signal += rows_ED.double().square().sum().item()
+            noise += (all_rows(ours.tables()[name]) - rows_ED).double().square().sum().item()
+    return 10 * math.log10(max(signal, SMALLEST_ENERGY) / max(noise, SMALLEST_ENERGY))
+
+
+def all_rows(table: Table) -> Tensor:
+    """(E, D) what a forward pass reads."""
     return table.rows(torch.arange(table.num_rows, device=table.stored.device))
 
 

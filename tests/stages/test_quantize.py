@@ -13,8 +13,8 @@ from pipeline.measuring.held_out import MeasureConfig
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.tables.rounding import SMALLEST_SCALE
 from pipeline.models.tables.rounding import quantize_int4 as quantized_rows
-from pipeline.transforms.precision import requantized, rows_below_smallest_scale, sqnr_db, to_int4, to_int8
-from pipeline.transforms.table_error import table_errors
+from pipeline.transforms.precision import requantized, rows_below_smallest_scale, to_int4, to_int8
+from pipeline.transforms.table_error import sqnr_db, table_errors
 from stages.errors import exit_code
 from stages.quantize_int4 import QuantizeInt4Config, quantize_int4
 from stages.quantize_int8 import QuantizeInt8Config, quantize_int8

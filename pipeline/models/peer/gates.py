@@ -54,7 +54,7 @@ class Gate(ABC):
     """What a gate is asked. `router` is one that `prepare` has seen."""
 
     rule: ClassVar[str]
-    """When an expert fires and with what gate, of the fields that `symbolic/showing/expert_data.py` gives."""
+    """When an expert fires and with what gate, of the fields that `symbolic/showing/expert_form.py` gives."""
     words: ClassVar[tuple[str, ...]]
     """The same as lines of text."""
     axis_gates: ClassVar[bool]

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from pipeline.models.peer.gates import GATES
 from pipeline.symbolic.names.names import symbol
-from pipeline.symbolic.showing.expert_data import Head, LogicFiring, ScoreFiring, Sum, Terms
+from pipeline.symbolic.showing.expert_form import Head, LogicFiring, ScoreFiring, Sum, Terms
 from pipeline.symbolic.showing.magnitudes import DIGITS
 
 TERMS = 16

@@ -1,4 +1,4 @@
-"""A symbolic block: all ways to write its experts fitted, one chosen for each, and the tables that execute them."""
+"""A symbolic block: all ways to write its experts fitted, and one chosen for each."""
 
 # E experts, O options an expert, D model width, K coordinates, L literals
 
@@ -13,15 +13,14 @@ from kernels.activations import activation
 from kernels.errors import Mistake
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.literals import Literals
-from pipeline.models.symbols import activation_code
 from pipeline.models.tables.experts import TableExperts
 from pipeline.symbolic.formulas.fitting import Formulas, fit_formulas, own_formulas
-from pipeline.symbolic.formulas.functions import SPLINE_CODE
 from pipeline.symbolic.formulas.kan_formulas import KanFormulas, fit_kans, none_tried, worth_trying
 from pipeline.symbolic.recording import LayerRecord
-from pipeline.symbolic.rules.circuits import Circuit, laid_out, passing_gates
-from pipeline.symbolic.rules.statements import Rules, Statements, fit_statements
+from pipeline.symbolic.rules.circuits import passing_gates
+from pipeline.symbolic.rules.statements import Statements, fit_statements
 from pipeline.symbolic.tiers import COEFFICIENT_BITS, TIER_BITS, Options, Tier, choose_sharing, comparison_bits
+from pipeline.symbolic.writing.tables import Option, write_tables
 
 LOGIC_COORDINATES = 4
 """Most coordinates of the formula that a T2 statement is paired with, if the ladder has so few."""
@@ -64,17 +63,6 @@ class BlockSymbols:
     """Share of the experts' variance that it was allowed to get wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Option:
-    """One way to write all experts of the block; which of them take it is chosen later."""
-
-    tier: Tier
-    formulas: Formulas | None
-    rules: Rules | None = None
-    exact: bool = False
-    """Whether it is the expert itself."""
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FittedBlock:
     """A block with all ways to write its experts, from which `symbols` chooses."""
@@ -82,7 +70,7 @@ class FittedBlock:
     model: LanguageModel
     layer: int
     experts: TableExperts
-    listed: list[_Option]
+    listed: list[Option]
     options: Options
     """Without the price of an exact comparison."""
     formulas: list[Formulas]
@@ -108,7 +96,7 @@ class FittedBlock:
     def symbols(self, lost: float) -> BlockSymbols:
         """The shortest description of the block that gets at most this share of the experts' variance wrong."""
         chosen_E, priced = self.choose(lost)
-        return _fill(self, priced, chosen_E)
+        return _symbols(self, priced, chosen_E)
 
 
 def fit_block(
@@ -199,19 +187,19 @@ def _options(
     formulas: list[Formulas],
     with_logic: Formulas,
     statements: Statements,
-) -> tuple[list[_Option], Options]:
+) -> tuple[list[Option], Options]:
     """Every option with its bits, but for an exact comparison's, and its error in energy."""
     v2_E = v_squares(experts)
-    listed = [_Option(Tier.T0, None, exact=True)]
-    listed += [_Option(Tier.T1, f, exact=f.exact) for f in formulas]
+    listed = [Option(Tier.T0, None, exact=True)]
+    listed += [Option(Tier.T1, f, exact=f.exact) for f in formulas]
     dense_bits = TIER_BITS + (d_model + 1) * COEFFICIENT_BITS
     bits = [torch.full_like(v2_E, dense_bits), *(TIER_BITS + f.bits_E for f in formulas)]
     errors = [torch.zeros_like(v2_E), *(f.error_E * v2_E for f in formulas)]
     for rules in statements.rules:
-        listed += [_Option(Tier.T2, with_logic, rules), _Option(Tier.T3, None, rules)]
+        listed += [Option(Tier.T2, with_logic, rules), Option(Tier.T3, None, rules)]
         bits += [TIER_BITS + rules.bits_E + with_logic.bits_E, TIER_BITS + rules.bits_E + COEFFICIENT_BITS]
         errors += [rules.function_error_E * v2_E, rules.constant_error_E * v2_E]
-    listed.append(_Option(Tier.T4, None))
+    listed.append(Option(Tier.T4, None))
     bits.append(torch.full_like(v2_E, TIER_BITS))
     errors.append(energy_E)
     error_EO = torch.stack(errors, dim=1).nan_to_num(nan=torch.inf)
@@ -226,88 +214,34 @@ def _exact_bits(fitted: FittedBlock) -> Tensor:
     return fitted.options.bits_EO[:, exact_O].amin(1) + fitted.comparison_bits(everyone_E)
 
 
-def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbols:
-    """The tables of a block whose experts take these options."""
-    experts, statements, listed = fitted.experts, fitted.statements, fitted.listed
-    num_experts, d_model, coordinates = len(chosen_E), fitted.model.shape.d_model, fitted.coordinates
-    tier_E = torch.tensor([option.tier for option in listed], dtype=torch.uint8)[chosen_E]
-    tables: dict[str, Tensor] = {
-        "tier_E": tier_E,
-        "code_E": torch.zeros(num_experts, dtype=torch.uint8),
-        "scale_E": torch.zeros(num_experts),
-        "offset_E": torch.zeros(num_experts),
-        "index_EK": torch.zeros(num_experts, coordinates, dtype=torch.int16),
-        "coefficient_EK": torch.zeros(num_experts, coordinates),
-        "intercept_E": torch.zeros(num_experts),
-    }
-    coordinates_E = torch.zeros(num_experts, dtype=torch.int64)
-    spline_parts: list[tuple[Tensor, Tensor, Tensor]] = []
-    spline_row_E, splines = torch.zeros(num_experts, dtype=torch.int32), 0
-    for number, option in enumerate(listed):
-        at_X = torch.nonzero(chosen_E == number)[:, 0]
-        if option.formulas is not None:
-            f = option.formulas
-            for table, column in (("code_E", f.code_E), ("scale_E", f.scale_E), ("offset_E", f.offset_E),
-                                  ("intercept_E", f.intercept_E)):  # fmt: skip
-                tables[table][at_X] = column[at_X]
-            tables["index_EK"][at_X, : f.index_EK.shape[1]] = f.index_EK[at_X].to(torch.int16)
-            tables["coefficient_EK"][at_X, : f.index_EK.shape[1]] = f.coefficient_EK[at_X]
-            coordinates_E[at_X] = (f.coefficient_EK[at_X] != 0).sum(1)
-            curved_X = at_X[f.code_E[at_X] == SPLINE_CODE]
-            spline_row_E[curved_X] = torch.arange(splines, splines + len(curved_X), dtype=torch.int32)
-            splines += len(curved_X)
-            s = f.splines
-            spline_parts.append((s.low_E[curved_X], s.high_E[curved_X], s.coefficient_EK[curved_X]))
-    f1_E, circuits = torch.zeros(num_experts), dict[int, Circuit]()
-    for number, option in enumerate(listed):
-        at_X = torch.nonzero(chosen_E == number)[:, 0]
-        if option.rules is None:
-            continue
-        if option.tier == Tier.T2:
-            for table in ("scale_E", "offset_E"):
-                tables[table][at_X] *= option.rules.function_scale_E[at_X]
-        else:
-            tables["scale_E"][at_X] = option.rules.constant_E[at_X]
-        f1_E[at_X] = option.rules.f1_E[at_X]
-        circuits |= {expert: option.rules.circuits[expert] for expert in at_X.tolist()}
-
-    dense_X = torch.nonzero(tier_E == Tier.T0)[:, 0]
-    tables["dense_u_FD"] = experts.u.rows(dense_X).reshape(len(dense_X), d_model)
-    tables["dense_row_E"] = torch.zeros(num_experts, dtype=torch.int32)
-    tables["dense_row_E"][dense_X] = torch.arange(len(dense_X), dtype=torch.int32)
-    tables["code_E"][dense_X] = activation_code(experts.spec.activation)
-    tables["scale_E"][dense_X] = 1.0
-    tables["intercept_E"][dense_X] = experts.bias.detach()[dense_X]
-    tables["spline_row_E"] = spline_row_E
-    for name, column in zip(
-        ("spline_low_W", "spline_high_W", "spline_coefficient_WK"),
-        zip(*spline_parts, strict=True),
-        strict=True,
-    ):
-        tables[name] = torch.cat(column)
-    literal_names = _fill_logic(tables, circuits, statements)
-    gates_E = torch.zeros(num_experts, dtype=torch.int64)
-    gates_E[[*circuits]] = torch.tensor([len(circuit.gates) for circuit in circuits.values()], dtype=torch.int64)
+def _symbols(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbols:
+    """The block whose experts take these options."""
+    listed, statements = fitted.listed, fitted.statements
+    written = write_tables(
+        fitted.experts, listed, chosen_E, statements,
+        coordinates=fitted.coordinates, d_model=fitted.model.shape.d_model,
+    )  # fmt: skip
+    tables, gates_E = written.tables, torch.zeros(len(chosen_E), dtype=torch.int64)
     passing_E = torch.zeros_like(gates_E)
-    passing_E[[*circuits]] = torch.tensor([passing_gates(circuit) for circuit in circuits.values()], dtype=torch.int64)
+    for expert, circuit in written.circuits.items():
+        gates_E[expert], passing_E[expert] = len(circuit.gates), passing_gates(circuit)
     by_kan_O = torch.tensor([any(option.formulas is f for f in fitted.kans.formulas) for option in listed])
-    live_E = statements.rate_E > 0
-    compared_E = (tier_E <= Tier.T1) & live_E
+    compared_E = (tables["tier_E"] <= Tier.T1) & (statements.rate_E > 0)
     return BlockSymbols(
         tables=tables,
-        literal_names=literal_names,
-        num_dense=len(dense_X),
-        num_literals=len(literal_names),
+        literal_names=written.literal_names,
+        num_dense=len(tables["dense_u_FD"]),
+        num_literals=len(written.literal_names),
         num_gates=len(tables["gate_G"]),
-        num_splines=splines,
-        coordinates=coordinates,
-        tier_E=tier_E,
+        num_splines=len(tables["spline_low_W"]),
+        coordinates=fitted.coordinates,
+        tier_E=tables["tier_E"],
         exact_E=torch.tensor([option.exact for option in listed])[chosen_E],
         bits_E=priced.bits_EO.gather(1, chosen_E[:, None])[:, 0],
         error_E=priced.error_EO.gather(1, chosen_E[:, None])[:, 0],
         # Exact tiers compute the very comparison the model fires by; the others' rule was judged.
-        f1_E=torch.where(compared_E, 1.0, f1_E),
-        coordinates_E=coordinates_E,
+        f1_E=torch.where(compared_E, 1.0, written.f1_E),
+        coordinates_E=written.coordinates_E,
         gates_E=gates_E,
         passing_E=passing_E,
         firings_E=fitted.firings_E,
@@ -320,13 +254,3 @@ def _fill(fitted: FittedBlock, priced: Options, chosen_E: Tensor) -> BlockSymbol
         variance_E=fitted.variance_E,
         rate_E=statements.rate_E,
     )
-
-
-def _fill_logic(tables: dict[str, Tensor], circuits: dict[int, Circuit], statements: Statements) -> list[str]:
-    """The circuit of all rules and the literals it names, the others left out; returns the literals' names."""
-    laid = laid_out(circuits, len(tables["tier_E"]))
-    for name in ("rule_E", "gate_G", "wire_a_G", "wire_b_G"):
-        tables[name] = getattr(laid, name)
-    tables["member_LV"] = statements.literals.member_LV[laid.literal_L]
-    tables["literal_offset_L"] = statements.literals.offset_L[laid.literal_L]
-    return [statements.names[index] for index in laid.literal_L.tolist()]

@@ -20,7 +20,8 @@ from pipeline.models.tables.rounding import (
     quantize_int4,
     quantize_int8,
 )
-from pipeline.transforms.precision import requantized, sqnr_db, to_int4, to_int8
+from pipeline.transforms.precision import requantized, to_int4, to_int8
+from pipeline.transforms.table_error import sqnr_db
 from tests.tiny import INT4, INT8, JUMP, SHAPE, TRAINABLE, tiny_model, tiny_tokens
 from tests.tolerances import assert_close
 

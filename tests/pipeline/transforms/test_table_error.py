@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from pipeline.transforms.precision import sqnr_db, to_int4, to_int8
-from pipeline.transforms.table_error import table_errors
+from pipeline.transforms.precision import to_int4, to_int8
+from pipeline.transforms.table_error import sqnr_db, table_errors
 from tests.tiny import JUMP, tiny_model
 
 PLAIN = "u and v in int4 at absmax"

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import sympy
 
-from pipeline.symbolic.__main__ import _shortened
 from pipeline.symbolic.showing.firing_text import TERMS, written_sum
+from pipeline.symbolic.showing.printed import shortened
 from pipeline.symbolic.tiers import Tier
 
 SEVENTEEN = tuple((index, 1.0 if index else -0.5) for index in range(TERMS + 1))
@@ -26,11 +26,11 @@ def reading(tier, count):
 
 
 def test_a_formula_of_sixteen_coordinates_keeps_its_intercept_and_a_dense_one_says_what_it_leaves_out():
-    shown = _shortened(reading(Tier.T1, 16))
+    shown = shortened(reading(Tier.T1, 16))
     assert {f"x_{index}" for index in range(16)} <= set(shown.replace("*", " ").split())
     assert "0.001" in shown
     assert "..." not in shown
-    dense = _shortened(reading(Tier.T0, 18))
+    dense = shortened(reading(Tier.T0, 18))
     assert dense.endswith(f" + 0.00100 ... 2 smaller terms ({2.01 / 19.53:.1%} of all coefficients; --all)")
     assert "x_17" in dense
     assert "x_1 " not in dense
