@@ -42,7 +42,8 @@ def library(tmp_path_factory) -> Library:
     return Library.made_in(tmp_path_factory.mktemp("library"), ("prepare-corpus", "train-monet"))
 
 
-@pytest.mark.parametrize("name", of_the_store())
+# test_mutations.py has the mutations, many to a case.
+@pytest.mark.parametrize("name", [name for name in of_the_store() if name != "mutations"])
 def test_a_fault_loses_nothing_and_leaves_nothing_half_written(name, tmp_path):
     assert said(spread(of_the_store()[name](tmp_path), 2), tmp_path) == []
 
