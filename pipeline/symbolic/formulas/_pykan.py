@@ -1,6 +1,8 @@
 """The only door to pykan, which seeds, prints, writes folders and warns: within it all of that is kept in."""
 
 import contextlib
+import functools
+import importlib
 import io
 import random
 import tempfile
@@ -34,7 +36,8 @@ def pykan() -> Iterator[Pykan]:
     """The package with our functions in its library, gradients on; all it does to the process is undone on leaving.
 
     That is: the states of torch's, numpy's and Python's generators, what is printed, warnings, its library. It makes
-    no folder as long as MultKAN gets `auto_save=False`; so must what `prune_input` returns, which forgets it.
+    no folder as long as MultKAN gets `auto_save=False`; so must what `prune_input` returns, which forgets it. The
+    coefficients that its splines set out with are the same each time (`_repeatable`).
     """
     numpy_state, python_state = np.random.get_state(), random.getstate()
     with (
@@ -51,15 +54,42 @@ def pykan() -> Iterator[Pykan]:
         from kan.spline import B_batch, extend_grid
         from kan.utils import SYMBOLIC_LIB
 
-        theirs = dict(SYMBOLIC_LIB)
+        layers: Any = importlib.import_module("kan.KANLayer")  # `kan` itself has the class of this name
+        theirs, curve2coef = dict(SYMBOLIC_LIB), layers.curve2coef
         SYMBOLIC_LIB.update(ENTRIES)
+        layers.curve2coef = _repeatable(curve2coef)
         try:
             yield Pykan(MultKAN, B_batch, extend_grid, kanpiler)
         finally:
             SYMBOLIC_LIB.clear()
             SYMBOLIC_LIB.update(theirs)
+            layers.curve2coef = curve2coef
             np.random.set_state(numpy_state)
             random.setstate(python_state)
+
+
+def _repeatable(curve2coef: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """pykan's least squares of a spline, whose result depends on its arguments alone.
+
+    It calls `torch.linalg.lstsq`, whose default driver, LAPACK's gelsy, reads which columns not to move from memory
+    that torch has not set (pytorch issue 187411). So what some freed tensor held decided how sums were rounded, and
+    training made other formulas of it. Where algorithms must be deterministic, torch fills such memory first.
+    """
+
+    @functools.wraps(curve2coef)
+    def repeatable(*arguments: Any, **named: Any) -> Tensor:
+        enabled = torch.are_deterministic_algorithms_enabled()
+        warns = torch.is_deterministic_algorithms_warn_only_enabled()
+        fills = torch.utils.deterministic.fill_uninitialized_memory
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = True
+        try:
+            return curve2coef(*arguments, **named)
+        finally:
+            torch.use_deterministic_algorithms(enabled, warn_only=warns)
+            torch.utils.deterministic.fill_uninitialized_memory = fills
+
+    return repeatable
 
 
 def spline_basis(z_NE: Tensor, knots_EG: Tensor) -> Tensor:

@@ -190,6 +190,22 @@ def test_the_same_seed_makes_the_same_formula_whatever_the_generators_say():
     assert (first.intercept, first.scale, first.offset) == (second.intercept, second.scale, second.offset)
 
 
+def coefficients_set_out_with():
+    with pykan() as kan:
+        return kan.MultKAN(width=[6, 1, 1], grid=3, k=3, seed=3, auto_save=False).act_fun[0].coef.detach()
+
+
+def test_what_freed_memory_held_has_no_part_in_what_a_kan_sets_out_with():
+    generator, found = torch.Generator().manual_seed(0), set()
+    for number in range(150):
+        # As many whole numbers as a spline has coefficients: where least squares finds room for its list of columns.
+        freed = torch.randint(0, 3, (6,), dtype=torch.int32, generator=generator) * (number % 2)
+        del freed
+        found.add(coefficients_set_out_with().numpy().tobytes())
+    assert len(found) == 1
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
 def test_a_picture_of_a_kan_is_a_picture_and_leaves_no_figure():
     from matplotlib import pyplot
 
