@@ -7,7 +7,9 @@ or left out and counted where `Reading.unreadable` says so. docs/limits.md has t
 import codecs
 import hashlib
 import json
+import os
 import re
+import stat
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -33,6 +35,8 @@ TEXT_SUFFIXES = frozenset((
 ))
 # fmt: on
 TABLE_SUFFIXES = frozenset({".jsonl", ".ndjson", ".parquet"})
+MOST_DOMAIN_CHARACTERS = 255
+"""Of a domain's name, which metrics have in theirs: as many as the name of a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,10 +72,12 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> "Source":
         named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
-        domain, location = named.groups() if named and not Path(text).exists() else (None, text)
+        domain, location = named.groups() if named and not os.path.exists(text) else (None, text)
         if not location.removeprefix("hf:").strip():
             raise ValueError(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
         domain = domain or re.split(r"[:@]", location.removeprefix("hf:"))[0].rstrip("/").split("/")[-1].split(".")[0]
+        if len(domain) > MOST_DOMAIN_CHARACTERS:
+            raise ValueError(f"the source {repr_of(text)}: {_too_long(domain)}; write a shorter one before it, domain=")
         return cls(domain=_domain_name(domain), location=location)
 
     @property
@@ -83,6 +89,10 @@ def _domain_name(written: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", written.lower()).strip("_") or "text"
 
 
+def _too_long(domain: str) -> str:
+    return f"its domain has {len(domain):,} characters, and {MOST_DOMAIN_CHARACTERS} is the most"
+
+
 def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
     """Every domain of every source split by itself: its last share is held out, the one before it for validation.
     Then no text of one split stands in another, whichever sources they are from.
@@ -90,6 +100,10 @@ def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
     ValueError for unusable sources.
     """
     share_bytes = reading.max_bytes // len(sources)
+    if not share_bytes:
+        raise ValueError(
+            f"max_bytes: got {reading.max_bytes:,} for {len(sources):,} sources, less than a byte each; take more bytes"
+        )
     parts = [_split_source(Source.parse(source), reading, share_bytes) for source in sources]
     splits = held_out_first(
         (document for part in parts for document in part.train),
@@ -142,7 +156,7 @@ def sources_sha256(sources: Sequence[str], *, hf_split: str) -> str:
 
 
 def _described(source: Source, hf_split: str) -> dict[str, Any]:
-    if source.is_hf and not Path(source.location.removeprefix("hf:")).exists():
+    if source.is_hf and not os.path.exists(source.location.removeprefix("hf:")):
         name, config, revision = _hf_parts(source.location)
         commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else _hf_commit(name, revision)
         return {"domain": source.domain, "hf": name, "config": config, "split": hf_split, "commit": commit}
@@ -198,7 +212,7 @@ def _document(row: Row, source: Source, remarks: Remarks) -> Document:
 
 def _tell(source: Source, remarks: Remarks, max_bytes: int) -> None:
     sentences = remarks.sentences(max_bytes)
-    if not source.is_hf and (others := _left_out(Path(source.location).expanduser())):
+    if not source.is_hf and (others := _left_out(_existing(source.location))):
         sentences.append(left_out(others))
     for sentence in sentences:
         say(f"{repr_of(source.location)}: {sentence}")
@@ -251,19 +265,75 @@ def _first_bytes(rows: Iterable[Row], max_bytes: int, remarks: Remarks) -> Itera
             return
 
 
+def user_path(location: str) -> Path:
+    """The path that is written so, `~` and `~name` as in a shell. ValueError if there is no such user."""
+    try:
+        return Path(location).expanduser()
+    except RuntimeError:
+        raise ValueError(f"there is no user whose folder {repr_of(location)} lies in; check the path") from None
+
+
+def _there(location: str) -> Path:
+    path = user_path(location)
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"there is no file or folder {repr_of(location)} to read text from; check the path") from None
+    except (OSError, ValueError) as error:  # names that are too long, folders that others may not enter, NUL
+        why = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{repr_of(location)} cannot be read ({why}); check the path") from error
+    return path
+
+
 def _existing(location: str) -> Path:
-    path = Path(location).expanduser()
-    if not path.exists():
-        raise ValueError(f"there is no file or folder {location!r} to read text from; check the path")
-    if path.is_dir() and not _files_under(path):
-        others = _left_out(path)
-        beside = f" ({left_out(others)})" if others else ""
-        raise ValueError(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
-    if path.is_file() and path.suffix.lower() not in TEXT_SUFFIXES | TABLE_SUFFIXES:
+    path = _there(location)
+    mode = _mode(path)
+    if mode is None:
+        raise ValueError(f"{repr_of(location)} is a link to nothing that can be read; check where it leads")
+    if stat.S_ISDIR(mode):
+        if not _files_under(path):
+            others = _left_out(path)
+            beside = f" ({left_out(others)})" if others else ""
+            raise ValueError(f"the folder {location!r} holds no text files; wanted {_wanted()}{beside}")
+    elif not stat.S_ISREG(mode):
+        raise ValueError(f"{location!r} is a device, a pipe or a socket; wanted a file or a folder")
+    elif path.suffix.lower() not in TEXT_SUFFIXES | TABLE_SUFFIXES:
         raise ValueError(
             f"{location!r} has the unknown suffix {path.suffix!r}; wanted {_wanted()}; rename it if it is text"
         )
     return path
+
+
+def _mode(path: Path) -> int | None:
+    """What the path leads to, through links; None where that is nothing, or cannot be told."""
+    try:
+        return path.stat().st_mode
+    except OSError:
+        return None
+
+
+def _is_file(path: Path) -> bool:
+    return (mode := _mode(path)) is not None and stat.S_ISREG(mode)
+
+
+def _below(path: Path) -> list[Path]:
+    """All that lies in the folder and is none itself; a link to a folder is not followed.
+
+    ValueError for a folder that cannot be looked into, unless it is hidden and so of no use.
+    """
+
+    def refuse(error: OSError) -> None:
+        folder = Path(error.filename)
+        if _skipped_with(folder.relative_to(path), frozenset()) is None:
+            raise ValueError(
+                f"the folder {str(folder)!r} cannot be read ({error.strerror}); make it readable or leave it out"
+            ) from error
+
+    found: list[Path] = []
+    for folder, folders, files in os.walk(path, onerror=refuse):
+        found += [Path(folder, name) for name in files]
+        found += [link for name in folders if (link := Path(folder, name)).is_symlink()]
+    return found
 
 
 def _wanted() -> str:
@@ -272,21 +342,24 @@ def _wanted() -> str:
 
 def _files_under(path: Path) -> list[tuple[str, Path]]:
     """(name inside the folder, file), in the order of the names; a lone file has its suffix for a name."""
-    if path.is_file():
+    if not path.is_dir():
         return [(path.suffix.lower(), path)]
-    artifacts = _artifacts_under(path)
-    inside = (
-        (file.relative_to(path), file)
-        for file in path.rglob("*")
-        if file.is_file() and file.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES
-    )
-    return sorted((name.as_posix(), file) for name, file in inside if _skipped_with(name, artifacts) is None)
+    below = _below(path)
+    artifacts = _artifacts_of(path, below)
+    inside = [
+        (name.as_posix(), file)
+        for file in below
+        if file.suffix.lower() in TEXT_SUFFIXES | TABLE_SUFFIXES
+        and _skipped_with(name := file.relative_to(path), artifacts) is None
+        and _is_file(file)
+    ]
+    return sorted(inside)
 
 
-def _artifacts_under(path: Path) -> Set[Path]:
+def _artifacts_of(path: Path, below: Iterable[Path]) -> Set[Path]:
     """Folders of artifacts, as where the store lies in the folder: what this pipeline writes is no text to read."""
-    manifests = (manifest.relative_to(path) for manifest in path.rglob(MANIFEST))
-    return frozenset(manifest.parent for manifest in manifests if re.fullmatch(ID, manifest.parent.name))
+    folders = (file.relative_to(path).parent for file in below if file.name == MANIFEST)
+    return frozenset(folder for folder in folders if re.fullmatch(ID, folder.name))
 
 
 def _skipped_with(name: Path, artifacts: Set[Path]) -> Path | None:
@@ -297,14 +370,16 @@ def _skipped_with(name: Path, artifacts: Set[Path]) -> Path | None:
 
 def _left_out(path: Path) -> list[tuple[str, int]]:
     """(name, bytes) of what is not read of a folder; a hidden folder or an artifact counts as one."""
-    if path.is_file():
+    if not path.is_dir():
         return []
-    artifacts, taken = _artifacts_under(path), {file for _, file in _files_under(path)}
+    below, taken = _below(path), {file for _, file in _files_under(path)}
+    artifacts = _artifacts_of(path, below)
     sizes = Counter[str]()
-    for file in path.rglob("*"):
-        if file.is_file() and (file not in taken or not file.stat().st_size):
+    for file in below:
+        size = file.stat().st_size if _is_file(file) else 0
+        if file not in taken or not size:
             name = file.relative_to(path)
-            sizes[(_skipped_with(name, artifacts) or name).as_posix()] += file.stat().st_size
+            sizes[(_skipped_with(name, artifacts) or name).as_posix()] += size
     return list(sizes.items())
 
 
@@ -367,7 +442,7 @@ def _json_lines(name: str, file: Path, reading: Reading, remarks: Remarks) -> It
             if line.strip():
                 yield lambda line=line, number=number: _row(
                     f"{name}:{number}",
-                    _json_object(_decoded(line, file, number), f"{file} line {number}"),
+                    _json_object(_decoded(line, file, number), f"{file} line {number}", _once),
                     f"{file} line {number}",
                     reading,
                     remarks,
@@ -385,13 +460,27 @@ def _is_json_lines(file: Path, text_field: str) -> bool:
     return len(objects) == 2 or (len(objects) == 1 and text_field in objects[0])
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+class _TwiceError(ValueError):
+    """A field stands in an object twice: which of the two is meant, nothing says."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise _TwiceError(f"has the field {repr_of(name)} twice; leave one of them out")
+    return found
+
+
+def _json_object(line: str, where: str, objects: Callable[[list[tuple[str, Any]]], Any] = dict) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=objects)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
     except RecursionError as error:
         raise ValueError(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
+    except _TwiceError as error:
+        raise ValueError(f"{where} {error}") from None
     except ValueError as error:  # Python reads no integer of thousands of digits
         raise ValueError(f"{where} has a number of too many digits to be read; write it as a string") from error
     if not isinstance(row, dict):
@@ -409,6 +498,9 @@ def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
         if reading.text_field not in names:
             raise _no_field(names, reading.text_field, str(file))
         used = [field for field in (reading.text_field, reading.domain_field) if field in names]
+        for field in used:
+            if names.count(field) > 1:
+                raise ValueError(f"{str(file)!r} has {names.count(field)} columns {field!r}; leave one of them in it")
         remarks.unused_fields.update(field for field in names if field not in used)
         number = 0
         for batch in _batches(table, used, file):
@@ -441,7 +533,10 @@ def _row(name: str, fields: Mapping[str, Any], where: str, reading: Reading, rem
     remarks.unused_fields.update(field for field in fields if field not in (reading.text_field, reading.domain_field))
     text = _string(fields[reading.text_field], reading.text_field, where, "text_field")
     domain = fields.get(reading.domain_field) if reading.domain_field else None
-    return Row(name, text, "" if domain is None else _string(domain, reading.domain_field, where, "domain_field"))
+    written = "" if domain is None else _string(domain, reading.domain_field, where, "domain_field")
+    if len(written) > MOST_DOMAIN_CHARACTERS:
+        raise ValueError(f"{where}: {_too_long(written)}; shorten it, or set domain_field")
+    return Row(name, text, written)
 
 
 def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:
@@ -474,6 +569,8 @@ def _hf_commit(name: str, revision: str | None) -> str:
         folder = huggingface_hub.snapshot_download(
             name, repo_type="dataset", revision=revision, allow_patterns="README.md"
         )
+    except huggingface_hub.errors.HFValidationError:
+        raise ValueError(f"{repr_of(f'hf:{name}')} is no name of a data set; wanted hf:NAME or hf:OWNER/NAME") from None
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise ValueError(
             f"'hf:{name}' cannot be reached ({type(error).__name__}); check its name and the network, "
