@@ -1,16 +1,25 @@
 """Text from a trained model: python -m pipeline.generate ID --prompt TEXT."""
 
-import argparse
 import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from artifacts import Artifact, ArtifactError, Store, show_every_text, told
+from artifacts import (
+    Artifact,
+    ArtifactError,
+    CommandParser,
+    Store,
+    as_command,
+    for_stdout,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.models import LanguageModel
@@ -100,16 +109,17 @@ def _check_unicode(prompt: str) -> None:
         ) from None
 
 
+@as_command
 def main(arguments: Sequence[str]) -> int:
     show_every_text()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.generate", description=__doc__)
+    parser = CommandParser(prog="python -m pipeline.generate", description=__doc__)
     parser.add_argument("id", metavar="ID", help="the model: an id, its beginning, or 'latest'")
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="text to go on from")
     parser.add_argument("--tokens", type=int, default=200, help="tokens to add (default: 200)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 is the likeliest token (default: 0.8)")
     parser.add_argument("--top-k", type=int, default=50, help="sample among this many (default: 50)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
-    parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="default: store")
+    parser.add_argument("--store", type=store_folder, default="store", metavar="DIR", help="default: store")
     args = parser.parse_args(arguments)
     try:
         sampling = Sampling(tokens=args.tokens, temperature=args.temperature, top_k=args.top_k, seed=args.seed)
@@ -128,7 +138,9 @@ def main(arguments: Sequence[str]) -> int:
             f"{sampling.tokens} to add are more: each token sees the {context} before it and no older ones",
             file=sys.stderr,
         )
-    print(tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)]))
+    text = tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)])
+    with writing_to_stdout():
+        print(for_stdout(text))
     return 0
 
 

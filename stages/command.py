@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from artifacts import ArtifactError, ArtifactId, StdoutError, Store, show_every_text, told
+from artifacts import ArtifactError, ArtifactId, StdoutError, Store, show_every_text, store_folder, told
 from pipeline.corpus.sources import require_sources
 from pipeline.run import check_seed
 from pipeline.stage import Device, Made, StageConfig, chosen_device
@@ -239,7 +239,7 @@ def _add_preset(parser: _Parser, arguments: Sequence[str]) -> Plan:
 
 def _add_store(parser: _Parser) -> None:
     parser.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the artifacts (default: store)"
+        "--store", type=store_folder, default="store", metavar="DIR", help="folder of the artifacts (default: store)"
     )
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +11,17 @@ import sympy
 import torch
 from torch import Tensor
 
-from artifacts import Artifact, ArtifactError, Store, show_every_text, told
+from artifacts import (
+    Artifact,
+    ArtifactError,
+    CommandParser,
+    Store,
+    as_command,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
@@ -56,6 +65,7 @@ class _Opened:
     """Tokens that the model was trained to read at once."""
 
 
+@as_command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 2 is an error told in one sentence."""
     show_every_text()
@@ -69,16 +79,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArtifactError, ValueError) as error:
         print(told(error), file=sys.stderr)
         return 2
-    try:
+    with writing_to_stdout():
         if args.json and reading is not None:
             print(_data(opened, reading).model_dump_json())
         elif reading is None:
             _show_layers(opened, layers)
         else:
             _show_expert(opened, reading, in_latex=args.latex, whole=args.all)
-        sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -101,7 +108,7 @@ def _chosen(args: argparse.Namespace) -> tuple[_Opened, list[int], Reading | Non
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
+    parser = CommandParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     summary = "Show one expert; without --expert the largest of a layer, without --layer those of every layer."
     show = commands.add_parser("show", help=summary, description=summary)
@@ -117,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "--json", action="store_true", help="print all that computes the expert as data (pipeline/symbolic/expert_data)"
     )
     show.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+        "--store", type=store_folder, default="store", metavar="DIR", help="folder of the store (default: store)"
     )
     summary = "Write one expert's formula as a KAN that pykan loads, plots, edits and refits."
     kan = commands.add_parser("kan", help=summary, description=summary)
@@ -126,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     kan.add_argument("--expert", type=int, required=True, metavar="E", help="number of the expert in it, from 0")
     kan.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     kan.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+        "--store", type=store_folder, default="store", metavar="DIR", help="folder of the store (default: store)"
     )
     summary = "Write a model as one C source with its tables and a check, which needs no Python."
     export = commands.add_parser("export", help=summary, description=summary)
@@ -137,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         "--length", type=int, help="tokens of a window of them (default, and at most: those that it was trained on)"
     )
     export.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+        "--store", type=store_folder, default="store", metavar="DIR", help="folder of the store (default: store)"
     )
     return parser
 
@@ -158,7 +165,8 @@ def _export(args: argparse.Namespace) -> int:
             f"are of {made.length}",
             file=sys.stderr,
         )
-    print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
+    with writing_to_stdout():
+        print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
     return 0
 
 
@@ -175,9 +183,9 @@ def _kan(args: argparse.Namespace) -> int:
         if not _is_of(args.to, error):
             raise
         return _unwritable(args.to, error)
-    print(
-        f"{args.to}: {reading.tier.name}, {reading.num_coordinates} coordinates, {states:,} states; see its README.md"
-    )
+    coordinates = f"{reading.num_coordinates} coordinates"
+    with writing_to_stdout():
+        print(f"{args.to}: {reading.tier.name}, {coordinates}, {states:,} states; see its README.md")
     return 0
 
 
