@@ -167,7 +167,8 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     if values.stage not in stages:
         known = ", ".join(stages) or "nothing"
-        raise ArtifactError(f"the store holds nothing made by {values.stage!r}; it has {known}")
+        print(told(f"the store holds nothing made by {values.stage!r}; it has {known}"), file=sys.stderr)  # noqa: T201
+        return 2
     by_seed = stages[values.stage]
     names = values.metrics or sorted({name for m in by_seed.values() for name in m.metrics})
     with writing_to_stdout():

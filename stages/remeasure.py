@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
-from rich.console import Console
 
 from artifacts import CommandParser, Manifest, Store, store_folder, writing_to_stdout
 from pipeline import codec
@@ -103,7 +102,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_intermixed_args(arguments)
-    store, device, console = Store(options.store), chosen_device(options.device), Console(soft_wrap=True)
+    store, device = Store(options.store), chosen_device(options.device)
     store.require_folder()
     manifests = [store.manifest(id) for id in options.ids] or store.manifests()
     found = []
@@ -112,14 +111,14 @@ def main(arguments: Sequence[str]) -> int:
             found.append(one)
             if not options.json:
                 with writing_to_stdout():
-                    console.print(_line(one), markup=False, highlight=False)
+                    print(_line(one))  # noqa: T201
     differing = [one for one in found if one.differing]
     skipped = sum(one.skipped is not None for one in found)
     with writing_to_stdout():
         if options.json:
-            console.print_json(json.dumps([{**asdict(one), "differing": one.differing} for one in found]))
+            print(json.dumps([{**asdict(one), "differing": one.differing} for one in found], indent=2))  # noqa: T201
         else:
-            console.print(
+            print(  # noqa: T201
                 f"{len(found) - skipped} models measured anew on {device_name(device)}, {len(differing)} differ from "
                 f"their manifests, {skipped} of other versions were left out."
             )
