@@ -3,12 +3,22 @@
 import argparse
 import sys
 
-from artifacts import ArtifactError, Store, show_every_text, told
+from artifacts import (
+    ArtifactError,
+    Store,
+    as_command,
+    for_stdout,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from kernels.errors import Mistake
 from pipeline.generate.opened import open_model
 from pipeline.generate.sampling import Sampling, generate
 
 
+@as_command
 def run(args: argparse.Namespace) -> int:
     """Prints the prompt and what follows; 2 after one sentence for what cannot be read."""
     show_every_text()
@@ -17,7 +27,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.prompt:
             raise Mistake("--prompt: got no text, wanted at least one character")
         _check_unicode(args.prompt)
-        opened = open_model(args.id, Store(args.store))
+        opened = open_model(args.id, Store(store_folder(args.store)))
+    except argparse.ArgumentTypeError as error:  # looked at here: the parser does without torch, which a store needs
+        print(told(f"argument --store: {error}"), file=sys.stderr)
+        return 2
     except (ValueError, ArtifactError) as error:
         print(told(error), file=sys.stderr)
         return 2
@@ -29,7 +42,9 @@ def run(args: argparse.Namespace) -> int:
             f"{sampling.tokens} to add are more: each token sees the {context} before it and no older ones",
             file=sys.stderr,
         )
-    print(tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)]))
+    text = tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)])
+    with writing_to_stdout():
+        print(for_stdout(text))
     return 0
 
 
