@@ -16,7 +16,7 @@ from artifacts.errors import ArtifactError
 from artifacts.explanation import Link, explain
 from artifacts.manifest import Manifest
 from artifacts.model_card import model_card
-from artifacts.store import Store
+from artifacts.store import Listing, Store
 from artifacts.terminal import CommandParser, as_command, on_one_line, say, show_every_text, store_folder, told
 from artifacts.tree import family, text_tree
 from artifacts.verification import Damage
@@ -85,15 +85,24 @@ def _add_common(parser: argparse.ArgumentParser, *, store: str, json: bool | str
 
 def _ls(store: Store, args: argparse.Namespace) -> int:
     listing = store.listing()
+    if args.kind is not None:
+        _require_kind(args.kind, listing)
     manifests = [m for m in listing.manifests if args.kind in (None, m.kind)]
     if args.json:
         _print_json([_summary(m) for m in manifests])
     elif manifests:
         _print_columns([(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests])
     elif store.root.is_dir():
-        say(f"{store.root} holds no artifact{f' of kind {args.kind!r}' if args.kind else ''} yet.")
+        say(f"{store.root} holds no artifact yet.")
     _name(listing.damaged)
     return 0
+
+
+def _require_kind(kind: str, listing: Listing) -> None:
+    """ArtifactError for a kind of which the store has nothing; one that is empty or damaged throughout knows none."""
+    known = sorted({manifest.kind for manifest in listing.manifests})
+    if known and kind not in known:
+        raise ArtifactError(f"the store holds no artifact of kind {kind!r}; it has: {', '.join(known)}")
 
 
 def _show(store: Store, args: argparse.Namespace) -> int:

@@ -196,6 +196,10 @@ def row_of(name: str, fields: Mapping[str, Any], where: str, reading: Reading, r
         raise _no_field(fields, reading.text_field, where)
     remarks.unused_fields.update(field for field in fields if field not in (reading.text_field, reading.domain_field))
     text = _string(fields[reading.text_field], reading.text_field, where, "text_field")
+    if "\0" in text:
+        raise Mistake(
+            f"{where}: field {reading.text_field!r} is not text: it holds NUL; take it out or leave the row out"
+        )
     domain = fields.get(reading.domain_field) if reading.domain_field else None
     written = "" if domain is None else _string(domain, reading.domain_field, where, "domain_field")
     if len(written) > MOST_DOMAIN_CHARACTERS:

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from itertools import chain
 
 from artifacts import (
     ArtifactError,
@@ -14,6 +15,7 @@ from artifacts import (
     writing_to_stdout,
 )
 from kernels.errors import Mistake
+from pipeline.corpus.tokenizer import decoded
 from pipeline.generate.opened import open_model
 from pipeline.generate.sampling import Sampling, generate
 
@@ -42,9 +44,10 @@ def run(args: argparse.Namespace) -> int:
             f"{sampling.tokens} to add are more: each token sees the {context} before it and no older ones",
             file=sys.stderr,
         )
-    text = tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)])
-    with writing_to_stdout():
-        print(for_stdout(text))
+    added = generate(opened.model, ids, sampling, context=context)
+    for text in chain(decoded(tokenizer, chain(ids, added)), "\n"):
+        with writing_to_stdout():  # each as soon as it is there
+            print(for_stdout(text), end="")
     return 0
 
 

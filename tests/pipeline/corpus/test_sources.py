@@ -160,6 +160,11 @@ def bad(name, content, message):
         ),
         bad("empty.txt", b"", r"'.*empty.txt' is empty; name a file that holds text"),
         bad("nul.txt", b"a\0b", r"'.*nul.txt' is not text: it holds NUL bytes; convert it"),
+        bad(
+            "nul.jsonl",
+            b'{"text": "a"}\n{"text": "a\\u0000b"}',
+            r"nul.jsonl line 2: field 'text' is not text: it holds NUL",
+        ),
         bad("latin.txt", b"ok\n\ncaf\xe9 " * 30, r"'.*latin.txt' line 3 is not UTF-8 text: .* byte 0xe9 .* convert"),
         bad("one.txt", b"a" * 500 + b"\xff" + b"b" * 500, r"'.*one.txt' line 1 is not UTF-8 text: .* byte 0xff"),
         bad("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', r"'.*latin.jsonl' line 2 is not UTF-8 text: .* 0xe9"),
@@ -492,6 +497,14 @@ def test_a_field_or_column_that_stands_twice_is_refused_with_its_place(tmp_path)
     pyarrow.parquet.write_table(twice, tmp_path / "b.parquet")
     with pytest.raises(ValueError, match=r"b.parquet' has 2 columns 'text'; leave one of them in it"):
         read(tmp_path / "b.parquet")
+
+
+def test_nul_in_a_row_of_a_table_is_refused_or_the_row_left_out(tmp_path):
+    rows = ["one\n" * 9, "two\0", "three\n" * 9, "four\n" * 9]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet row 1, counted from 0: field 'text' is not text: it holds NUL"):
+        read(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", unreadable="skip").num_unreadable == 1
 
 
 def test_a_domain_longer_than_a_name_is_refused_with_its_row(tmp_path):
