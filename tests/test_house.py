@@ -69,7 +69,8 @@ def test_triton_is_imported_by_the_gpu_kernels_alone():
 
 def test_importing_the_layers_below_flows_loads_no_prefect():
     code = (
-        "import sys, artifacts, kernels, pipeline.corpus, pipeline.progress, stages.command, stages.__main__\n"
+        "import sys, artifacts, kernels, pipeline.corpus.splits, pipeline.running.progress\n"
+        "import stages.command, stages.__main__\n"
         "loaded = sorted(name for name in sys.modules if name.partition('.')[0] == 'prefect')\n"
         "sys.exit(', '.join(loaded) or 0)"
     )

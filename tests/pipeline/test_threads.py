@@ -47,7 +47,7 @@ def test_a_machine_is_busy_where_a_thread_would_share_its_core(load, cores, ours
 def test_a_command_on_the_cpu_says_so_once_where_threads_wait_as_on_a_busy_machine(
     device, spins, said, monkeypatch, capsys
 ):
-    monkeypatch.setattr("pipeline.progress.cpu_library", lambda: "built")
+    monkeypatch.setattr("pipeline.running.progress.cpu_library", lambda: "built")
     monkeypatch.setenv("GOMP_SPINCOUNT", spins)
     say_kernels(device)
     assert capsys.readouterr().err.count("no result depends on it") == said
