@@ -18,8 +18,12 @@ from artifacts.lineage import code_state as code_state
 from artifacts.manifest import Manifest as Manifest
 from artifacts.store import Listing as Listing
 from artifacts.store import Store as Store
+from artifacts.terminal import CommandParser as CommandParser
 from artifacts.terminal import StdoutError as StdoutError
+from artifacts.terminal import as_command as as_command
+from artifacts.terminal import for_stdout as for_stdout
 from artifacts.terminal import show_every_text as show_every_text
+from artifacts.terminal import store_folder as store_folder
 from artifacts.terminal import told as told
 from artifacts.terminal import writing_to_stdout as writing_to_stdout
 from artifacts.verification import Damage as Damage

@@ -16,12 +16,13 @@ from artifacts.errors import ArtifactError
 from artifacts.explanation import Link, explain
 from artifacts.manifest import Manifest
 from artifacts.model_card import model_card
-from artifacts.store import Store
-from artifacts.terminal import StdoutError, on_one_line, say, show_every_text, told
+from artifacts.store import Listing, Store
+from artifacts.terminal import CommandParser, as_command, on_one_line, say, show_every_text, store_folder, told
 from artifacts.tree import family, text_tree
 from artifacts.verification import Damage
 
 
+@as_command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 1 is damage found by `verify`, 2 is an error told in one sentence."""
     show_every_text()
@@ -29,11 +30,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         store = Store(args.store)
         code = args.command(store, args)
-    except StdoutError as error:
-        if error.reader_left:
-            return 0
-        print(told(error), file=sys.stderr)
-        return 2
     except OSError as error:
         print(told(f"cannot use the store at {args.store}: {error}"), file=sys.stderr)
         return 2
@@ -46,8 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m artifacts", description="Looks into a store of artifacts.")
-    _add_common(parser, store=Path("store"), json=False)
+    parser = CommandParser(prog="python -m artifacts", description="Looks into a store of artifacts.")
+    _add_common(parser, store="store", json=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: object, summary: str) -> argparse.ArgumentParser:
@@ -80,22 +76,33 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_common(parser: argparse.ArgumentParser, *, store: Path | str, json: bool | str) -> None:
-    parser.add_argument("--store", type=Path, default=store, metavar="DIR", help="folder of the store (default: store)")
+def _add_common(parser: argparse.ArgumentParser, *, store: str, json: bool | str) -> None:
+    parser.add_argument(
+        "--store", type=store_folder, default=store, metavar="DIR", help="folder of the store (default: store)"
+    )
     parser.add_argument("--json", action="store_true", default=json, help="print JSON")
 
 
 def _ls(store: Store, args: argparse.Namespace) -> int:
     listing = store.listing()
+    if args.kind is not None:
+        _require_kind(args.kind, listing)
     manifests = [m for m in listing.manifests if args.kind in (None, m.kind)]
     if args.json:
         _print_json([_summary(m) for m in manifests])
     elif manifests:
         _print_columns([(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests])
     elif store.root.is_dir():
-        say(f"{store.root} holds no artifact{f' of kind {args.kind!r}' if args.kind else ''} yet.")
+        say(f"{store.root} holds no artifact yet.")
     _name(listing.damaged)
     return 0
+
+
+def _require_kind(kind: str, listing: Listing) -> None:
+    """ArtifactError for a kind of which the store has nothing; one that is empty or damaged throughout knows none."""
+    known = sorted({manifest.kind for manifest in listing.manifests})
+    if known and kind not in known:
+        raise ArtifactError(f"the store holds no artifact of kind {kind!r}; it has: {', '.join(known)}")
 
 
 def _show(store: Store, args: argparse.Namespace) -> int:

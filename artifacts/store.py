@@ -61,7 +61,7 @@ class Store:
     root: Path
 
     def __post_init__(self) -> None:
-        """ArtifactError where the system has no room for the names of files in it; all else is told when it is met."""
+        """ArtifactError where no file can lie in it, or nobody but others may look; all else is told when it is met."""
         try:
             (self.root / LONGEST_NAME).lstat()
         except OSError as error:
@@ -70,8 +70,18 @@ class Store:
                     f"the store's name is too long for this system: {len(str(self.root)):,} characters, beginning "
                     f"with {str(self.root)[:40]!r}; name a folder with a shorter one"
                 ) from None
+            if error.errno == errno.EACCES:
+                raise ArtifactError(
+                    f"the store at {str(self.root)[:400]!r} cannot be looked into ({error.strerror}); "
+                    "name another one, or see who may"
+                ) from None
         except ValueError:
             raise ArtifactError(f"no folder can be called {str(self.root)[:40]!r}; name another store") from None
+
+    def require_folder(self) -> None:
+        """ArtifactError where there is no store, for commands that would have nothing to say of it."""
+        if not self.root.is_dir():
+            raise ArtifactError(f"there is no store at {self.root}; name its folder with --store")
 
     @property
     def state_dir(self) -> Path:
@@ -82,6 +92,14 @@ class Store:
         """The names of all artifacts, damaged ones included."""
         if not self.root.is_dir():
             return []
+        try:
+            return self._folders()
+        except OSError as error:
+            raise ArtifactError(
+                f"the store at {self.root} cannot be looked into ({error.strerror}); name another one, or see who may"
+            ) from error
+
+    def _folders(self) -> list[ArtifactId]:
         with os.scandir(self.root) as entries:
             return sorted(ArtifactId(e.name) for e in entries if re.fullmatch(ID, e.name) and e.is_dir())
 

@@ -1,16 +1,23 @@
 """Text on its way to a person: no character moves a cursor, none is missing, no message is without end, a full stdout
 is told."""
 
+import argparse
 import errno
+import functools
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn, ParamSpec
 
 MOST_CHARACTERS = 2_000
 """Of one message: more is a value that somebody else wrote, of which both ends say enough."""
 _TAIL = 400
+
+
+P = ParamSpec("P")
 
 
 class StdoutError(Exception):
@@ -24,6 +31,45 @@ class StdoutError(Exception):
         """A reader such as `head` has seen enough, which is no error."""
 
 
+class CommandParser(argparse.ArgumentParser):
+    """Of a command. argparse by itself repeats what it was given, however long that is."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(told(message))
+
+
+def store_folder(text: str) -> Path:
+    """The value of --store, for argparse."""
+    if not text:  # which is the working directory for whoever joins paths
+        raise argparse.ArgumentTypeError("got '', wanted: the folder of a store")
+    try:
+        Path(text).absolute()
+    except FileNotFoundError:
+        raise argparse.ArgumentTypeError(
+            f"got {text[:200]!r}, and the working directory that it lies in is gone; go to one that is there"
+        ) from None
+    return Path(text)
+
+
+def as_command(main: Callable[P, int]) -> Callable[P, int]:
+    """The command, which ends with one sentence where stdout takes no more or Ctrl-C was pressed."""
+
+    @functools.wraps(main)
+    def command(*args: P.args, **kwargs: P.kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)  # noqa: T201
+            return 130
+        except StdoutError as error:
+            if error.reader_left:
+                return 0
+            print(told(error), file=sys.stderr)  # noqa: T201
+            return 2
+
+    return command
+
+
 def show_every_text() -> None:
     """From now on stdout and stderr write characters that their encoding lacks as \\uXXXX. Each command begins so."""
     for stream in (sys.stdout, sys.stderr):
@@ -34,6 +80,13 @@ def show_every_text() -> None:
 def printable(text: str) -> str:
     """The text with all but what is seen, and line breaks, as JSON escapes it: controls, marks of direction, halves."""
     return "".join(one if one.isprintable() or one == "\n" else _escaped(one) for one in text)
+
+
+def for_stdout(text: str) -> str:
+    """What a model wrote: as it is for files and pipes, on a terminal `printable` but for its tabs."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return text
+    return "\t".join(map(printable, text.split("\t")))
 
 
 def on_one_line(text: str) -> str:

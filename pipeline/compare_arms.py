@@ -3,13 +3,20 @@
 Without A and B it lists the arms. Reads a report that a study made; nothing is trained.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from artifacts import ArtifactError, Store, show_every_text, told
+from artifacts import (
+    ArtifactError,
+    CommandParser,
+    Store,
+    as_command,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.report import Report
@@ -45,19 +52,22 @@ def _list(arms: Mapping[str, Mapping[int, float]]) -> str:
     return "\n".join(f"{name}: {mean(losses)}" for name, losses in arms.items())
 
 
+@as_command
 def main(arguments: Sequence[str]) -> int:
     show_every_text()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.compare_arms", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m pipeline.compare_arms", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("study", metavar="STUDY", help="id of a study's report, or its beginning")
     parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")
-    parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
+    parser.add_argument("--store", type=store_folder, default="store", help="folder of the artifacts (default: store)")
     values = parser.parse_intermixed_args(arguments)
     report = codec.load_as(Report, Store(values.store).open(values.study, kind="report"))
     arms = losses_by_seed(report)
     if len(values.arms) not in (0, 2) or not arms:
         got = f"{len(values.arms)} arms" if arms else "a report without trials"
         raise Mistake(f"got {got}, wanted the id of a study and none or two of its arms")
-    print(difference(arms, *values.arms) if values.arms else _list(arms))  # noqa: T201 - this is the command's output
+    text = difference(arms, *values.arms) if values.arms else _list(arms)
+    with writing_to_stdout():
+        print(text)  # noqa: T201 - this is the command's output
     return 0
 
 

@@ -4,13 +4,23 @@ Below it what makes its rows no means of like things, and dense against Monet, p
 are what this prints after `python flows.py run --seed 0`, `--seed 1` and `--seed 2`.
 """
 
-import argparse
 import statistics
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from artifacts import ArtifactError, Manifest, Store, canonical_json, sha256_of_bytes, show_every_text, told
+from artifacts import (
+    ArtifactError,
+    CommandParser,
+    Manifest,
+    Store,
+    as_command,
+    canonical_json,
+    sha256_of_bytes,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from artifacts.columns import PAIRS, SEEDS, columns
 from artifacts.markdown import table
 from pipeline.measuring.alike import context_of, unlike
@@ -134,32 +144,35 @@ def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
     return table(("metric", "value"), rows, numbers_from=1)
 
 
+@as_command
 def main(arguments: Sequence[str]) -> int:
     """Prints the table of models, or with --stage all metrics of one stage."""
     show_every_text()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.seeds", description=__doc__)
-    parser.add_argument("--store", type=Path, default=Path("store"), help="folder of the artifacts (default: store)")
+    parser = CommandParser(prog="python -m pipeline.seeds", description=__doc__)
+    parser.add_argument("--store", type=store_folder, default="store", help="folder of the artifacts (default: store)")
     parser.add_argument("--stage", help="print every metric of this stage instead")
     parser.add_argument("--metrics", nargs="+", help="with --stage: only these metrics")
     values = parser.parse_args(arguments)
-    manifests = Store(values.store).manifests()
+    store = Store(values.store)
+    store.require_folder()
+    manifests = store.manifests()
     stages = newest_by_seed(manifests)
     if values.stage is None:
-        print(model_table(stages))  # noqa: T201 - this is the command's output
-        for sentence in unlike_seeds(stages, manifests):
-            print(f"\n**Not alike: {sentence}.**")  # noqa: T201
+        texts = [model_table(stages), *(f"**Not alike: {sentence}.**" for sentence in unlike_seeds(stages, manifests))]
         if pairs := pairs_of(stages):
-            print("", difference_table(pairs), sep="\n")  # noqa: T201
-        for sentence in no_pairs(stages):
-            print(f"\n**Not compared: {sentence}.**")  # noqa: T201
+            texts.append(difference_table(pairs))
+        texts += [f"**Not compared: {sentence}.**" for sentence in no_pairs(stages)]
+        with writing_to_stdout():
+            print(*texts, sep="\n\n")  # noqa: T201 - this is the command's output
         return 0
     if values.stage not in stages:
         known = ", ".join(stages) or "nothing"
-        print(f"the store holds nothing made by {values.stage!r}; it has {known}", file=sys.stderr)  # noqa: T201
+        print(told(f"the store holds nothing made by {values.stage!r}; it has {known}"), file=sys.stderr)  # noqa: T201
         return 2
     by_seed = stages[values.stage]
     names = values.metrics or sorted({name for m in by_seed.values() for name in m.metrics})
-    print(metric_table(by_seed, names))  # noqa: T201
+    with writing_to_stdout():
+        print(metric_table(by_seed, names))  # noqa: T201
     return 0
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kernels.errors import Mistake
 from pipeline.corpus.sources import Source
-from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES
+from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES, user_path
 from pipeline.stage import StageConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 
@@ -49,7 +49,7 @@ def _local(text: str) -> Iterator[Path]:
     """What a source may read on this machine: nothing for a data set of the hub."""
     source = Source.parse(text)
     for location in _hub_locations(source.location) if source.is_hf else [source.location]:
-        path = Path(location).expanduser()
+        path = user_path(location)
         yield path
         yield from (file for file in path.rglob("*") if file.is_symlink() and file.suffix.lower() in _READ)
 

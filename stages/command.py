@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+from artifacts import store_folder
 from kernels.errors import Mistake
 from pipeline.run import check_seed
 from pipeline.stage import Device, StageConfig, chosen_device
@@ -205,7 +206,7 @@ def _add_preset(parser: Parser, arguments: Sequence[str]) -> Plan:
 
 def _add_store(parser: Parser) -> None:
     parser.add_argument(
-        "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the artifacts (default: store)"
+        "--store", type=store_folder, default="store", metavar="DIR", help="folder of the artifacts (default: store)"
     )
 
 

@@ -3,10 +3,11 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
+from kernels.errors import Mistake
 from pipeline.corpus.default import default_sha256, read_default
 from pipeline.corpus.documents import Document, DocumentSplits, sample_of
 from pipeline.corpus.readers import Reading
@@ -96,6 +97,15 @@ class PrepareCorpusConfig(StageConfig):
         for source in sources:
             Source.parse(source)
         return sources
+
+    @model_validator(mode="after")
+    def _leave_some_to_train_on(self) -> Self:
+        if self.held_out_share + self.validation_share >= 1:
+            raise Mistake(
+                f"held_out_share of {self.held_out_share} and validation_share of {self.validation_share} leave "
+                "nothing to train on; together they must be below 1"
+            )
+        return self
 
 
 def sources_digest(config: PrepareCorpusConfig) -> str:

@@ -4,17 +4,14 @@
 kernels that lineage names a figure must be the manifest's to NEAR; elsewhere, where sums are in another order, to FAR.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from artifacts import Artifact, Manifest, Store
+from artifacts import Artifact, CommandParser, Manifest, Store, store_folder, writing_to_stdout
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.measuring.held_out import HeldOut
@@ -97,29 +94,32 @@ def _held_out(corpus: Corpus, config: StageConfig) -> HeldOut:
 
 
 def main(arguments: Sequence[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m stages.remeasure", description=(__doc__ or "").split("\n")[0])
+    parser = CommandParser(prog="python -m stages.remeasure", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("ids", nargs="*", metavar="ID", help="artifacts to measure (default: all)")
-    parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store")
+    parser.add_argument("--store", type=store_folder, default="store", metavar="DIR", help="folder of the store")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_intermixed_args(arguments)
-    store, device, console = Store(options.store), chosen_device(options.device), Console(soft_wrap=True)
+    store, device = Store(options.store), chosen_device(options.device)
+    store.require_folder()
     manifests = [store.manifest(id) for id in options.ids] or store.manifests()
     found = []
     for manifest in manifests:
         if (one := remeasured(manifest, store, device)) is not None:
             found.append(one)
             if not options.json:
-                console.print(_line(one), markup=False, highlight=False)
+                with writing_to_stdout():
+                    print(_line(one))  # noqa: T201
     differing = [one for one in found if one.differing]
-    if options.json:
-        console.print_json(json.dumps([{**asdict(one), "differing": one.differing} for one in found]))
-    else:
-        skipped = sum(one.skipped is not None for one in found)
-        console.print(
-            f"{len(found) - skipped} models measured anew on {device_name(device)}, {len(differing)} differ from their "
-            f"manifests, {skipped} of other versions were left out."
-        )
+    skipped = sum(one.skipped is not None for one in found)
+    with writing_to_stdout():
+        if options.json:
+            print(json.dumps([{**asdict(one), "differing": one.differing} for one in found], indent=2))  # noqa: T201
+        else:
+            print(  # noqa: T201
+                f"{len(found) - skipped} models measured anew on {device_name(device)}, {len(differing)} differ from "
+                f"their manifests, {skipped} of other versions were left out."
+            )
     return 1 if differing else 0
 
 

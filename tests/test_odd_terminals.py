@@ -1,5 +1,6 @@
 """Commands on terminals without Unicode, with names too long and seeds too large: one sentence, or every line."""
 
+import errno
 import io
 import os
 import subprocess
@@ -10,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from artifacts import ArtifactError, Store, show_every_text
+from artifacts import ArtifactError, Store, as_command, for_stdout, show_every_text
 from artifacts.__main__ import main as look
+from pipeline.capacity.__main__ import main as capacity
+from pipeline.compare_arms import main as compare
 from pipeline.generate.__main__ import main as generate
 from pipeline.running.progress import print_results
 from pipeline.seeds import main as seeds
@@ -20,6 +23,7 @@ from pipeline.symbolic.__main__ import main as symbolic
 from stages.__main__ import main as run
 from stages.command import read_stage
 from stages.errors import exit_code
+from stages.remeasure import main as remeasure
 from tests.tiny_symbols import LOGIC, symbols_model, symbols_store
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -141,3 +145,136 @@ def test_a_seed_that_no_generator_takes_is_refused_by_every_command(store, seed,
 @pytest.mark.parametrize("seed", [2**64 - 1, -(2**63), 0])
 def test_the_least_and_the_largest_seed_are_taken(seed):
     assert read_stage(["train-dense", f"--seed={seed}"]).seed == seed
+
+
+SMALL = ("--memory", "2GB", "--width", "64", "--bandwidth", "1GB/s")
+EXPORT = ("export", "latest", "--tokens", "64", "--to")
+
+
+def full() -> io.TextIOWrapper:
+    """A stdout on a full disk, without a buffer as where PYTHONUNBUFFERED is set: even writing nothing fails."""
+    return io.TextIOWrapper(open("/dev/full", "wb", buffering=0), write_through=True)
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (generate, ("latest", "--prompt", "x", "--tokens", "1")),
+        (symbolic, ("show", "latest")),
+        (symbolic, ("show", "latest", *EXPERT)),
+        (symbolic, ("show", "latest", *EXPERT, "--json")),
+        (symbolic, EXPORT),
+        (seeds, ()),
+        (seeds, ("--stage", "distill-symbols")),
+        (remeasure, ()),
+        (remeasure, ("--json",)),
+        (capacity, SMALL),
+    ],
+)
+def test_every_command_tells_a_full_stdout_and_ends_well_where_its_reader_left(store, main, words, tmp_path, capsys):
+    words = [*words, *([] if main is capacity else ["--store", str(store.root)])]
+    with full() as stream, redirect_stdout(stream):
+        assert exit_code(lambda: main(with_folder(words, tmp_path / "full"))) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("cannot write to stdout: No space left on device;")
+    assert len(err.splitlines()) == 1
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream, redirect_stdout(stream):
+        assert exit_code(lambda: main(with_folder(words, tmp_path / "pipe"))) == 0
+    assert capsys.readouterr().err == ""
+
+
+def with_folder(words: list[str], folder: Path) -> list[str]:
+    """The words, with the folder after `--to`."""
+    return [part for word in words for part in ((word, str(folder)) if word == "--to" else (word,))]
+
+
+def test_the_summary_of_a_run_is_told_to_be_lost_where_stdout_has_no_buffer(store, capsys):
+    with full() as stream, redirect_stdout(stream):
+        assert exit_code(lambda: print_results([], store, 1.0) or 0) == 2
+    assert capsys.readouterr().err.startswith("cannot write to stdout: No space left on device;")
+
+
+def code_of(main: Callable[[list[str]], int], words: list[str]) -> int | str | None:
+    try:
+        return exit_code(lambda: main(words))
+    except SystemExit as ended:
+        return ended.code
+
+
+@pytest.mark.parametrize("main", [look, generate, symbolic, seeds, compare, capacity, remeasure])
+def test_a_mistake_of_100_000_characters_is_told_in_few(main, capsys):
+    for words in (["latest", "x" * 100_000], ["--store", ".", "--" + "x" * 100_000], ["x" * 100_000, "--width", "1"]):
+        assert code_of(main, words) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert 0 < len(err) < 3_000
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (look, ("ls",)),
+        (generate, ("latest", "--prompt", "x")),
+        (symbolic, ("show", "latest")),
+        (seeds, ()),
+        (compare, ("latest",)),
+        (remeasure, ()),
+        (run, ("prepare-corpus",)),
+    ],
+)
+def test_a_store_without_a_name_is_not_the_working_directory(main, words, capsys):
+    assert code_of(main, [*words, "--store", ""]) == 2
+    assert "argument --store: got '', wanted: the folder of a store" in capsys.readouterr().err
+
+
+def test_a_store_below_a_working_directory_that_is_gone_is_told(tmp_path, monkeypatch, capsys):
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert exit_code(lambda: run(["train-dense"])) == 2
+    assert "got 'store', and the working directory that it lies in is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("main", [seeds, remeasure])
+def test_a_store_that_is_not_there_has_no_empty_table(main, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for name in ("typo", "file"):
+        with pytest.raises(ArtifactError, match=rf"^there is no store at .*{name}; name its folder with --store$"):
+            main(["--store", str(tmp_path / name)])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(("owner", "call"), [(Path, "lstat"), (os, "scandir")])
+def test_a_store_that_others_may_not_look_into_is_told_in_one_sentence(store, owner, call, monkeypatch, capsys):
+    def refuse(*_args: object, **_settings: object) -> None:  # whoever runs as root may look into all folders
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(store.root))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, call, refuse)
+        assert exit_code(lambda: seeds(["--store", str(store.root)])) == 2
+    err = capsys.readouterr().err
+    assert f"{store.root}" in err
+    assert "cannot be looked into (Permission denied); name another one, or see who may" in err
+
+
+def test_ctrl_c_ends_a_command_with_a_word(capsys):
+    def main() -> int:
+        raise KeyboardInterrupt
+
+    assert as_command(main)() == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_what_a_model_wrote_moves_no_cursor_of_a_terminal_and_is_itself_in_a_file():
+    written = "\tdef f():\n\x1b]0;own\x07\u202e"
+    with redirect_stdout(Terminal()):
+        assert for_stdout(written) == "\tdef f():\n\\u001b]0;own\\u0007\\u202e"
+    with redirect_stdout(io.StringIO()):
+        assert for_stdout(written) == written

@@ -1,12 +1,11 @@
 """`python -m pipeline.capacity`: how many experts fit into a memory, for inference and for training, and how fast."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import torch
 
-from artifacts import show_every_text
+from artifacts import CommandParser, as_command, show_every_text, told, writing_to_stdout
 from kernels.errors import Mistake
 from pipeline.capacity.speed import Speed, given_speed, measured_speed
 from pipeline.capacity.storage import (
@@ -77,10 +76,11 @@ def _markdown(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join([line(header), rule, *map(line, rest)])
 
 
+@as_command
 def main(arguments: Sequence[str]) -> int:
     """Prints the two tables; 2 after one sentence for what cannot be planned."""
     show_every_text()
-    parser = argparse.ArgumentParser(prog="python -m pipeline.capacity", description=(__doc__ or "").splitlines()[0])
+    parser = CommandParser(prog="python -m pipeline.capacity", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--memory", required=True, metavar="SIZE", help="of the machine or GPU: 24GB, 80GB, 1.5GiB")
     parser.add_argument("--width", required=True, type=int, help="of an expert's rows, d_model; even")
     parser.add_argument("--layers", type=int, default=1, help="that share the memory (default: 1)")
@@ -110,11 +110,12 @@ def main(arguments: Sequence[str]) -> int:
         if values.threads < 1:
             raise Mistake(f"--threads: got {values.threads}, wanted at least 1")
     except ValueError as error:
-        print(error, file=sys.stderr)
+        print(told(error), file=sys.stderr)
         return 2
     torch.set_num_threads(values.threads)
     speed = measured_speed(request, capacities) if given is None else given_speed(given, request)
-    print(report(capacities, request, speed))
+    with writing_to_stdout():
+        print(report(capacities, request, speed))
     return 0
 
 

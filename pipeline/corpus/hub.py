@@ -5,7 +5,7 @@ from pathlib import Path
 
 from kernels.errors import Mistake
 from pipeline.corpus.readers import Reading, Row, readable, row_of
-from pipeline.corpus.remarks import Remarks
+from pipeline.corpus.remarks import Remarks, repr_of
 
 
 def hf_parts(location: str) -> tuple[str, str | None, str | None]:
@@ -24,6 +24,8 @@ def hf_commit(name: str, revision: str | None) -> str:
         folder = huggingface_hub.snapshot_download(
             name, repo_type="dataset", revision=revision, allow_patterns="README.md"
         )
+    except huggingface_hub.errors.HFValidationError:
+        raise Mistake(f"{repr_of(f'hf:{name}')} is no name of a data set; wanted hf:NAME or hf:OWNER/NAME") from None
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         raise Mistake(
             f"'hf:{name}' cannot be reached ({type(error).__name__}); check its name and the network, "

@@ -6,6 +6,7 @@ or left out and counted where `Reading.unreadable` says so. docs/limits.md has t
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +19,9 @@ import pyarrow.parquet
 from kernels.errors import Mistake
 from pipeline.corpus.remarks import Remarks, repr_of, some
 from pipeline.corpus.text_files import files_under
+
+MOST_DOMAIN_CHARACTERS = 255
+"""Of a domain's name, which metrics have in theirs: as many as the name of a file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +106,7 @@ def _json_lines(name: str, file: Path, reading: Reading, remarks: Remarks) -> It
             if line.strip():
                 yield lambda line=line, number=number: row_of(
                     f"{name}:{number}",
-                    _json_object(_decoded(line, file, number), f"{file} line {number}"),
+                    _json_object(_decoded(line, file, number), f"{file} line {number}", _once),
                     f"{file} line {number}",
                     reading,
                     remarks,
@@ -120,13 +124,27 @@ def _is_json_lines(file: Path, text_field: str) -> bool:
     return len(objects) == 2 or (len(objects) == 1 and text_field in objects[0])
 
 
-def _json_object(line: str, where: str) -> dict[str, Any]:
+class _TwiceError(ValueError):
+    """A field stands in an object twice: which of the two is meant, nothing says."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        name = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise _TwiceError(f"has the field {repr_of(name)} twice; leave one of them out")
+    return found
+
+
+def _json_object(line: str, where: str, objects: Callable[[list[tuple[str, Any]]], Any] = dict) -> dict[str, Any]:
     try:
-        row = json.loads(line)
+        row = json.loads(line, object_pairs_hook=objects)
     except json.JSONDecodeError as error:
         raise Mistake(f"{where} is not JSON ({error.msg}); a .jsonl file has one object a line") from error
     except RecursionError as error:
         raise Mistake(f"{where} is nested too deeply to be read; a .jsonl file has one object a line") from error
+    except _TwiceError as error:
+        raise Mistake(f"{where} {error}") from None
     except ValueError as error:  # Python reads no integer of thousands of digits
         raise Mistake(f"{where} has a number of too many digits to be read; write it as a string") from error
     if not isinstance(row, dict):
@@ -144,6 +162,9 @@ def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
         if reading.text_field not in names:
             raise _no_field(names, reading.text_field, str(file))
         used = [field for field in (reading.text_field, reading.domain_field) if field in names]
+        for field in used:
+            if names.count(field) > 1:
+                raise Mistake(f"{str(file)!r} has {names.count(field)} columns {field!r}; leave one of them in it")
         remarks.unused_fields.update(field for field in names if field not in used)
         number = 0
         for batch in _batches(table, used, file):
@@ -175,8 +196,19 @@ def row_of(name: str, fields: Mapping[str, Any], where: str, reading: Reading, r
         raise _no_field(fields, reading.text_field, where)
     remarks.unused_fields.update(field for field in fields if field not in (reading.text_field, reading.domain_field))
     text = _string(fields[reading.text_field], reading.text_field, where, "text_field")
+    if "\0" in text:
+        raise Mistake(
+            f"{where}: field {reading.text_field!r} is not text: it holds NUL; take it out or leave the row out"
+        )
     domain = fields.get(reading.domain_field) if reading.domain_field else None
-    return Row(name, text, "" if domain is None else _string(domain, reading.domain_field, where, "domain_field"))
+    written = "" if domain is None else _string(domain, reading.domain_field, where, "domain_field")
+    if len(written) > MOST_DOMAIN_CHARACTERS:
+        raise Mistake(f"{where}: {too_long(written)}; shorten it, or set domain_field")
+    return Row(name, text, written)
+
+
+def too_long(domain: str) -> str:
+    return f"its domain has {len(domain):,} characters, and {MOST_DOMAIN_CHARACTERS} is the most"
 
 
 def _no_field(fields: Iterable[str], text_field: str, where: str) -> ValueError:

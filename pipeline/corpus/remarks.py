@@ -43,7 +43,8 @@ def left_out(files: Sequence[tuple[str, int]]) -> str:
     largest = sorted(files, key=lambda file: (-file[1], file[0]))
     total = sum(size for _, size in files)
     named = some(f"{repr_of(name)} ({size:,} bytes)" for name, size in largest)
-    return f"{total:,} bytes are left out, hidden, empty, of unknown suffix or an artifact: {named}"
+    why = "hidden, empty, of unknown suffix, an artifact, or a link or pipe that no text is read from"
+    return f"{total:,} bytes are left out, {why}: {named}"
 
 
 def some(names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import Any
 from kernels.errors import Mistake
 from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
 from pipeline.corpus.hub import hf_commit, hf_parts, hf_rows
-from pipeline.corpus.readers import Reading, Row, path_rows
+from pipeline.corpus.readers import MOST_DOMAIN_CHARACTERS, Reading, Row, path_rows, too_long
 from pipeline.corpus.remarks import Remarks, left_out, repr_of, some
 from pipeline.corpus.text_files import existing, files_under, others_under
 from pipeline.run import say
@@ -27,10 +28,12 @@ class Source:
     @classmethod
     def parse(cls, text: str) -> "Source":
         named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
-        domain, location = named.groups() if named and not Path(text).exists() else (None, text)
+        domain, location = named.groups() if named and not os.path.exists(text) else (None, text)
         if not location.removeprefix("hf:").strip():
             raise Mistake(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
         domain = domain or re.split(r"[:@]", location.removeprefix("hf:"))[0].rstrip("/").split("/")[-1].split(".")[0]
+        if len(domain) > MOST_DOMAIN_CHARACTERS:
+            raise Mistake(f"the source {repr_of(text)}: {too_long(domain)}; write a shorter one before it, domain=")
         return cls(domain=_domain_name(domain), location=location)
 
     @property
@@ -49,6 +52,10 @@ def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
     ValueError for unusable sources.
     """
     share_bytes = reading.max_bytes // len(sources)
+    if not share_bytes:
+        raise Mistake(
+            f"max_bytes: got {reading.max_bytes:,} for {len(sources):,} sources, less than a byte each; take more bytes"
+        )
     parts = [_split_source(Source.parse(source), reading, share_bytes) for source in sources]
     splits = held_out_first(
         (document for part in parts for document in part.train),
@@ -101,7 +108,7 @@ def sources_sha256(sources: Sequence[str], *, hf_split: str) -> str:
 
 
 def _described(source: Source, hf_split: str) -> dict[str, Any]:
-    if source.is_hf and not Path(source.location.removeprefix("hf:")).exists():
+    if source.is_hf and not os.path.exists(source.location.removeprefix("hf:")):
         name, config, revision = hf_parts(source.location)
         commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else hf_commit(name, revision)
         return {"domain": source.domain, "hf": name, "config": config, "split": hf_split, "commit": commit}
@@ -155,7 +162,7 @@ def _document(row: Row, source: Source, remarks: Remarks) -> Document:
 
 def _tell(source: Source, remarks: Remarks, max_bytes: int) -> None:
     sentences = remarks.sentences(max_bytes)
-    if not source.is_hf and (others := others_under(Path(source.location).expanduser())):
+    if not source.is_hf and (others := others_under(existing(source.location))):
         sentences.append(left_out(others))
     for sentence in sentences:
         say(f"{repr_of(source.location)}: {sentence}")

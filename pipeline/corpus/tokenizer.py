@@ -1,5 +1,6 @@
 """Text to token ids and back without loss: byte-level BPE trained by `tokenizers`, or plain bytes."""
 
+import codecs
 import json
 import os
 import re
@@ -192,9 +193,20 @@ def _problem_of_merges(merges: Sequence[Any], vocab: Mapping[str, Any]) -> str |
     return None
 
 
+def decoded(tokenizer: TextTokenizer, ids: Iterable[int]) -> Iterator[str]:
+    """What `decode` makes of them, bit by bit: a character is there once its last byte is."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    yield from filter(None, (decoder.decode(part) for part in _parts(tokenizer.token_bytes, ids)))
+    if left := decoder.decode(b"", final=True):
+        yield left
+
+
 def _decode(token_bytes: Sequence[bytes], ids: Iterable[int]) -> str:
-    parts = (token_bytes[i] if 0 <= i < len(token_bytes) else _REPLACEMENT for i in ids)
-    return b"".join(parts).decode(errors="replace")
+    return b"".join(_parts(token_bytes, ids)).decode(errors="replace")
+
+
+def _parts(token_bytes: Sequence[bytes], ids: Iterable[int]) -> Iterator[bytes]:
+    return (token_bytes[i] if 0 <= i < len(token_bytes) else _REPLACEMENT for i in ids)
 
 
 def _byte_of_character() -> dict[str, int]:

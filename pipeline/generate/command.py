@@ -2,13 +2,25 @@
 
 import argparse
 import sys
+from itertools import chain
 
-from artifacts import ArtifactError, Store, show_every_text, told
+from artifacts import (
+    ArtifactError,
+    Store,
+    as_command,
+    for_stdout,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from kernels.errors import Mistake
+from pipeline.corpus.tokenizer import decoded
 from pipeline.generate.opened import open_model
 from pipeline.generate.sampling import Sampling, generate
 
 
+@as_command
 def run(args: argparse.Namespace) -> int:
     """Prints the prompt and what follows; 2 after one sentence for what cannot be read."""
     show_every_text()
@@ -17,7 +29,10 @@ def run(args: argparse.Namespace) -> int:
         if not args.prompt:
             raise Mistake("--prompt: got no text, wanted at least one character")
         _check_unicode(args.prompt)
-        opened = open_model(args.id, Store(args.store))
+        opened = open_model(args.id, Store(store_folder(args.store)))
+    except argparse.ArgumentTypeError as error:  # looked at here: the parser does without torch, which a store needs
+        print(told(f"argument --store: {error}"), file=sys.stderr)
+        return 2
     except (ValueError, ArtifactError) as error:
         print(told(error), file=sys.stderr)
         return 2
@@ -29,7 +44,10 @@ def run(args: argparse.Namespace) -> int:
             f"{sampling.tokens} to add are more: each token sees the {context} before it and no older ones",
             file=sys.stderr,
         )
-    print(tokenizer.decode([*ids, *generate(opened.model, ids, sampling, context=context)]))
+    added = generate(opened.model, ids, sampling, context=context)
+    for text in chain(decoded(tokenizer, chain(ids, added)), "\n"):
+        with writing_to_stdout():  # each as soon as it is there
+            print(for_stdout(text), end="")
     return 0
 
 

@@ -134,10 +134,11 @@ def print_results(made: Sequence[Made], store: Store, seconds: float) -> None:
     console = Console()
     if not console.is_terminal:  # a file has no width: nothing is cut off
         console.width = 200
-    with console.capture() as said:  # rich by itself exits where a pipe has no reader
-        console.print(table)
-        console.print(closing_line(made, store, seconds), highlight=False, soft_wrap=True)
-    with writing_to_stdout():
+    closing = closing_line(made, store, seconds)
+    with writing_to_stdout():  # all of it: where stdout is not buffered, capturing writes nothing to it, which may fail
+        with console.capture() as said:  # rich by itself exits where a pipe has no reader
+            console.print(table)
+            console.print(closing, highlight=False, soft_wrap=True)
         print(said.get(), end="")  # noqa: T201
 
 

@@ -1,12 +1,20 @@
 """Reads experts of a symbols model, writes one as a KAN or all as C: python -m pipeline.symbolic show | kan | export"""
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from artifacts import ArtifactError, Store, show_every_text, told
+from artifacts import (
+    ArtifactError,
+    CommandParser,
+    Store,
+    as_command,
+    show_every_text,
+    store_folder,
+    told,
+    writing_to_stdout,
+)
 from kernels.errors import Mistake
 from pipeline.symbolic.exporting.export import export as write_export
 from pipeline.symbolic.exporting.kan_folder import write_kan
@@ -17,6 +25,7 @@ from pipeline.symbolic.showing.printed import data_of, show_expert, show_layers
 from pipeline.symbolic.showing.reading import Reading, read_expert
 
 
+@as_command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 2 is an error told in one sentence."""
     show_every_text()
@@ -30,16 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ArtifactError, ValueError) as error:
         print(told(error), file=sys.stderr)
         return 2
-    try:
+    with writing_to_stdout():
         if args.json and reading is not None:
             print(data_of(opened, reading).model_dump_json())
         elif reading is None:
             show_layers(opened, layers)
         else:
             show_expert(opened, reading, in_latex=args.latex, whole=args.all)
-        sys.stdout.flush()  # here, where a closed pipe can still be told from other trouble
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
@@ -62,7 +68,7 @@ def _chosen(args: argparse.Namespace) -> tuple[Opened, list[int], Reading | None
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
+    parser = CommandParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
@@ -71,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
             "id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'"
         )
         made.add_argument(
-            "--store", type=Path, default=Path("store"), metavar="DIR", help="folder of the store (default: store)"
+            "--store", type=store_folder, default="store", metavar="DIR", help="folder of the store (default: store)"
         )
         return made
 
@@ -120,7 +126,8 @@ def _export(args: argparse.Namespace) -> int:
             f"are of {made.length}",
             file=sys.stderr,
         )
-    print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
+    with writing_to_stdout():
+        print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
     return 0
 
 
@@ -137,9 +144,9 @@ def _kan(args: argparse.Namespace) -> int:
         if not _is_of(args.to, error):
             raise
         return _unwritable(args.to, error)
-    print(
-        f"{args.to}: {reading.tier.name}, {reading.num_coordinates} coordinates, {states:,} states; see its README.md"
-    )
+    coordinates = f"{reading.num_coordinates} coordinates"
+    with writing_to_stdout():
+        print(f"{args.to}: {reading.tier.name}, {coordinates}, {states:,} states; see its README.md")
     return 0
 
 

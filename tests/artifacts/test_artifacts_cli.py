@@ -58,6 +58,18 @@ def test_ls_json_is_a_list_of_manifests_oldest_first(run, ids, store):
     assert listed[0]["lineage"]["inputs"]["corpus"]["id"] == ids[0]
 
 
+@pytest.mark.parametrize("form", [(), ("--json",)])
+def test_ls_of_a_kind_that_the_store_has_nothing_of_names_those_that_it_has(run, ids, form):
+    code, out, err = run("ls", "--kind", "monnet", *form)
+    assert (code, out) == (2, "")
+    assert err == "the store holds no artifact of kind 'monnet'; it has: corpus, monet\n"
+
+
+def test_ls_of_a_kind_in_an_empty_store_is_well(run, store):
+    store.root.mkdir(exist_ok=True)
+    assert run("ls", "--kind", "monet") == (0, f"{store.root} holds no artifact yet.\n", "")
+
+
 def test_ls_names_a_damaged_artifact_and_goes_on(run, ids, store):
     (store.root / ids[0] / "manifest.json").write_text("{")
     code, out, err = run("ls")

@@ -3,6 +3,7 @@
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from artifacts import ArtifactError, Recipe, Store
+from pipeline.generate import command
 from pipeline.generate.__main__ import main
 from pipeline.generate.sampling import Sampling, generate
 from pipeline.models.dense import DenseSpec
@@ -137,6 +139,21 @@ def test_the_latest_model_goes_on_from_a_prompt(trained, capsys):
     assert "is a 'corpus'" in capsys.readouterr().err
     assert _command(store, "--prompt", "x", "--top-k", "0") == 2
     assert "--top-k: got 0" in capsys.readouterr().err
+
+
+def test_text_is_printed_as_it_comes(trained, monkeypatch, capsys):
+    store, _ = trained
+    printed: list[str] = []
+
+    def tokens(_model: nn.Module, prompt: list[int], *_args: object, **_settings: object) -> Iterator[int]:
+        for token in prompt:
+            printed.append(capsys.readouterr().out)
+            yield token
+
+    monkeypatch.setattr(command, "generate", tokens)
+    assert _command(store, "--prompt", "é") == 0
+    assert printed[0] == "é"
+    assert "".join([*printed, capsys.readouterr().out]) == "éé\n"
 
 
 def test_more_context_than_the_model_was_trained_on_is_not_read_and_said(trained, capsys):

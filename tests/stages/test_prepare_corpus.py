@@ -106,3 +106,9 @@ def test_every_field_says_what_it_is():
 def test_values_out_of_range_are_refused(wrong):
     with pytest.raises(ValidationError):
         PrepareCorpusConfig(**wrong)
+
+
+def test_shares_that_leave_nothing_to_train_on_are_refused():
+    with pytest.raises(ValidationError, match=r"held_out_share of 0.7 and validation_share of 0.3 leave nothing"):
+        PrepareCorpusConfig(held_out_share=0.7, validation_share=0.3)
+    assert PrepareCorpusConfig(held_out_share=0.7, validation_share=0.29).held_out_share == 0.7

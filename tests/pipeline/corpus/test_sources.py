@@ -1,6 +1,8 @@
 """One's own files, folders and tables become documents; what cannot be read says so in one sentence."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pyarrow
@@ -9,7 +11,8 @@ import pytest
 
 from pipeline.corpus.documents import Document, held_out_first, sample_of, text_sha256, without_repeats
 from pipeline.corpus.readers import Reading
-from pipeline.corpus.sources import Source, read_sources, sources_sha256
+from pipeline.corpus.sources import Source, read_sources, require_sources, sources_sha256
+from pipeline.corpus.text_files import files_under, others_under
 from pipeline.run import Run, running
 
 READING = Reading(
@@ -157,6 +160,11 @@ def bad(name, content, message):
         ),
         bad("empty.txt", b"", r"'.*empty.txt' is empty; name a file that holds text"),
         bad("nul.txt", b"a\0b", r"'.*nul.txt' is not text: it holds NUL bytes; convert it"),
+        bad(
+            "nul.jsonl",
+            b'{"text": "a"}\n{"text": "a\\u0000b"}',
+            r"nul.jsonl line 2: field 'text' is not text: it holds NUL",
+        ),
         bad("latin.txt", b"ok\n\ncaf\xe9 " * 30, r"'.*latin.txt' line 3 is not UTF-8 text: .* byte 0xe9 .* convert"),
         bad("one.txt", b"a" * 500 + b"\xff" + b"b" * 500, r"'.*one.txt' line 1 is not UTF-8 text: .* byte 0xff"),
         bad("latin.jsonl", b'{"text": "a"}\n{"text": "caf\xe9"}', r"'.*latin.jsonl' line 2 is not UTF-8 text: .* 0xe9"),
@@ -424,3 +432,93 @@ def test_the_digest_of_the_text_sees_every_part():
     assert one != text_sha256(without_repeats([document("a"), document("b")], [], []))
     assert one != text_sha256(without_repeats([document("a")], [document("b")], []))
     assert one == text_sha256(without_repeats([document("a")], [], [document("b")]))
+
+
+@pytest.mark.parametrize(
+    ("location", "said"),
+    [
+        ("~no-such-user-here/x.txt", "there is no user whose folder '~no-such-user-here/x.txt' lies in"),
+        ("x=/tmp/" + "a" * 300 + ".txt", r"'/tmp/a+\.\.\.' cannot be read \(File name too long\); check the path"),
+        ("/tmp/" + "a/" * 5000, r"'/tmp/[a/]+\.\.\.' cannot be read \(File name too long\); check the path"),
+        ("no\0name.txt", r"'no\\x00name.txt' cannot be read \(.*null .*\); check the path"),
+        ("/dev/zero", "'/dev/zero' is a device, a pipe or a socket; wanted a file or a folder"),
+        (f"{'d' * 256}=x.txt", "its domain has 256 characters, and 255 is the most; write a shorter one"),
+    ],
+)
+def test_a_place_that_text_cannot_lie_in_is_told_in_a_short_sentence(location, said):
+    with pytest.raises(ValueError, match=said) as told:
+        require_sources((location,))
+    assert len(str(told.value)) < 300
+
+
+def test_a_link_to_nothing_is_no_text(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="is a link to nothing that can be read; check where it leads"):
+        require_sources((str(tmp_path / "a.txt"),))
+
+
+def test_links_pipes_and_linked_folders_that_are_not_read_are_named(tmp_path):
+    folder, elsewhere = tmp_path / "in", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (folder / "a.txt").write_text("text")
+    (folder / "annexed.txt").symlink_to(tmp_path / "gone.txt")
+    (folder / "linked").symlink_to(elsewhere)
+    os.mkfifo(folder / "pipe.txt")
+    assert [name for name, _ in files_under(folder)] == ["a.txt"]
+    assert sorted(others_under(folder)) == [("annexed.txt", 0), ("linked", 0), ("pipe.txt", 0)]
+
+
+def test_a_folder_within_that_cannot_be_looked_into_is_refused_unless_it_is_hidden(tmp_path, monkeypatch):
+    for name in ("closed", ".hidden", "open"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.txt").write_text("text")
+    real = os.scandir
+
+    def scandir(path):  # whoever runs as root may look into all folders
+        if os.path.basename(path) in closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    closed = {".hidden"}
+    assert [name for name, _ in files_under(tmp_path)] == ["closed/a.txt", "open/a.txt"]
+    closed = {".hidden", "closed"}
+    with pytest.raises(ValueError, match=r"the folder '.*/closed' cannot be read \(Permission denied\); make it"):
+        require_sources((str(tmp_path),))
+
+
+def test_a_field_or_column_that_stands_twice_is_refused_with_its_place(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n{"text": "two", "text": "three"}\n')
+    with pytest.raises(ValueError, match=r"a.jsonl line 2 has the field 'text' twice; leave one of them out"):
+        read(tmp_path / "a.jsonl")
+    column = pyarrow.array(["one", "two"])
+    twice = pyarrow.Table.from_arrays([column, column], names=["text", "text"])
+    pyarrow.parquet.write_table(twice, tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r"b.parquet' has 2 columns 'text'; leave one of them in it"):
+        read(tmp_path / "b.parquet")
+
+
+def test_nul_in_a_row_of_a_table_is_refused_or_the_row_left_out(tmp_path):
+    rows = ["one\n" * 9, "two\0", "three\n" * 9, "four\n" * 9]
+    pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a.parquet row 1, counted from 0: field 'text' is not text: it holds NUL"):
+        read(tmp_path / "a.parquet")
+    assert read(tmp_path / "a.parquet", unreadable="skip").num_unreadable == 1
+
+
+def test_a_domain_longer_than_a_name_is_refused_with_its_row(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "one", "domain": "d" * 100_000}))
+    with pytest.raises(ValueError, match="line 1: its domain has 100,000 characters, and 255 is the most; shorten it"):
+        read(tmp_path / "a.jsonl")
+
+
+def test_more_sources_than_bytes_are_refused(tmp_path):
+    (tmp_path / "a.txt").write_text("text\n" * 99)
+    with pytest.raises(ValueError, match="max_bytes: got 2 for 3 sources, less than a byte each; take more bytes"):
+        read(*[tmp_path / "a.txt"] * 3, max_bytes=2)
+
+
+def test_a_name_that_the_hub_cannot_have_is_told_without_asking_it():
+    with pytest.raises(ValueError, match=r"'hf:../../etc' is no name of a data set; wanted hf:NAME or hf:OWNER/NAME"):
+        digest("hf:../../etc")

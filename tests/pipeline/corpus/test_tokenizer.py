@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.corpus.tokenizer import _PIECE_CHARACTERS, BpeTokenizer, ByteTokenizer, _pieces
+from pipeline.corpus.tokenizer import _PIECE_CHARACTERS, BpeTokenizer, ByteTokenizer, _pieces, decoded
 
 TEXT = "def mean(values):\n    return sum(values) / n\n\n\nThe mean of values is their sum over n.\n"
 BPE = BpeTokenizer.train([TEXT], vocab_size=300)
@@ -27,6 +27,15 @@ def test_the_bytes_of_the_tokens_are_the_bytes_of_the_text(tokenizer, text):
 @given(ids=st.lists(st.integers(-3, 70_000)))
 def test_any_ids_decode_without_an_error(tokenizer, ids):
     assert isinstance(tokenizer.decode(ids), str)
+
+
+@BOTH
+@given(data=st.text(alphabet="aé🙂").map(str.encode) | st.binary(), wrong=st.lists(st.integers(-3, 70_000), max_size=2))
+def test_decoding_bit_by_bit_is_decoding_at_once(tokenizer, data, wrong):
+    byte = {bytes_: token for token, bytes_ in enumerate(tokenizer.token_bytes) if len(bytes_) == 1}
+    ids = [*(byte[data[at : at + 1]] for at in range(len(data))), *wrong]
+    assert "".join(decoded(tokenizer, ids)) == tokenizer.decode(ids)
+    assert list(decoded(tokenizer, [byte[bytes([one])] for one in "é🙂".encode()])) == ["é", "🙂"]
 
 
 @BOTH
