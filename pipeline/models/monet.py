@@ -312,10 +312,16 @@ def _use(visit: Visit) -> Use:
     return Use(gate_sums=[gate_NHI[:, head].sum(0).cpu() for gate_NHI in axes for head in range(gate_NHI.shape[1])])
 
 
+def _cells(n: int) -> Tensor:
+    """(n * n, 2) the sub-experts of each expert."""
+    return torch.cartesian_prod(torch.arange(n), torch.arange(n))
+
+
 MONET = LayerKind(
     spec=MonetSpec,
     artifact_kinds=("monet",),
     router=lambda spec, d_model, layer: None if layer % spec.router_group else MonetRouter(spec, d_model),
     experts=lambda spec, d_model, layer: {"horizontal": MoHDE, "vertical": MoVDE}[spec.decomposition](spec, d_model),
     use=_use,
+    cells=lambda experts: _cells(experts.num_sub_experts),
 )
