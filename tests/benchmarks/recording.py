@@ -1,4 +1,4 @@
-"""What recording costs over a plain forward pass, for models of a store: python -m tests.benchmarks.recording STORE ID..."""
+"""What recording costs over a forward pass with its losses: python -m tests.benchmarks.recording STORE ID..."""
 
 import statistics
 import sys
@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -30,32 +31,39 @@ RECORDING = Recording(
 
 def main(store: Store, names: Sequence[str]) -> None:
     table = Table(
-        "artifact", "tokens", "forward, s", "recorded, s", "times", "bytes a token and block", box=box.SIMPLE_HEAD
+        "artifact",
+        "tokens",
+        "forward, CPU s",
+        "recorded, CPU s",
+        "times",
+        "bytes a token and block",
+        box=box.SIMPLE_HEAD,
     )
     for name in names:
-        artifact = store.open(name)
-        model = codec.load_as(LanguageModel, artifact).eval()
-        corpus = codec.load_as(Corpus, _corpus_of(artifact, store))
-        inputs_WT, targets_WT = held_out_windows(corpus.held_out, num_tokens=RECORDING.tokens, length=128)
-        recording = replace(RECORDING, tokens=inputs_WT.numel())
-        plain, kept, size = list[float](), list[float](), 0
-        with tempfile.TemporaryDirectory() as root:
-            for number in range(-1, ROUNDS):
-                folder = Path(root) / str(number)
-                folder.mkdir()
-                seconds = (
-                    _seconds(lambda: _forward(model, inputs_WT, targets_WT)),
-                    _seconds(lambda: _record(model, corpus, recording, folder)),
-                )
-                if number >= 0:  # the first warms up
-                    plain.append(seconds[0])
-                    kept.append(seconds[1])
-                size = sum(path.stat().st_size for path in folder.glob("layers.*"))
-        bytes_each = size / inputs_WT.numel() / len(model.blocks())
-        without, with_it = statistics.median(plain), statistics.median(kept)
-        row = f"{without:.3f}", f"{with_it:.3f}", f"{with_it / without:.2f}", f"{bytes_each:.0f}"
-        table.add_row(artifact.id, f"{inputs_WT.numel():,}", *row)
+        table.add_row(*_row(store.open(name), store))
     Console().print(table)
+
+
+def _row(artifact: Artifact, store: Store) -> tuple[str, ...]:
+    model = codec.load_as(LanguageModel, artifact).eval()
+    corpus = codec.load_as(Corpus, _corpus_of(artifact, store))
+    inputs_WT, targets_WT = held_out_windows(corpus.held_out, num_tokens=RECORDING.tokens, length=128)
+    recording = replace(RECORDING, tokens=inputs_WT.numel())
+    plain, kept, size = list[float](), list[float](), 0
+    for number in range(-1, ROUNDS):
+        with tempfile.TemporaryDirectory() as folder:
+            seconds = (
+                _seconds(partial(_forward, model, inputs_WT, targets_WT)),
+                _seconds(partial(_record, model, corpus, recording, Path(folder))),
+            )
+            size = sum(path.stat().st_size for path in Path(folder).glob("layers.*"))
+        if number >= 0:  # the first warms up
+            plain.append(seconds[0])
+            kept.append(seconds[1])
+    without, with_it = statistics.median(plain), statistics.median(kept)
+    bytes_each = size / inputs_WT.numel() / len(model.blocks())
+    times = f"{without:.3f}", f"{with_it:.3f}", f"{with_it / without:.2f}"
+    return artifact.id, f"{inputs_WT.numel():,}", *times, f"{bytes_each:.0f}"
 
 
 def _corpus_of(artifact: Artifact, store: Store) -> Artifact:
