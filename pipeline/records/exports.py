@@ -33,7 +33,7 @@ def layer_file(record: ActivationRecord, block: int, path: Path) -> None:
 
 
 def routed_experts(record: ActivationRecord, window: int) -> Tensor:
-    """(L, blocks, K) int32 experts of the window's tokens, by descending contribution, -1 for none."""
+    """(L, blocks, K) int32 experts of the window's tokens, ascending, -1 for none."""
     length = record.spec.context_length
     windows = record.spec.tokens // length
     if not 0 <= window < windows:
