@@ -81,14 +81,15 @@ def _side_by_side(
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
     """(T, M) experts, ascending, and contributions of each token, 0 behind its last."""
     sorted_P, order_P = (of_P.numpy() for of_P in torch.sort(torch.from_numpy(key_P), stable=True))
-    start_F = np.flatnonzero(np.diff(sorted_P, prepend=-1))
-    token_F, expert_F = np.divmod(sorted_P[start_F], experts)
+    is_first_P = np.diff(sorted_P, prepend=-1) != 0
+    token_F, expert_F = np.divmod(sorted_P[is_first_P], experts)
     place_F = _places(token_F, tokens)
     width = 1 + int(place_F.max(initial=0))
     expert_X, contribution_X = np.zeros(tokens * width, np.int64), np.zeros(tokens * width, np.float32)
-    if len(start_F):
-        to_F = token_F * width + place_F
-        expert_X[to_F], contribution_X[to_F] = expert_F, np.add.reduceat(norm_P[order_P].astype(np.float64), start_F)
+    to_F = token_F * width + place_F
+    expert_X[to_F] = expert_F
+    to_P = torch.from_numpy(to_F[np.cumsum(is_first_P) - 1])
+    torch.from_numpy(contribution_X).index_add_(0, to_P, torch.from_numpy(norm_P[order_P]))
     return expert_X.reshape(tokens, width), contribution_X.reshape(tokens, width)
 
 

@@ -10,9 +10,11 @@ import torch
 from artifacts import ArtifactError
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
 from pipeline.corpus.tokenizer import ByteTokenizer
+from pipeline.models.contract import Pairs
 from pipeline.models.language_model import LanguageModel
 from pipeline.records import recording as recording_module
 from pipeline.records.recording import Recording, record_activations
+from pipeline.records.strongest import strongest
 from pipeline.run import Run, running
 from tests.tiny import EVERY_KIND, JUMP, SOFTMAX, tiny_corpus, tiny_model
 from tests.tiny_symbols import symbols_model
@@ -92,11 +94,12 @@ def test_it_holds_what_a_walk_says_of_every_kind_of_model(name, corpus):
         assert count == [len(sums) for sums in tokens]
         for token, sums in enumerate(tokens):
             best = sorted(sums.values(), reverse=True)[:MOST]
-            assert contribution[token] == pytest.approx([*best, *[0.0] * (MOST - len(best))], rel=1e-4)
             found = [one for one in expert[token] if one >= 0]
-            assert len(found) == len(best) == len(set(found))
-            assert expert[token][len(found) :] == [-1] * (MOST - len(found))
-            assert [sums[one] for one in found] == pytest.approx(best, rel=1e-4)
+            nothing = MOST - len(best)
+            assert found == sorted(set(found))
+            assert expert[token] == [*found, *[-1] * nothing]
+            assert contribution[token] == pytest.approx([*(sums[one] for one in found), *[0.0] * nothing], rel=1e-4)
+            assert sorted((sums[one] for one in found), reverse=True) == pytest.approx(best, rel=1e-4)
             share = 1 - sum(best) / sum(sums.values()) if len(sums) > MOST else 0.0
             assert omitted[token] == pytest.approx(share, abs=1e-5)
             left_out += share > 0
@@ -113,6 +116,24 @@ def test_both_ways_to_lay_out_pairs_keep_the_same(name, corpus, monkeypatch):
     for name, values in found[0].items():
         rounding = 1e-6 if name.endswith("omitted_share") else 0  # sums over more zeros
         torch.testing.assert_close(values, found[1][name], rtol=0, atol=rounding)
+
+
+def test_of_equal_contributions_the_lower_numbers_are_kept_on_both_ways(monkeypatch):
+    """Expert 5 by two heads, and one that adds nothing."""
+    of_pairs = [(0, 7, 1.0), (0, 5, 0.5), (0, 2, 1.0), (0, 5, 0.5), (0, 9, 3.0), (0, 1, 0.0), (2, 4, 2.0)]
+    token_P, expert_P, norm_P = (torch.tensor(of) for of in zip(*of_pairs, strict=True))
+    pairs = Pairs(token_P=token_P, expert_P=expert_P, gate_P=norm_P, pre_PM=norm_P[:, None], norm_P=norm_P)
+    for pairs_in in (1, 10**9):
+        monkeypatch.setattr("pipeline.records.strongest._DENSE", pairs_in)
+        kept = strongest(pairs, tokens=3, experts=11, most=2)
+        assert kept.expert_TK.tolist() == [[2, 9], [-1, -1], [4, -1]]
+        assert kept.contribution_TK.tolist() == [[1.0, 3.0], [0.0, 0.0], [2.0, 0.0]]
+        assert kept.fired_T.tolist() == [4, 0, 1]
+        assert kept.omitted_share_T.tolist() == pytest.approx([2 / 6, 0, 0])
+    nothing = Pairs(**{name: getattr(pairs, name)[:0] for name in Pairs.__dataclass_fields__})
+    kept = strongest(nothing, tokens=3, experts=11, most=2)
+    assert kept.expert_TK.tolist() == [[-1, -1]] * 3
+    assert kept.omitted_share_T.tolist() == [0, 0, 0]
 
 
 def test_domains_are_numbered_without_those_that_have_no_text(corpus):
