@@ -44,7 +44,7 @@ def firing_and_omission(
         middle.axvline(kept, color=SLATE, linestyle=":", linewidth=1, label=f"{kept} kept")
         middle.set_xlabel("experts that fire on a token")
         middle.set_ylabel("tokens")
-        middle.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        middle.yaxis.set_major_formatter(PercentFormatter(xmax=1))
         middle.legend()
         right.bar(range(blocks), omitted, color=AMBER)
         right.set_xlabel("block")

@@ -23,7 +23,7 @@ from pipeline.models import LanguageModel
 from pipeline.records.recording import Recording, record_activations
 from pipeline.run import Run, running
 
-ROUNDS = 5  # in turn, since others use the machine; the median of each is shown
+ROUNDS = 3  # in turn, since others use the machine; the median of each is shown
 RECORDING = Recording(
     split="held_out", tokens=16_384, context_length=128, batch_size=16, most=32, contributions="float16"
 )
