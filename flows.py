@@ -14,7 +14,8 @@
                                      |        |                                          |
                                      |        v                                          |
                                      +-> finetune-int4 ----------------------------------+
-                                              +-> grow-int4   (beside a run)             |
+                                              +-> grow-int4, record-activations          |
+                                              |      (beside a run)                      |
                                               |                                          |
                                               v                                          |
                                          distill-symbols --------------------------------+

@@ -186,6 +186,20 @@ REPORT: Mapping[str, str] = {
 }
 """Of a report on a chain of models."""
 
+RECORD: Mapping[str, str] = {
+    "recorded_tokens": "tokens that are recorded",
+    "recorded_documents": "documents that some of them are of",
+    "recorded_domains": "domains that some of them are of",
+    "recorded_loss_nats": "mean cross-entropy of the token after each of them, nats",
+    "fired_experts_per_token": "experts of a block that add anything on a token, mean over tokens and blocks",
+    "kept_experts_per_token": "those of them that are kept, the ones that contribute most",
+    "omitted_share_mean": "contributions of experts that are not kept over all contributions on a token, mean over "
+    "tokens and blocks",
+    "omitted_share_most": "the same of the block where it is largest",
+    "experts_seen_share": "share of the experts that are kept on some token",
+    "record_bytes_per_block": "bytes of a block's tensors, those that all blocks share not counted",
+}
+"""Of a record of activations."""
 
 STUDY: Mapping[str, str] = {
     r"loss_(\w+)_nats": "held-out loss of the arm {0}, nats a token, mean over seeds",
@@ -201,7 +215,7 @@ STUDY: Mapping[str, str] = {
 
 def in_order(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
     """What says most comes first."""
-    places = {name: place for place, name in enumerate((*MODEL, *CORPUS, *REPORT))}
+    places = {name: place for place, name in enumerate((*MODEL, *CORPUS, *REPORT, *RECORD))}
     return sorted(metrics.items(), key=lambda item: (places.get(item[0], len(places)), item[0]))
 
 
@@ -211,7 +225,7 @@ def meaning(name: str, kind: str) -> str:
         return f"bytes of text of the domain {name.removeprefix('text_bytes_')}"
     if kind == "report" and name not in REPORT:
         return _of_a_study(name)
-    return {"corpus": CORPUS, "report": REPORT}.get(kind, MODEL).get(name, "")
+    return {"corpus": CORPUS, "report": REPORT, "record": RECORD}.get(kind, MODEL).get(name, "")
 
 
 def _of_a_study(name: str) -> str:

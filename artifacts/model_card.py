@@ -22,7 +22,7 @@ from artifacts.verification import Damage
 
 LIBRARY = "legible-experts"
 LICENSE = "mit"  # of the code; lineage knows none of the text
-CORPUS, REPORT = "corpus", "report"  # the kinds that are no models
+CORPUS, RECORD, REPORT = "corpus", "record", "report"  # the kinds that are no models
 
 
 def model_card(manifest: Manifest, ancestry: Sequence[Manifest], missing: Sequence[Damage] = ()) -> str:
@@ -52,6 +52,8 @@ def metadata(manifest: Manifest, ancestry: Sequence[Manifest]) -> dict[str, Any]
     tags = [LIBRARY, *dict.fromkeys((manifest.kind, manifest.lineage.stage))]
     if manifest.kind == CORPUS:
         return {"license": "unknown", "pretty_name": manifest.id, "task_categories": ["text-generation"], "tags": tags}
+    if manifest.kind == RECORD:  # it holds the text's tokens
+        return {"license": "unknown", "library_name": LIBRARY, "tags": tags}
     if manifest.kind == REPORT:
         return {"license": LICENSE, "library_name": LIBRARY, "tags": tags}
     results = _results(manifest, ancestry)
@@ -128,7 +130,7 @@ def _made(manifest: Manifest, known: Mapping[ArtifactId, Manifest]) -> str:
 
 def _loading(manifest: Manifest) -> str:
     # The class that restores a kind is known once the module that has it is imported.
-    module = {CORPUS: "corpus", REPORT: "report"}.get(manifest.kind, "models")
+    module = {CORPUS: "corpus", RECORD: "records", REPORT: "report"}.get(manifest.kind, "models")
     lines = [
         "from pathlib import Path",
         "from artifacts import Store",
@@ -136,7 +138,7 @@ def _loading(manifest: Manifest) -> str:
         f'value = codec.load(Store(Path("store")).open("{manifest.id}"))',
     ]
     generate = f'python -m pipeline.generate {manifest.id} --prompt "def "'
-    is_model = manifest.kind not in (CORPUS, REPORT)
+    is_model = manifest.kind not in (CORPUS, RECORD, REPORT)
     further = f"\n\nWith its corpus in the store, too, it writes:\n\n{fenced(generate, 'sh')}" if is_model else ""
     return (
         f"With these files, `manifest.json` among them, in `store/{manifest.id}/` of a checkout of the code, "
@@ -214,7 +216,7 @@ def _limits(manifest: Manifest, missing: Sequence[Damage]) -> Iterator[str]:
     yield f"Made on {code(lineage.device)}: other hardware and other versions of torch need not make the same bytes."
     if missing:
         yield f"Ancestors that cannot be read: {len(missing)}. The lineage above is not whole."
-    if manifest.kind != CORPUS:
+    if manifest.kind not in (CORPUS, RECORD):
         yield f"The licence `{LICENSE}` is that of the code."
     yield "Recorded were no licence of the text, no language and no intended use."
 

@@ -53,7 +53,7 @@ def artifact_kinds(*kinds: str):  # noqa: ANN201 - the decorator returns its cla
     return wrap
 
 
-HOMES = ("pipeline.corpus.splits", "pipeline.models.language_model", "pipeline.report")
+HOMES = ("pipeline.corpus.splits", "pipeline.models.language_model", "pipeline.records.record", "pipeline.report")
 """Modules whose classes restore artifacts. They import this one, so that it imports them when they are first needed."""
 
 

@@ -13,6 +13,7 @@ from stages.grow_int4 import grow_int4
 from stages.prepare_corpus import prepare_corpus
 from stages.quantize_int4 import quantize_int4
 from stages.quantize_int8 import quantize_int8
+from stages.record_activations import record_activations
 from stages.report import report
 from stages.study_int4_ablation import study_int4_ablation
 from stages.study_precision import study_precision
@@ -64,6 +65,7 @@ CHAIN: tuple[Step, ...] = (
             "symbols": "distill-symbols",
         },
     ),
+    Step(record_activations, {"corpus": "prepare-corpus", "model": "finetune-int4"}),
     Step(study_int4_ablation, {"corpus": "prepare-corpus"}),
     Step(study_precision, {"corpus": "prepare-corpus"}),
 )
@@ -72,7 +74,7 @@ STAGES: tuple[Stage, ...] = tuple(step.stage for step in CHAIN)
 
 NAMES: tuple[str, ...] = tuple(step.name for step in CHAIN)
 
-BESIDE = frozenset(("train-peer", "grow-int4", "study-int4-ablation", "study-precision"))
+BESIDE = frozenset(("train-peer", "grow-int4", "record-activations", "study-int4-ablation", "study-precision"))
 """Stages that a run leaves out unless its plan names them."""
 
 

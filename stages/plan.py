@@ -14,6 +14,7 @@ from stages.grow_int4 import GrowInt4Config
 from stages.prepare_corpus import PrepareCorpusConfig
 from stages.quantize_int4 import QuantizeInt4Config
 from stages.quantize_int8 import QuantizeInt8Config
+from stages.record_activations import RecordActivationsConfig
 from stages.report import ReportConfig
 from stages.study_int4_ablation import StudyInt4AblationConfig
 from stages.study_precision import StudyPrecisionConfig
@@ -47,6 +48,9 @@ class Plan(BaseModel):
     grow_int4: GrowInt4Config = Field(default=GrowInt4Config(), description="More experts, the same function.")
     distill_symbols: DistillSymbolsConfig = Field(default=DistillSymbolsConfig(), description="Formulas and logic.")
     report: ReportConfig = Field(default=ReportConfig(), description="The table and the picture at the end.")
+    record_activations: RecordActivationsConfig = Field(
+        default=RecordActivationsConfig(), description="Which experts fired on which tokens."
+    )
     study_int4_ablation: StudyInt4AblationConfig = Field(
         default=StudyInt4AblationConfig(), description="What each part of int4 training buys."
     )

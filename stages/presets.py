@@ -22,6 +22,7 @@ from stages.plan import Plan
 from stages.prepare_corpus import PrepareCorpusConfig
 from stages.quantize_int4 import QuantizeInt4Config
 from stages.quantize_int8 import QuantizeInt8Config
+from stages.record_activations import RecordActivationsConfig
 from stages.study_int4_ablation import StudyInt4AblationConfig
 from stages.study_precision import StudyPrecisionConfig
 from stages.train_dense import TrainDenseConfig
@@ -146,6 +147,7 @@ def _plan(
         finetune_int4=FinetuneInt4Config(training=shorter(finetune.training, finetune.training.steps)),
         grow_int4=GrowInt4Config(context_length=length),
         distill_symbols=DistillSymbolsConfig(context_length=length),
+        record_activations=RecordActivationsConfig(context_length=length),
         study_int4_ablation=StudyInt4AblationConfig(arm=studied(base.study_int4_ablation.arm, 4)),
         study_precision=StudyPrecisionConfig(arm=studied(base.study_precision.arm, 1)),
     )

@@ -247,4 +247,4 @@ def test_opening_and_running_a_model_of_any_kind_loads_neither_sympy_nor_pykan(t
     code = [sys.executable, "-c", OPEN_ALL, str(store.root)]
     done = subprocess.run(code, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == set(known_kinds()) - {"corpus", "report"}
+    assert set(done.stdout.split()) == set(known_kinds()) - {"corpus", "record", "report"}

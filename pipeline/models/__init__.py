@@ -8,3 +8,4 @@ from pipeline.models.language_model import ModelSpec as ModelSpec
 MonetModel = Annotated[LanguageModel, "monet"]
 PeerModel = Annotated[LanguageModel, "peer"]
 Int4Model = Annotated[LanguageModel, "peer-int4"]
+AnyModel = Annotated[LanguageModel, "dense", "monet", "peer", "peer-int8", "peer-int4", "symbols"]

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from kernels.activations import activation
+from kernels.pairs import reached
 from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
 from pipeline.models.registry import LayerKind
 
@@ -53,13 +54,14 @@ class DenseMLP(ExpertLayer):
     def pairs(self, x_ND: Tensor, routing: None) -> Pairs:
         pre_NE = self.up(x_ND)
         hidden_NE = self.act(pre_NE)
-        token_P, expert_P = torch.nonzero(hidden_NE, as_tuple=True)
-        hidden_P = hidden_NE[token_P, expert_P]
+        token_P, expert_P = reached(hidden_NE != 0)
+        flat_P = token_P * self.num_experts + expert_P
+        hidden_P = hidden_NE.flatten()[flat_P]
         return Pairs(
             token_P=token_P,
             expert_P=expert_P,
             gate_P=torch.ones_like(hidden_P),
-            pre_PM=pre_NE[token_P, expert_P][:, None],
+            pre_PM=pre_NE.flatten()[flat_P][:, None],
             norm_P=hidden_P.abs() * self.down.weight.norm(dim=0)[expert_P],
         )
 

@@ -5,7 +5,8 @@ paper differ, the code is followed: both routers read the whole input, and the s
 """
 
 # N tokens, D model width, H router heads, I and J the n sub-experts of an axis, M hidden units of an expert,
-# P pairs (a token and a composed expert), F half of M, O half of D
+# P pairs (a token and a composed expert), F half of M, O half of D, or what of it
+# outputs span
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
@@ -15,18 +16,20 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kernels.activations import activation
 from kernels.errors import Mistake
 from kernels.monet_mix import monet_mix
+from kernels.pairs import pairs_by_row, reached
 from pipeline.models.axis_threshold import axis_deviations, passing_logits
 from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
 from pipeline.models.number_types import FullStatistics
 from pipeline.models.registry import LayerKind, Use
 from pipeline.models.transformer import Visit
 
-PAIRS_A_PIECE = 2**12
-"""Of those whose rows of v are gathered at a time."""
+GATES_A_PIECE = 2**20
+"""Of tokens and composed experts, those that lie in memory at a time."""
 
 
 class MonetSpec(BaseModel):
@@ -162,12 +165,12 @@ class MoHDE(MonetExperts):
     @torch.no_grad()
     def pairs(self, x_ND: Tensor, routing: MonetRouting) -> Pairs:
         pre_NIM = self.u(x_ND).unflatten(-1, (self.num_sub_experts, -1))
-        v_JMD = _columns(self.v.weight, self.num_sub_experts)
+        turned_JOM = _turned(_columns(self.v.weight, self.num_sub_experts), self.b)
 
-        def added(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
-            return torch.einsum("pm,pmd->pd", self.act(pre_PM), v_JMD[j_P]) + self.b[j_P]
+        def norms(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
+            return _norms(self.act(pre_PM), j_P, turned_JOM)
 
-        return _pairs(routing, lambda token_P, i_P, j_P: pre_NIM[token_P, i_P], added)
+        return _pairs(routing, lambda token_P, i_P, j_P: pre_NIM[token_P, i_P], norms)
 
     def neurons(self) -> Neurons:
         n = self.num_sub_experts
@@ -222,18 +225,17 @@ class MoVDE(MonetExperts):
         v11_IFO, v12_IFO, v21_JFO, v22_JFO = (
             _columns(v.weight, self.num_sub_experts) for v in (self.v11, self.v12, self.v21, self.v22)
         )
+        top_IOM = _turned(torch.cat([v11_IFO, v12_IFO], dim=1), self.b1)
+        bottom_JOM = _turned(torch.cat([v21_JFO, v22_JFO], dim=1), self.b2)
 
         def pre(token_P: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
             return torch.cat([pre1_NIF[token_P, i_P], pre2_NJF[token_P, j_P]], dim=-1)
 
-        def added(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
+        def norms(pre_PM: Tensor, i_P: Tensor, j_P: Tensor) -> Tensor:
             hidden_PM = self.act(pre_PM)
-            top_PMO = torch.cat([v11_IFO[i_P], v12_IFO[i_P]], dim=1)
-            bottom_PMO = torch.cat([v21_JFO[j_P], v22_JFO[j_P]], dim=1)
-            top_PO, bottom_PO = (torch.einsum("pm,pmo->po", hidden_PM, v_PMO) for v_PMO in (top_PMO, bottom_PMO))
-            return torch.cat([top_PO + self.b1[i_P], bottom_PO + self.b2[j_P]], dim=-1)
+            return torch.hypot(_norms(hidden_PM, i_P, top_IOM), _norms(hidden_PM, j_P, bottom_JOM))
 
-        return _pairs(routing, pre, added)
+        return _pairs(routing, pre, norms)
 
     def neurons(self) -> Neurons:
         n = self.num_sub_experts
@@ -267,32 +269,47 @@ def _columns(weight_OX: Tensor, n: int) -> Tensor:
     return weight_OX.T.unflatten(0, (n, -1))
 
 
+def _turned(v_IMO: Tensor, bias_IO: Tensor) -> Tensor:
+    """(I, O, M + 1) maps whose outputs are as long as those of v and the bias, in as many dimensions as they span."""
+    map_IOM = torch.cat([v_IMO, bias_IO[:, None]], dim=1).transpose(1, 2)
+    return torch.linalg.qr(map_IOM, mode="r").R
+
+
+def _norms(hidden_PM: Tensor, row_P: Tensor, map_IOM: Tensor) -> Tensor:
+    """(P) lengths of what these rows of the maps make of hidden units, and of 1 for the bias."""
+    order_P, row_R, start_R1 = pairs_by_row(row_P)
+    input_PM = F.pad(hidden_PM[order_P], (0, 1), value=1.0)
+    parts = zip(row_R.tolist(), input_PM.split(start_R1.diff().tolist()), strict=True)
+    norm_P = torch.cat([(some_XM @ map_IOM[row].T).norm(dim=1) for row, some_XM in parts] or [hidden_PM.new_empty(0)])
+    return torch.empty_like(norm_P).index_copy_(0, order_P, norm_P)
+
+
 def _pairs(
     routing: MonetRouting,
     pre: Callable[[Tensor, Tensor, Tensor], Tensor],
-    added: Callable[[Tensor, Tensor, Tensor], Tensor],
+    norms: Callable[[Tensor, Tensor, Tensor], Tensor],
 ) -> Pairs:
     """Of the composed experts i * n + j whose gates, summed over heads, are above 0.
 
-    `pre` gives the (P, M) pre-activations of tokens, i and j, and `added` the (P, D) outputs of those.
+    `pre` gives the (P, M) pre-activations of tokens, i and j, and `norms` the (P) lengths of outputs of those.
     """
     token_P, i_P, j_P, gate_P = (torch.cat(parts) for parts in zip(*_gates(routing), strict=True))
     pre_PM = pre(token_P, i_P, j_P)
-    pieces = zip(*(t.split(PAIRS_A_PIECE) for t in (pre_PM, i_P, j_P)), strict=True)
-    norm_P = torch.cat([added(*piece).norm(dim=1) for piece in pieces])
+    norm_P = gate_P * norms(pre_PM, i_P, j_P)
     num_columns = routing.gate2_NHJ.shape[2]
-    return Pairs(
-        token_P=token_P, expert_P=i_P * num_columns + j_P, gate_P=gate_P, pre_PM=pre_PM, norm_P=gate_P * norm_P
-    )
+    return Pairs(token_P=token_P, expert_P=i_P * num_columns + j_P, gate_P=gate_P, pre_PM=pre_PM, norm_P=norm_P)
 
 
 def _gates(routing: MonetRouting) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
     """(P) token, i, j and gate, of a few tokens at a time: n * n gates a token are many."""
-    first = 0
-    for gate1_NHI, gate2_NHJ in zip(routing.gate1_NHI.split(64), routing.gate2_NHJ.split(64), strict=True):
+    first, axes = 0, (routing.gate1_NHI, routing.gate2_NHJ)
+    tokens = max(1, GATES_A_PIECE // (axes[0].shape[2] * axes[1].shape[2]))
+    for gate1_NHI, gate2_NHJ in zip(*(gate_NHI.split(tokens) for gate_NHI in axes), strict=True):
         gate_NIJ = torch.einsum("nhi,nhj->nij", gate1_NHI, gate2_NHJ)
-        token_P, i_P, j_P = torch.nonzero(gate_NIJ, as_tuple=True)
-        yield token_P + first, i_P, j_P, gate_NIJ[token_P, i_P, j_P]
+        cells, columns = gate_NIJ[0].numel(), gate_NIJ.shape[2]
+        token_P, cell_P = reached(gate_NIJ.flatten(1) != 0)
+        gate_P = gate_NIJ.flatten()[token_P * cells + cell_P]
+        yield token_P + first, cell_P // columns, cell_P % columns, gate_P
         first += len(gate1_NHI)
 
 
@@ -311,10 +328,16 @@ def _use(visit: Visit) -> Use:
     return Use(gate_sums=[gate_NHI[:, head].sum(0).cpu() for gate_NHI in axes for head in range(gate_NHI.shape[1])])
 
 
+def _cells(n: int) -> Tensor:
+    """(n * n, 2) the sub-experts of each expert."""
+    return torch.cartesian_prod(torch.arange(n), torch.arange(n))
+
+
 MONET = LayerKind(
     spec=MonetSpec,
     artifact_kinds=("monet",),
     router=lambda spec, d_model, layer: None if layer % spec.router_group else MonetRouter(spec, d_model),
     experts=lambda spec, d_model, layer: {"horizontal": MoHDE, "vertical": MoVDE}[spec.decomposition](spec, d_model),
     use=_use,
+    cells=lambda experts: _cells(experts.num_sub_experts),
 )

@@ -63,6 +63,8 @@ class LayerKind(Generic[S]):
     """Those of a block's parameters whose zeros stay while the others learn."""
     use: Callable[[Visit], Use] = use_of_pairs
     """What `measure_routing` counts."""
+    cells: Callable[[Any], Tensor | None] = lambda experts: None
+    """(E, 2) row and column of each expert of a layer in its key grid; None of experts that are in none."""
     check_same_pool: Callable[[Any, Any], None] = check_same_number
     """ValueError unless an expert of a layer and that of its number in a teacher's are the same one, as far as that can
     be seen; `drift` compares only such."""

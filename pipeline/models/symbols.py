@@ -227,5 +227,6 @@ SYMBOLS = LayerKind(
     artifact_kinds=("symbols",),
     router=lambda spec, d_model, layer: None if layer % spec.peer.router_group else SymbolRouter(spec, d_model),
     experts=SymbolExperts,
+    cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.peer.num_columns),
     fits=SymbolSpec.check_fits,
 )

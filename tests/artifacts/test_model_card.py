@@ -57,6 +57,12 @@ def test_a_corpus_gets_the_card_of_a_data_set_and_a_report_none_of_a_model(store
     data = DatasetCard(card_of(store, corpus)).data
     assert (data.license, data.pretty_name, data.task_categories) == ("unknown", corpus, ["text-generation"])
     assert front_matter(card_of(store, report)).keys() == {"license", "library_name", "tags"}
+    record = publish("record-activations", kind="record", corpus=corpus, metrics={"recorded_tokens": 9.0})
+    about = front_matter(card_of(store, record))
+    assert about.keys() == {"license", "library_name", "tags"}
+    assert about["license"] == "unknown"  # the tokens are those of the text
+    assert "from pipeline import codec, records" in card_of(store, record)
+    assert "pipeline.generate" not in card_of(store, record)
     assert "| `dense_bits_per_byte` | 1.9 | held-out bits a byte of the dense baseline |" in card_of(store, report)
 
 

@@ -56,7 +56,7 @@ def test_a_process_that_imports_codec_alone_opens_every_kind():
         "print(*codec.known_kinds())\n"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == sorted({*KINDS.values(), "corpus", "report", "symbols"})
+    assert done.stdout.split() == sorted({*KINDS.values(), "corpus", "record", "report", "symbols"})
 
 
 def test_load_finds_the_home_of_a_kind_itself(store, monkeypatch):

@@ -25,7 +25,9 @@ BESIDE = {
     "train-peer.peer.num-experts": 40,
     "train-peer.peer.pairs-per-head": 3,
 }
-MODELS = {step.name for step in CHAIN if "corpus" in step.inputs and not step.name.startswith(("study", "report"))}
+MODELS = {
+    step.name for step in CHAIN if "corpus" in step.inputs and not step.name.startswith(("study", "record", "report"))
+}
 
 
 def plan_of(text_file: Path, store: Path) -> Plan:

@@ -47,6 +47,11 @@ class CellIndex(nn.Module):
         count_C = self.stored.row().diff().long()
         return torch.repeat_interleave(torch.arange(len(count_C), device=count_C.device), count_C)
 
+    def row_and_column_of_experts(self, num_columns: int) -> Tensor:
+        """(E, 2) of the cell that holds each expert."""
+        cell_E = self.cell_of_experts()
+        return torch.stack([cell_E // num_columns, cell_E % num_columns], dim=1)
+
     def check(self, path: str) -> None:
         """ValueError unless the starts rise from 0 to the number of experts."""
         # In 64 bits: a row of int32 would wrap around where a block's start and an offset add up to more.

@@ -81,5 +81,6 @@ PEER = LayerKind(
     experts=_experts,
     sparse=_sparse,
     use=_use,
+    cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.num_columns),
     check_same_pool=_check_same_pool,
 )
