@@ -125,6 +125,16 @@ def test_experts_that_burst_independently_are_no_discovery():
     assert not screen(firings, pairs).significant_C.any()
 
 
+def test_sets_of_experts_that_stay_on_for_some_tokens_are_no_discovery():
+    rng = np.random.default_rng(10)
+    stays = rng.geometric(0.25, 5_000)
+    expert_TK = np.repeat(rng.integers(0, 300, (5_000, 4)), stays, axis=0)
+    assert len(expert_TK) > 15_000
+    assert _found(expert_TK, np.zeros(len(expert_TK), np.int64)) == []
+    expert_TK[::40, :2] = [3, 14]
+    assert _found(expert_TK, np.zeros(len(expert_TK), np.int64)) == [(3, 14)]
+
+
 def test_siblings_are_judged_where_their_row_is_selected():
     rng = np.random.default_rng(9)
     row_T = rng.integers(0, 20, 20_000)
