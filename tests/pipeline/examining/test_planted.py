@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,31 @@ def test_the_command_prints_pairs_and_headlines(tmp_path, capsys):
     assert max(map(len, lines)) <= 80
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
+
+
+def test_the_share_of_codes_is_that_of_concepts_whose_experts_are_all_shared():
+    """96 concepts, each the pair of experts that fires for it: fewer experts, more concepts that only a pair tells."""
+    rng = np.random.default_rng(0)
+    shares = []
+    for experts in (192, 96, 24):
+        pairs = rng.permutation(192).reshape(96, 2)
+        if experts < 192:
+            pairs = np.array([rng.choice(experts, 2, replace=False) for _ in range(96)])
+        shared = (np.bincount(pairs.ravel())[pairs] > 1).all(1).mean()
+        concept_T = rng.integers(0, 96, 20_000)
+        label_T = torch.from_numpy(concept_T)
+        tensors = {
+            "expert": torch.from_numpy(pairs[concept_T].astype(np.int32)),
+            "contribution": torch.ones(20_000, 2),
+            "token": label_T,
+            "label": label_T,
+            "document": torch.arange(20_000) // 100,
+            "stratum": torch.zeros(20_000, dtype=torch.int64),
+        }
+        share = examine(record_of(tensors), random_pairs=200).jcs.value
+        assert share == pytest.approx(shared, abs=0.05)
+        shares.append(share)
+    assert shares[0] < 0.2 < shares[1] < shares[2]
 
 
 def test_every_class_follows_from_its_row_of_the_table():
