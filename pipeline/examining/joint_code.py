@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from pipeline.examining.firings import Firings
 
@@ -20,6 +21,8 @@ LEAST_BITS = 0.5
 """From here on a pair is a joint code."""
 DEVIATIONS = 5.0
 """Of the bootstrap, that J has to lie above its mean: what is left is printed as J."""
+TAIL = 1e-6
+"""Of the gamma distribution that has the bootstrap's mean and deviation: J has to lie above that too."""
 ALIKE_BITS = 0.25
 TOLD_APART = 12
 """Labels of each state; all others are one label."""
@@ -44,7 +47,7 @@ class JointCode:
     scarce: str = ""
     """That state: both, alone or neither."""
     bits: float = 0.0
-    """J above DEVIATIONS standard deviations of what chance gives; never below 0."""
+    """J above what chance does not exceed; never below 0."""
     estimate_bits: float = 0.0
     """J above the mean of what chance gives."""
     deviations: float = 0.0
@@ -125,11 +128,18 @@ class JointCodes:
         alike = max(_divergence(says[None], meaning[None])[0] for meaning in meanings[:2]) < ALIKE_BITS
         return JointCode(
             tokens=n,
-            bits=max(0.0, float(bits) - mean - DEVIATIONS * deviation),
+            bits=max(0.0, float(bits) - _bound(mean, deviation)),
             estimate_bits=float(bits) - mean,
             deviations=(float(bits) - mean) / deviation,
             alike=bool(alike and _divergence(says[None], grounds[0][None])[0] >= LEAST_BITS),
         )
+
+
+def _bound(mean: float, deviation: float) -> float:
+    """What chance does not exceed: five deviations above its mean, or a gamma's tail where few tokens make it skewed."""
+    shape = (mean / deviation) ** 2
+    tail = float(stats.gamma.isf(TAIL, shape, scale=deviation**2 / mean)) if mean > 0 else 0.0
+    return max(mean + DEVIATIONS * deviation, tail)
 
 
 def _told_apart(counts: Sequence[Floats]) -> NDArray[np.integer]:
