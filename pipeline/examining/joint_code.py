@@ -136,7 +136,7 @@ class JointCodes:
 
 
 def _bound(mean: float, deviation: float) -> float:
-    """What chance does not exceed: five deviations above its mean, or a gamma's tail where few tokens make it skewed."""
+    """What chance does not exceed: five deviations above its mean, or a gamma's tail where that is skewed."""
     shape = (mean / deviation) ** 2
     tail = float(stats.gamma.isf(TAIL, shape, scale=deviation**2 / mean)) if mean > 0 else 0.0
     return max(mean + DEVIATIONS * deviation, tail)
