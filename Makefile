@@ -60,7 +60,10 @@ aot: $(VENV)/ready ## Compile every Triton kernel for sm_80, sm_90 and gfx942, a
 faults: $(VENV)/ready ## Every fault at every file operation, counted: what was lost, what was corrupt, what hung
 	$(BIN)/python -m tests.faults
 
+science: $(VENV)/ready ## Planted superposition at full size, looked for by the tests of pipeline/examining, counted
+	$(BIN)/python -m tests.science.planted
+
 tree: $(VENV)/ready ## Lineage of everything in the store
 	$(BIN)/python -m artifacts tree
 
-.PHONY: help setup run ui test clicks gpu format lint types imports check native bench aot faults tree
+.PHONY: help setup run ui test clicks gpu format lint types imports check native bench aot faults science tree

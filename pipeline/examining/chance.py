@@ -1,0 +1,243 @@
+"""T1: how often a pair would be co-active by chance, given how often each expert fires in each stratum.
+
+Equations and what they can show: docs/methods/superposition.md.
+"""
+
+# F experts, S strata, C pairs, B lengths of blocks
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import sparse, special
+
+from pipeline.examining.counting import Pairs
+from pipeline.examining.firings import Firings
+
+FALSE_DISCOVERY_RATE = 0.01
+LEAST_COUNT = 6
+"""Below it no pair can be significant in a pool that is worth screening: with E = 0.01, 5 give p = 8e-13."""
+STRATA_AT_ONCE = 64
+PAIRS_AT_ONCE = 2**17
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Screen:
+    """Pairs beside chance."""
+
+    pairs: Pairs
+    expected_C: NDArray[np.float64]
+    p_C: NDArray[np.float64]
+    """Of a count as high as this or higher."""
+    significant_C: NDArray[np.bool_]
+
+    @property
+    def lift_C(self) -> NDArray[np.float64]:
+        return self.pairs.count_C / self.expected_C
+
+    def chosen(self, of: NDArray[np.integer]) -> "Screen":
+        return Screen(
+            pairs=self.pairs.chosen(of),
+            expected_C=self.expected_C[of],
+            p_C=self.p_C[of],
+            significant_C=self.significant_C[of],
+        )
+
+
+def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> Screen:
+    """Which pairs are co-active more often than chance, at this false discovery rate over all pairs of the pool."""
+    expected_C, variance_C = moments(firings, pairs)
+    clustered, tests = clustering(firings), firings.experts * (firings.experts - 1) // 2
+    inflation_C, p_C = np.empty(len(pairs)), np.empty(len(pairs))
+    for part in _parts(len(pairs)):
+        inflation_C[part] = clustered.inflation(pairs.first_C[part], pairs.second_C[part])
+        p_C[part] = upper_tail(pairs.count_C[part], expected_C[part], variance_C[part] * inflation_C[part])
+    # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
+    found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
+    chosen = pairs.chosen(found)
+    runs = [_run_inflation(firings, int(i), int(j)) for i, j in zip(chosen.first_C, chosen.second_C, strict=True)]
+    inflation = np.maximum(inflation_C[found], runs)
+    p_C[found] = upper_tail(chosen.count_C, expected_C[found], variance_C[found] * inflation)
+    significant_C = benjamini_hochberg(p_C, rate, tests=tests)
+    return Screen(pairs=pairs, expected_C=expected_C, p_C=p_C, significant_C=significant_C)
+
+
+def _run_inflation(firings: Firings, first: int, second: int) -> float:
+    """Of the variance, where a pair is co-active on tokens in a row, as when a whole set of experts stays on.
+
+    A run of r tokens is one event that counts r times: the sum of r^2 over the sum of r.
+    """
+    both = firings.both(first, second).astype(np.int64)
+    document = firings.document_T[both]
+    starts = np.flatnonzero((np.diff(both, prepend=-2) != 1) | (np.diff(document, prepend=-1) != 0))
+    run = np.diff(starts, append=len(both)).astype(np.float64)
+    return float((run**2).sum() / run.sum())
+
+
+def _parts(pairs: int) -> Iterator[slice]:
+    return (slice(start, start + PAIRS_AT_ONCE) for start in range(0, pairs, PAIRS_AT_ONCE))
+
+
+def benjamini_hochberg(p: NDArray[np.float64], rate: float, *, tests: int) -> NDArray[np.bool_]:
+    """Which are discoveries among `tests`, of which those that are not given have p = 1."""
+    ascending = np.sort(p)
+    passing = np.flatnonzero(ascending <= rate * np.arange(1, len(p) + 1) / max(tests, 1))
+    return p <= ascending[passing[-1]] if len(passing) else np.zeros(len(p), np.bool_)
+
+
+def upper_tail(
+    count: NDArray[np.integer], mean: NDArray[np.float64], variance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """P(N >= count) for the binomial, Poisson or negative binomial N that has this mean and variance.
+
+    Within a stratum N is hypergeometric, a sum of independent trials, as is a sum over strata; the binomial of the
+    same mean and variance has its tail far out too, where the normal's is too light.
+    """
+    mean = np.maximum(mean, 1e-300)
+    excess = (variance - mean) / mean
+    binomial, negative = excess < -1e-9, excess > 1e-9
+    with np.errstate(all="ignore"):
+        poisson = special.gammainc(count, mean)
+        trials = mean / -excess
+        below = special.betainc(count, np.maximum(trials - count + 1, 1e-12), -excess)
+        above = special.betainc(count, mean / excess, excess / (1 + excess))
+    below = np.where(count > trials, 0.0, below)
+    p = np.where(binomial, below, np.where(negative, above, poisson))
+    return np.where(count <= 0, 1.0, p)
+
+
+def moments(firings: Firings, pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of each pair's count, were every expert shuffled over the tokens of each stratum."""
+    event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
+    fired_FS = _counts(event_N, firings.stratum_T[firings.token_N], len(firings.name_F), len(firings.stratum_tokens_S))
+    siblings = _siblings(firings, event_N)
+    crowding_S = crowding(firings)
+    mean_C, variance_C = np.zeros(len(pairs)), np.zeros(len(pairs))
+    for start in range(0, len(crowding_S), STRATA_AT_ONCE):
+        some = slice(start, start + STRATA_AT_ONCE)
+        dense_FS = fired_FS[:, some].toarray().astype(np.float64)
+        for part in _parts(len(pairs)):
+            first, second = pairs.first_C[part], pairs.second_C[part]
+            tokens_CS = np.broadcast_to(
+                firings.stratum_tokens_S[some].astype(np.float64), (len(first), dense_FS.shape[1])
+            )
+            for sibling in siblings:
+                tokens_CS = sibling.tokens(first, second, some, tokens_CS)
+            a_CS, b_CS = dense_FS[first], dense_FS[second]
+            mean_CS = a_CS * b_CS / np.maximum(tokens_CS, 1) * crowding_S[some]
+            spare_CS = (tokens_CS - a_CS) * (tokens_CS - b_CS) / np.maximum(tokens_CS * (tokens_CS - 1), 1)
+            mean_C[part] += mean_CS.sum(1)
+            variance_C[part] += (mean_CS * spare_CS).sum(1)
+    return mean_C, variance_C
+
+
+def crowding(firings: Firings) -> NDArray[np.float64]:
+    """By how much tokens on which many experts fire raise the co-activation of all pairs of a stratum; at least 1.
+
+    Where r_t experts fire on token t by a rate that the token sets for all, E[r(r - 1)] / E[r]^2 is that factor: 1 if
+    r is Poisson, less if every token has as many. Less isn't taken: it is a property of who competes with whom.
+    """
+    fired_T = (firings.expert_TK >= 0).sum(1).astype(np.float64)
+    tokens_S = firings.stratum_tokens_S
+    mean_S = np.bincount(firings.stratum_T, fired_T) / tokens_S
+    pairs_S = np.bincount(firings.stratum_T, fired_T * (fired_T - 1)) / tokens_S
+    return np.maximum(1, pairs_S / np.maximum(mean_S**2, 1e-300))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sibling:
+    """Experts of one row (or column) of the key grid: co-active by construction, as their sub-key is selected once."""
+
+    key_F: NDArray[np.int64]
+    selected_RS: sparse.csc_array
+    """On how many tokens of each stratum any expert of the row fired."""
+
+    def tokens(
+        self, first: NDArray[np.int64], second: NDArray[np.int64], some: slice, tokens_CS: NDArray[np.float64]
+    ) -> NDArray[np.float64]:
+        """The tokens over which chance shuffles: for siblings those on which their sub-key was selected."""
+        share = self.key_F[first] == self.key_F[second]
+        if not share.any():
+            return tokens_CS
+        tokens_CS = tokens_CS.copy()
+        selected = self.selected_RS[:, some][self.key_F[first[share]]].toarray()
+        tokens_CS[share] = np.minimum(tokens_CS[share], selected)
+        return tokens_CS
+
+
+def _siblings(firings: Firings, event_N: NDArray[np.int64]) -> list[_Sibling]:
+    if firings.cell_F2 is None:
+        return []
+    found = []
+    for key_F in firings.cell_F2.T:
+        number, key_F = np.unique(key_F, return_inverse=True)
+        # Firings of a row on a token, each once: keys of (token, row).
+        once = np.unique(firings.token_N.astype(np.int64) * len(number) + key_F[event_N])
+        stratum = firings.stratum_T[once // len(number)]
+        selected_RS = _counts(once % len(number), stratum, len(number), len(firings.stratum_tokens_S))
+        found.append(_Sibling(key_F=key_F, selected_RS=selected_RS))
+    return found
+
+
+def _counts(row: NDArray[np.int64], column: NDArray[np.int64], rows: int, columns: int) -> sparse.csc_array:
+    """How often each row meets each column."""
+    ones = np.ones(len(row), np.int32)
+    return sparse.coo_array((ones, (row, column)), shape=(rows, columns)).tocsc()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Clustering:
+    """How experts fire in bursts: their correlation at B distances in the text, beyond what their strata explain."""
+
+    correlation_FB: NDArray[np.float32]
+    partners_B: NDArray[np.float64]
+    """Other tokens of the document and stratum at each distance, the mean over tokens."""
+
+    def inflation(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of the variance of a pair's count: two that burst independently meet in bursts. At least 1."""
+        products_CB = self.correlation_FB[first] * self.correlation_FB[second]
+        return np.maximum(1, 1 + products_CB @ self.partners_B)
+
+
+def clustering(firings: Firings) -> Clustering:
+    """Correlations in blocks of 2, 4, ... tokens; what a length adds to the half of it is one distance."""
+    group_T = firings.document_T * len(firings.stratum_tokens_S) + firings.stratum_T
+    begins_T = np.diff(group_T, prepend=-1) != 0
+    place_T = np.arange(firings.tokens) - np.maximum.accumulate(np.where(begins_T, np.arange(firings.tokens), 0))
+    rate_F, spread_F = _rates(firings)
+    event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
+    correlations, partners = [], []
+    together_F, ordered = np.zeros(len(firings.name_F)), 0.0
+    for length in range(1, int(place_T.max()).bit_length() + 1):
+        block_T = np.cumsum(begins_T | (place_T % 2**length == 0))
+        size = np.bincount(block_T).astype(np.float64)
+        now, now_F = float((size * (size - 1)).sum()), _together(firings, event_N, block_T)
+        added = now - ordered
+        excess_F, most_F = now_F - together_F - added * rate_F, added * spread_F
+        # Who fires on nearly every token, or at a distance that no two tokens have, shows no clustering.
+        correlations.append(np.divide(excess_F, most_F, out=np.zeros_like(excess_F), where=most_F > 1e-6))
+        partners.append(added / firings.tokens)
+        together_F, ordered = now_F, now
+    correlation_FB = np.stack(correlations, axis=1) if correlations else np.zeros((len(rate_F), 0))
+    return Clustering(correlation_FB=correlation_FB.astype(np.float32), partners_B=np.array(partners))
+
+
+def _rates(firings: Firings) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Of each expert, over tokens: the mean of p^2 and of p (1 - p), p its share of the token's stratum."""
+    event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
+    strata = len(firings.stratum_tokens_S)
+    fired = _counts(event_N, firings.stratum_T[firings.token_N], len(firings.name_F), strata).tocoo()
+    tokens = firings.stratum_tokens_S[fired.col].astype(np.float64)
+    # n (n - 1) / (T (T - 1)) has the mean p^2, where n^2 / T^2 has not.
+    square = fired.data * (fired.data - 1.0) / np.maximum(tokens - 1, 1)
+    square_F = np.bincount(fired.row, square, minlength=len(firings.name_F)) / firings.tokens
+    return square_F, np.maximum(firings.fired_F / firings.tokens - square_F, 0)
+
+
+def _together(firings: Firings, event_N: NDArray[np.int64], block_T: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Ordered pairs of firings of each expert in one block."""
+    block_N = block_T[firings.token_N]
+    begins = np.flatnonzero((np.diff(block_N, prepend=-1) != 0) | (np.diff(event_N, prepend=-1) != 0))
+    run = np.diff(begins, append=len(block_N)).astype(np.float64)
+    return np.bincount(event_N[begins], run * (run - 1), minlength=len(firings.name_F)).astype(np.float64)
