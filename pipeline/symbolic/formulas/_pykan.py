@@ -80,14 +80,15 @@ def _repeatable(curve2coef: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def repeatable(*arguments: Any, **named: Any) -> Tensor:
         enabled = torch.are_deterministic_algorithms_enabled()
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        fills = torch.utils.deterministic.fill_uninitialized_memory
+        deterministic: Any = torch.utils.deterministic  # its property is known only as it runs
+        fills = deterministic.fill_uninitialized_memory
         torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        deterministic.fill_uninitialized_memory = True
         try:
             return curve2coef(*arguments, **named)
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warns)
-            torch.utils.deterministic.fill_uninitialized_memory = fills
+            deterministic.fill_uninitialized_memory = fills
 
     return repeatable
 
