@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from artifacts.tensors_file import write_tensors
+from kernels.errors import Mistake
 from pipeline.records.record import OF_TOKENS, ActivationRecord
 
 
@@ -37,6 +38,6 @@ def routed_experts(record: ActivationRecord, window: int) -> Tensor:
     length = record.spec.context_length
     windows = record.spec.tokens // length
     if not 0 <= window < windows:
-        raise ValueError(f"the record is of windows 0 to {windows - 1}, and window {window} was asked for")
+        raise Mistake(f"the record is of windows 0 to {windows - 1}, and window {window} was asked for")
     rows = slice(window * length, (window + 1) * length)
     return torch.stack([record.of_block(block, "expert")[rows] for block in range(record.blocks)], dim=1)

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from artifacts import ArtifactError
+from kernels.errors import Mistake
 from pipeline.codec import artifact_kinds
 from pipeline.corpus.splits import Corpus
 from pipeline.models.language_model import LanguageModel
@@ -85,7 +86,7 @@ class ActivationRecord:
     def of_block(self, block: int, name: str) -> Tensor:
         """One of OF_A_BLOCK. ValueError for a block that the model has not."""
         if not 0 <= block < self.blocks:
-            raise ValueError(f"the record is of blocks 0 to {self.blocks - 1}, and block {block} was asked for")
+            raise Mistake(f"the record is of blocks 0 to {self.blocks - 1}, and block {block} was asked for")
         return self.tensors[f"layers.{block}.{name}"]
 
     def cells_of(self, block: int) -> Tensor | None:
@@ -95,7 +96,7 @@ class ActivationRecord:
     def check_is_of(self, model: LanguageModel) -> None:
         """ValueError unless this model made it."""
         if model.kind != self._spec.model_kind or digest_of_model(model) != self._spec.model_sha256:
-            raise ValueError(
+            raise Mistake(
                 f"the record is of another model, a {self._spec.model_kind!r} with the digest "
                 f"{self._spec.model_sha256[:12]}..., and not of this {model.kind!r}; record this model"
             )
@@ -103,7 +104,7 @@ class ActivationRecord:
     def check_speaks_as(self, corpus: Corpus) -> None:
         """ValueError unless its tokens are those of this corpus's tokenizer."""
         if digest_of_tokenizer(corpus) != self._spec.tokenizer_sha256:
-            raise ValueError(
+            raise Mistake(
                 f"the record is of another tokenizer, of {self._spec.vocab_size:,} tokens, and the corpus has one of "
                 f"{corpus.spec.vocab_size:,}; name the corpus that was recorded, or record this one"
             )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus, Split
 from pipeline.corpus.windows import target_positions
 from pipeline.measuring.loss import token_losses
@@ -72,7 +73,7 @@ def record_activations(model: LanguageModel, corpus: Corpus, recording: Recordin
 def check_speaks_as(model: LanguageModel, corpus: Corpus) -> None:
     """ValueError for a model that reads other tokens than the corpus has, as far as their number says."""
     if model.shape.vocab_size != corpus.spec.vocab_size:
-        raise ValueError(
+        raise Mistake(
             f"the model reads {model.shape.vocab_size:,} tokens and the corpus has a tokenizer of "
             f"{corpus.spec.vocab_size:,}; name the corpus that the model was made from"
         )
@@ -113,10 +114,10 @@ def _block_columns(visit: Visit, block: int, recording: Recording) -> dict[str, 
     try:
         kept = strongest(visit.pairs(), tokens=len(visit.x_ND), experts=visit.experts.num_experts, most=recording.most)
     except ValueError as error:
-        raise ValueError(f"in block {block}, {error}") from None
+        raise Mistake(f"in block {block}, {error}") from None
     largest = torch.finfo(getattr(torch, recording.contributions)).max
     if (greatest := kept.contribution_TK.max().item()) > largest:
-        raise ValueError(
+        raise Mistake(
             f"in block {block} an expert contributes {greatest:.4g}, and {recording.contributions} holds at most "
             f"{largest:.4g}; record with contributions of float32"
         )

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kernels.errors import Mistake
 from pipeline.models.contract import Pairs
 
 _DENSE = 16
@@ -39,7 +40,7 @@ def strongest(pairs: Pairs, *, tokens: int, experts: int, most: int) -> Stronges
     norm_P = pairs.norm_P.float().cpu().numpy()
     if not np.isfinite(norm_P).all():
         wrong = int(np.flatnonzero(~np.isfinite(norm_P))[0])
-        raise ValueError(
+        raise Mistake(
             f"expert {expert_P[wrong]} contributes {norm_P[wrong]} on a token; such a model cannot be recorded, train "
             "it anew or name another"
         )

@@ -80,15 +80,11 @@ def _repeatable(curve2coef: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def repeatable(*arguments: Any, **named: Any) -> Tensor:
         enabled = torch.are_deterministic_algorithms_enabled()
         warns = torch.is_deterministic_algorithms_warn_only_enabled()
-        deterministic: Any = torch.utils.deterministic  # its property is known only as it runs
-        fills = deterministic.fill_uninitialized_memory
         torch.use_deterministic_algorithms(True)
-        deterministic.fill_uninitialized_memory = True
         try:
             return curve2coef(*arguments, **named)
         finally:
             torch.use_deterministic_algorithms(enabled, warn_only=warns)
-            deterministic.fill_uninitialized_memory = fills
 
     return repeatable
 
