@@ -10,6 +10,8 @@ from artifacts.tensors_file import read_header, read_tensors
 from pipeline import codec
 from pipeline.corpus.splits import Corpus, CorpusSpec
 from pipeline.corpus.tokenizer import BpeTokenizer
+from pipeline.examining.record import read_record
+from pipeline.records.__main__ import main
 from pipeline.records.exports import layer_file, layer_tensors, routed_experts
 from pipeline.records.record import ActivationRecord
 from pipeline.records.recording import Recording, record_activations
@@ -125,3 +127,17 @@ def test_a_record_knows_its_tokenizer(record, corpus):
     )
     with pytest.raises(ValueError, match="record is of another tokenizer, of 256 tokens, and the corpus has one of"):
         record.check_speaks_as(other)
+
+
+def test_a_block_of_a_stored_record_is_written_by_a_command_and_examined(record, store, tmp_path, capsys):
+    id = published(store, record.kind, record.spec.model_dump(mode="json"), record.to_tensors())
+    file = tmp_path / "block.safetensors"
+    assert main([id, "--block", "1", "--to", str(file), "--store", str(store.root)]) == 0
+    assert f"python -m pipeline.examining {file}" in capsys.readouterr().out
+    assert read_record(file).expert_TK.tolist() == record.of_block(1, "expert").sort(dim=1).values.tolist()
+    for words, says in (
+        (["--block", "9", "--to", str(file)], "blocks 0 to 2, and block 9 was asked for"),
+        (["--block", "1", "--to", str(tmp_path / "no" / "file")], "there is no folder"),
+    ):
+        assert main([id, *words, "--store", str(store.root)]) == 2
+        assert says in capsys.readouterr().err
