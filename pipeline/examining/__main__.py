@@ -16,7 +16,8 @@ def main(arguments: Sequence[str]) -> int:
         "record", type=Path, metavar="RECORD", help="safetensors; layout: docs/methods/superposition.md"
     )
     parser.add_argument("--json", action="store_true", help="print every pair and figure as JSON")
-    parser.add_argument("--seed", type=int, default=0, help="of the random pairs and the bootstrap (default: 0)")
+    parser.add_argument("--shuffle-labels", action="store_true", help="the null of joint codes: labels in random order")
+    parser.add_argument("--seed", type=int, default=0, help="of random pairs, bootstrap and shuffling (default: 0)")
     parser.add_argument("--random", type=int, default=2_000, help="pairs drawn without a lift (default: 2000)")
     parser.add_argument("--most", type=int, default=10_000, help="significant pairs to test for codes (default: 10000)")
     parser.add_argument("--listed", type=int, default=LISTED, help=f"pairs in the table (default: {LISTED})")
@@ -29,11 +30,13 @@ def main(arguments: Sequence[str]) -> int:
     from artifacts.terminal import say
     from pipeline.examining.battery import examine
     from pipeline.examining.printing import as_data, as_text
-    from pipeline.examining.record import RecordError, read_record
+    from pipeline.examining.record import RecordError, read_record, with_shuffled_labels
 
     show_every_text()
     try:
         record = read_record(values.record)
+        if values.shuffle_labels:
+            record = with_shuffled_labels(record, values.seed)
     except (ArtifactError, RecordError) as error:
         print(told(error), file=sys.stderr)
         return 2

@@ -6,7 +6,7 @@ docs/methods/superposition.md documents the layout, which others may write.
 # T tokens, K the most experts that one token reaches, E experts of the pool
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +66,11 @@ class Record:
 def read_record(path: Path) -> Record:
     """The record of a file. RecordError for one that cannot be examined, ArtifactError for a damaged file."""
     return record_of(read_tensors(path))
+
+
+def with_shuffled_labels(record: Record, seed: int) -> Record:
+    """The same with its labels in random order: what a test of codes finds in it, chance gives."""
+    return replace(record, label_T=np.random.default_rng(seed).permutation(record.label_T))
 
 
 def write_record(path: Path, tensors: Mapping[str, Tensor], *, recipe: str = "{}") -> None:

@@ -61,6 +61,13 @@ def test_the_command_prints_pairs_and_headlines(tmp_path, capsys):
     assert max(map(len, lines)) <= 80
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == found
+    assert found["headlines"]["jcs"]["value"] > 0
+    assert main([*arguments, "--shuffle-labels", "--json"]) == 0
+    chance = json.loads(capsys.readouterr().out)
+    assert chance["headlines"]["jcs"]["value"] == 0
+    assert [(pair["i"], pair["j"], pair["count"]) for pair in chance["pairs"]] == [
+        (pair["i"], pair["j"], pair["count"]) for pair in found["pairs"]
+    ]
 
 
 def test_the_share_of_codes_is_that_of_concepts_whose_experts_are_all_shared():
