@@ -140,7 +140,9 @@ def _plan(
         prepare_corpus=PrepareCorpusConfig(vocab_size=vocab_size, compressors=_compressors(training)),
         train_dense=TrainDenseConfig(transformer=shape, mlp=dense_as_large_as(monet, shape), training=training),
         train_monet=TrainMonetConfig(transformer=shape, monet=monet, training=training),
-        train_peer=TrainPeerConfig(transformer=shape, peer=peer, training=training),
+        train_peer=TrainPeerConfig(
+            transformer=shape, peer=peer.model_copy(update={"sub_keys": "shared"}), training=training
+        ),
         distill_peer=DistillPeerConfig(num_experts=experts_kept, training=shorter(distill.training, distill_steps)),
         quantize_int8=QuantizeInt8Config(context_length=length),
         quantize_int4=QuantizeInt4Config(context_length=length),

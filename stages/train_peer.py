@@ -26,7 +26,7 @@ class TrainPeerConfig(StageConfig):
     transformer: TransformerShape = Field(
         default=TransformerShape(), description="Shape of everything but the experts."
     )
-    peer: PeerSpec = Field(default=PeerSpec(), description="Shape of router and experts.")
+    peer: PeerSpec = Field(default=PeerSpec(sub_keys="shared"), description="Shape of router and experts.")
     training: TrainingConfig = Field(default=TrainingConfig(learning_rate=2e-3), description="How it trains.")
     table_rate: float = Field(
         default=1.0,
