@@ -519,6 +519,7 @@ def test_more_sources_than_bytes_are_refused(tmp_path):
         read(*[tmp_path / "a.txt"] * 3, max_bytes=2)
 
 
-def test_a_name_that_the_hub_cannot_have_is_told_without_asking_it():
+def test_a_name_that_the_hub_cannot_have_is_told_without_asking_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # so that the name is none of a folder of this machine either
     with pytest.raises(ValueError, match=r"'hf:../../etc' is no name of a data set; wanted hf:NAME or hf:OWNER/NAME"):
         digest("hf:../../etc")
