@@ -26,6 +26,12 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(values, name) < 0:
             parser.error(f"--{name}: got {getattr(values, name)}, wanted 0 or more")
     # Here and not above, so that --help does not wait for torch.
+    from artifacts.terminal import as_command
+
+    return as_command(_run)(values)
+
+
+def _run(values: argparse.Namespace) -> int:
     from artifacts import ArtifactError, show_every_text, told
     from artifacts.terminal import say
     from pipeline.examining.battery import examine

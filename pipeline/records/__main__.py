@@ -15,6 +15,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--store", type=Path, default=Path("store"), metavar="DIR", help="default: store")
     values = parser.parse_args(arguments)
     # Here and not above, so that --help does not wait for torch.
+    from artifacts.terminal import as_command
+
+    return as_command(_run)(values)
+
+
+def _run(values: argparse.Namespace) -> int:
     from artifacts import ArtifactError, Store, show_every_text, told
     from artifacts.terminal import say
     from kernels.errors import Mistake
