@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from artifacts import ArtifactError, StdoutError, show_every_text, told
+from artifacts import ArtifactError, as_command, show_every_text, told
 from kernels.errors import Failure
 from kernels.errors import Mistake as Mistake
 
@@ -18,16 +18,15 @@ TOLD = (ArtifactError, Mistake, Failure, ValidationError)
 def exit_code(action: Callable[[], int]) -> int:
     """What `action` returns; 2 after one sentence for a user's mistake, 130 after Ctrl-C. Bugs keep their traceback."""
     show_every_text()
+    return as_command(_told)(action)
+
+
+def _told(action: Callable[[], int]) -> int:
     try:
         return action()
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
-    except StdoutError as error:
-        if error.reader_left:
-            return 0
-        print(told(error), file=sys.stderr)  # noqa: T201
-        return 2
     except TOLD as error:
         print(told(invalid(error) if isinstance(error, ValidationError) else error), file=sys.stderr)  # noqa: T201
         return 2

@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,3 +124,11 @@ def test_help_does_not_wait_for_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no device that is always full")
+def test_a_full_stdout_is_told_and_blames_no_record(tmp_path, capsys):
+    write_record(tmp_path / "record.safetensors", tensors())
+    with open("/dev/full", "w") as full, redirect_stdout(full):
+        assert main([str(tmp_path / "record.safetensors")]) == 2
+    assert capsys.readouterr().err.startswith("cannot write to stdout: No space left on device;")
