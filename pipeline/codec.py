@@ -63,6 +63,11 @@ def known_kinds() -> tuple[str, ...]:
     return tuple(sorted(_CLASSES))
 
 
+def kinds_of(wanted: type[Persistent]) -> tuple[str, ...]:
+    """Kinds that this class restores."""
+    return tuple(kind for kind in known_kinds() if _CLASSES[kind] is wanted)
+
+
 def load(artifact: Artifact) -> Persistent:
     """The value that an artifact holds, tensors on the CPU (memory-mapped until they are used)."""
     if artifact.kind not in _CLASSES and artifact.kind not in known_kinds():

@@ -34,16 +34,17 @@ def main(arguments: Sequence[str]) -> int:
 def _run(values: argparse.Namespace) -> int:
     from artifacts import ArtifactError, show_every_text, told
     from artifacts.terminal import say
+    from kernels.errors import Mistake
     from pipeline.examining.battery import examine
     from pipeline.examining.printing import as_data, as_text
-    from pipeline.examining.record import RecordError, read_record, with_shuffled_labels
+    from pipeline.examining.record import read_record, with_shuffled_labels
 
     show_every_text()
     try:
         record = read_record(values.record)
         if values.shuffle_labels:
             record = with_shuffled_labels(record, values.seed)
-    except (ArtifactError, RecordError) as error:
+    except (ArtifactError, Mistake) as error:
         print(told(error), file=sys.stderr)
         return 2
     found = examine(record, seed=values.seed, random_pairs=values.random, most_pairs=values.most)

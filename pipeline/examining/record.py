@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from artifacts.tensors_file import read_tensors, write_tensors
+from kernels.errors import Mistake
 
 Ints = NDArray[np.integer]
 Floats = NDArray[np.floating]
@@ -30,10 +31,6 @@ NOTES = {
     "stratum": "which topic, domain or cluster each token is of, within which chance is counted",
     "token": "which token of the vocabulary stands there",
 }
-
-
-class RecordError(ValueError):
-    """A record that cannot be examined. One sentence: what was got, what was wanted, what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,7 +61,7 @@ class Record:
 
 
 def read_record(path: Path) -> Record:
-    """The record of a file. RecordError for one that cannot be examined, ArtifactError for a damaged file."""
+    """The record of a file. Mistake for one that cannot be examined, ArtifactError for a damaged file."""
     return record_of(read_tensors(path))
 
 
@@ -84,7 +81,7 @@ def record_of(tensors: Mapping[str, Tensor]) -> Record:
     missing = [name for name in REQUIRED if name not in tensors]
     if missing:
         notes = "".join(f" ({NOTES[name]})" for name in missing[:1] if name in NOTES)
-        raise RecordError(
+        raise Mistake(
             f"the record has no tensor {missing[0]!r}{notes}; it has {', '.join(sorted(tensors)) or 'none'}, and needs "
             f"{', '.join(REQUIRED)}"
         )
@@ -114,13 +111,13 @@ def record_of(tensors: Mapping[str, Tensor]) -> Record:
 
 def _experts(expert: Tensor) -> Ints:
     if expert.is_floating_point() or expert.dtype in (torch.bool, torch.complex64, torch.complex128):
-        raise RecordError(f"'expert' is {_name(expert.dtype)}, not int32; write the indices of experts as int32")
+        raise Mistake(f"'expert' is {_name(expert.dtype)}, not int32; write the indices of experts as int32")
     if expert.dim() != 2:
-        raise RecordError(
+        raise Mistake(
             f"'expert' has the shape {list(expert.shape)}, not [tokens, K]; write a row a token, with -1 for none"
         )
     if not expert.numel():
-        raise RecordError(f"'expert' has the shape {list(expert.shape)}: nothing is recorded; record some tokens")
+        raise Mistake(f"'expert' has the shape {list(expert.shape)}: nothing is recorded; record some tokens")
     expert_TK = expert.numpy()
     if expert_TK.min() < -1:
         raise _at(expert_TK, expert_TK < -1, "below -1, which stands for none")
@@ -129,10 +126,10 @@ def _experts(expert: Tensor) -> Ints:
     return expert_TK.astype(np.int32, copy=False)
 
 
-def _at(expert_TK: Ints, wrong_TK: NDArray[np.bool_], why: str) -> RecordError:
+def _at(expert_TK: Ints, wrong_TK: NDArray[np.bool_], why: str) -> Mistake:
     token, column = (int(one[0]) for one in np.nonzero(wrong_TK))
     count = int(wrong_TK.sum())
-    return RecordError(
+    return Mistake(
         f"'expert' holds an index out of range: {int(expert_TK[token, column])} at token {token} is {why} "
         f"({count:,} such {'index' if count == 1 else 'indices'}); record again"
     )
@@ -140,9 +137,9 @@ def _at(expert_TK: Ints, wrong_TK: NDArray[np.bool_], why: str) -> RecordError:
 
 def _contributions(contribution: Tensor, expert_TK: Ints) -> Floats:
     if not contribution.is_floating_point():
-        raise RecordError(f"'contribution' is {_name(contribution.dtype)}, not float16 or float32; write it as one")
+        raise Mistake(f"'contribution' is {_name(contribution.dtype)}, not float16 or float32; write it as one")
     if contribution.shape != expert_TK.shape:
-        raise RecordError(
+        raise Mistake(
             f"'contribution' has the shape {list(contribution.shape)}, 'expert' {list(expert_TK.shape)}; write one "
             "contribution for each expert"
         )
@@ -150,7 +147,7 @@ def _contributions(contribution: Tensor, expert_TK: Ints) -> Floats:
     wrong_TK = ~np.isfinite(contribution_TK)
     if wrong_TK.any():
         token, column = (int(one[0]) for one in np.nonzero(wrong_TK))
-        raise RecordError(
+        raise Mistake(
             f"'contribution' holds {contribution_TK[token, column]} (NaN or infinite) at token {token}, expert "
             f"{int(expert_TK[token, column])}, and {int(wrong_TK.sum()):,} in all; record again, in float32 if float16 "
             "overflowed"
@@ -160,21 +157,21 @@ def _contributions(contribution: Tensor, expert_TK: Ints) -> Floats:
 
 def _of_tokens(values: Tensor, name: str, tokens: int) -> Ints:
     if values.is_floating_point() or values.dtype == torch.bool:
-        raise RecordError(f"{name!r} is {_name(values.dtype)}, not an integer a token; write it as int64 or int32")
+        raise Mistake(f"{name!r} is {_name(values.dtype)}, not an integer a token; write it as int64 or int32")
     _check_length(values, name, tokens)
     return values.numpy().astype(np.int64, copy=False)
 
 
 def _floats(values: Tensor, name: str, tokens: int) -> Floats:
     if not values.is_floating_point():
-        raise RecordError(f"{name!r} is {_name(values.dtype)}, not a float a token; write it as float32")
+        raise Mistake(f"{name!r} is {_name(values.dtype)}, not a float a token; write it as float32")
     _check_length(values, name, tokens)
     return values.float().numpy()
 
 
 def _check_length(values: Tensor, name: str, tokens: int) -> None:
     if values.shape != (tokens,):
-        raise RecordError(f"{name!r} has the shape {list(values.shape)}, not [{tokens}]; write one value a token")
+        raise Mistake(f"{name!r} has the shape {list(values.shape)}, not [{tokens}]; write one value a token")
 
 
 def _check_groups(ints: Mapping[str, Ints]) -> None:
@@ -183,7 +180,7 @@ def _check_groups(ints: Mapping[str, Ints]) -> None:
         if values is not None and values.min() < 0:
             wrong = values < 0
             unlabelled = f" ({of} are unlabelled)" if of else ""
-            raise RecordError(
+            raise Mistake(
                 f"{name!r} is {int(values[wrong][0])} at token {int(np.argmax(wrong))}, and below 0 at "
                 f"{int(wrong.sum()):,} of {len(values):,} tokens{unlabelled}; give every token its {name}, from 0"
             )
@@ -192,7 +189,7 @@ def _check_groups(ints: Mapping[str, Ints]) -> None:
         with_text = np.unique(domain)
         if len(with_text) <= with_text[-1]:
             empty = int(np.argmax(with_text != np.arange(len(with_text))))
-            raise RecordError(
+            raise Mistake(
                 f"domain {empty} is without text: no token is of it, though domains go to {int(with_text[-1])}; number "
                 "the domains from 0 without a gap, or record text of it"
             )
@@ -200,23 +197,23 @@ def _check_groups(ints: Mapping[str, Ints]) -> None:
 
 def _cells(cell: Tensor) -> Ints:
     if cell.is_floating_point() or cell.dim() != 2 or cell.shape[1] != 2:
-        raise RecordError(
+        raise Mistake(
             f"'cell' is {_name(cell.dtype)} of the shape {list(cell.shape)}, not integers [experts, 2]; write row and "
             "column of each expert's cell"
         )
     if cell.numel() and int(cell.min()) < 0:
-        raise RecordError("'cell' holds a row or column below 0; number the sub-keys from 0")
+        raise Mistake("'cell' holds a row or column below 0; number the sub-keys from 0")
     return cell.numpy().astype(np.int64, copy=False)
 
 
 def _pool(expert_TK: Ints, stated: Tensor | None, cell_E2: Ints | None) -> int:
     """How many experts there are: as stated, as many as have cells, or up to the last that fired."""
     if stated is not None and (stated.numel() != 1 or stated.is_floating_point()):
-        raise RecordError(f"'experts' has the shape {list(stated.shape)}; write one integer, the size of the pool")
+        raise Mistake(f"'experts' has the shape {list(stated.shape)}; write one integer, the size of the pool")
     experts = int(stated.item()) if stated is not None else None
     if cell_E2 is not None:
         if experts not in (None, len(cell_E2)):
-            raise RecordError(f"'experts' says {experts:,} and 'cell' has {len(cell_E2):,} rows; make them agree")
+            raise Mistake(f"'experts' says {experts:,} and 'cell' has {len(cell_E2):,} rows; make them agree")
         experts = len(cell_E2)
     if experts is None:
         return int(expert_TK.max()) + 1

@@ -16,8 +16,8 @@ from artifacts import (
 )
 from kernels.errors import Mistake
 from pipeline.corpus.tokenizer import decoded
-from pipeline.generate.opened import open_model
 from pipeline.generate.sampling import Sampling, generate
+from pipeline.opening import open_model
 
 
 @as_command
@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.prompt:
             raise Mistake("--prompt: got no text, wanted at least one character")
         _check_unicode(args.prompt)
-        opened = open_model(args.id, Store(store_folder(args.store)))
+        opened = open_model(Store(store_folder(args.store)), args.id)
     except argparse.ArgumentTypeError as error:  # looked at here: the parser does without torch, which a store needs
         print(told(f"argument --store: {error}"), file=sys.stderr)
         return 2

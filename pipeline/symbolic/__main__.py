@@ -20,7 +20,7 @@ from pipeline.symbolic.exporting.export import export as write_export
 from pipeline.symbolic.exporting.kan_folder import write_kan
 from pipeline.symbolic.showing.blocks import symbol_experts
 from pipeline.symbolic.showing.magnitudes import DIGITS
-from pipeline.symbolic.showing.opened import Opened, open_symbols, sample
+from pipeline.symbolic.showing.opened import OpenedSymbols, open_symbols, sample
 from pipeline.symbolic.showing.printed import data_of, show_expert, show_layers
 from pipeline.symbolic.showing.reading import Reading, read_expert
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _chosen(args: argparse.Namespace) -> tuple[Opened, list[int], Reading | None]:
+def _chosen(args: argparse.Namespace) -> tuple[OpenedSymbols, list[int], Reading | None]:
     """What was asked for: an artifact, some of its layers, and where one was named an expert."""
     layer, expert = args.layer, args.expert
     if expert is not None and layer is None:

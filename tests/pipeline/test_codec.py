@@ -59,6 +59,12 @@ def test_a_process_that_imports_codec_alone_opens_every_kind():
     assert done.stdout.split() == sorted({*KINDS.values(), "corpus", "record", "report", "symbols"})
 
 
+def test_the_kinds_of_a_class_are_those_that_it_restores():
+    """Each from outside: what restores a model is asked by every kind there is."""
+    assert set(codec.kinds_of(LanguageModel)) == {*KINDS.values(), "symbols"}
+    assert codec.kinds_of(Corpus) == ("corpus",)
+
+
 def test_load_finds_the_home_of_a_kind_itself(store, monkeypatch):
     """As in a process that has imported nothing else: the registry is empty until it is asked."""
     id = published(store, "dense", (model := tiny_model(EVERY_KIND["dense"])).spec.model_dump(), model.to_tensors())

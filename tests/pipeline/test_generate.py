@@ -20,6 +20,7 @@ from pipeline.models.transformer import TransformerShape
 from pipeline.stage import run_stage
 from pipeline.training.config import TrainingConfig
 from stages.prepare_corpus import PrepareCorpusConfig, prepare_corpus
+from stages.record_activations import RecordActivationsConfig, record_activations
 from stages.train_dense import MeasureConfig, TrainDenseConfig, train_dense
 from tests.circumstance import CIRCUMSTANCE
 from tests.tiny import JUMP, tiny_model, tiny_tokens
@@ -139,6 +140,17 @@ def test_the_latest_model_goes_on_from_a_prompt(trained, capsys):
     assert "is a 'corpus'" in capsys.readouterr().err
     assert _command(store, "--prompt", "x", "--top-k", "0") == 2
     assert "--top-k: got 0" in capsys.readouterr().err
+
+
+def test_the_latest_model_is_none_of_what_was_made_of_it(trained, capsys):
+    store, corpus = trained
+    config = RecordActivationsConfig(tokens=64, context_length=TRAINED, experts_per_token=2)
+    model = store.latest(stage="train-dense")
+    record = run_stage(record_activations, config, inputs={"corpus": corpus, "model": model}, store=store).id
+    assert store.latest() == record
+    assert _command(store, "--prompt", "The", "--tokens", "1") == 0
+    assert capsys.readouterr().out.startswith("The")
+    store.remove(record)
 
 
 def test_text_is_printed_as_it_comes(trained, monkeypatch, capsys):

@@ -17,9 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from artifacts import ArtifactError, Store
+from artifacts import Store
 from kernels.errors import Mistake
-from pipeline import codec
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
 from pipeline.measuring.loss import token_losses
@@ -29,8 +28,8 @@ from pipeline.models.peer.gates import GATES
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts, SymbolRouter, SymbolSpec
-from pipeline.models.trained_length import trained_length
 from pipeline.models.transformer import Block
+from pipeline.opening import open_model
 from pipeline.symbolic.formulas.spline import KNOTS
 
 MAGIC, VERSION = b"LEGIBLE1", 3
@@ -62,16 +61,10 @@ def export(store: Store, id: str, folder: Path, *, num_tokens: int, length: int 
             raise Mistake(f"{flag}: got {value}, wanted at least 1")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Mistake(f"--to: {folder} is there already and is no empty folder; name another, or remove it")
-    artifact = store.open(id, kind="symbols")
-    model = codec.load_as(LanguageModel, artifact)
-    corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
-    if corpus_id is None:
-        raise ArtifactError(f"{artifact.id} was made from no corpus, so it has no held-out tokens; distil it again")
-    corpus = codec.load_as(Corpus, store.open(corpus_id, kind="corpus"))
-    context = trained_length(store, artifact.id)
-    length = context if length is None else length
+    opened = open_model(store, id, "symbols")
+    length = opened.context if length is None else length
     return write_folder(
-        model.eval(), corpus, artifact.id, folder, num_tokens=num_tokens, length=length, context=context
+        opened.model, opened.corpus, opened.id, folder, num_tokens=num_tokens, length=length, context=opened.context
     )
 
 

@@ -8,11 +8,8 @@ import torch
 from torch import Tensor
 
 from artifacts import Artifact, ArtifactError, Store
-from pipeline import codec
-from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
-from pipeline.models import LanguageModel
-from pipeline.models.trained_length import trained_length
+from pipeline.opening import Opened, open_model
 from pipeline.symbolic.names.names import FILE as NAMES_FILE
 from pipeline.symbolic.names.names import Names
 from pipeline.symbolic.showing.blocks import symbol_experts
@@ -23,35 +20,28 @@ CONTEXT_LENGTH = 64
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Opened:
-    id: str
-    model: LanguageModel
-    corpus: Corpus
+class OpenedSymbols(Opened):
     names: list[list[str]]
     """Of the literals, block by block."""
     vocabulary: list[str]
     quantities: Names
     """Of scores and coordinates; none in artifacts of before they had names."""
-    context: int
-    """Tokens that the model was trained to read at once."""
 
 
-def open_symbols(store: Store, id: str) -> Opened:
+def open_symbols(store: Store, id: str) -> OpenedSymbols:
     """The symbols artifact and the corpus it comes from."""
-    artifact = store.open(id, kind="symbols")
-    model = codec.load_as(LanguageModel, artifact)
-    corpus_id = next((m.id for m in store.ancestry(artifact.id) if m.kind == "corpus"), None)
-    if corpus_id is None or "literals.json" not in artifact.files():
-        raise ArtifactError(f"{artifact.id} was made from no corpus, or has no literals.json; distil it again")
-    corpus = codec.load_as(Corpus, store.open(corpus_id, kind="corpus"))
-    return Opened(
-        id=artifact.id,
-        model=model.eval(),
+    opened = open_model(store, id, "symbols")
+    artifact, corpus = store.open(opened.id), opened.corpus
+    if "literals.json" not in artifact.files():
+        raise ArtifactError(f"{opened.id} has no literals.json; distil it again")
+    return OpenedSymbols(
+        id=opened.id,
+        model=opened.model,
         corpus=corpus,
+        context=opened.context,
         names=json.loads(artifact.files()["literals.json"].read_text(encoding="utf-8")),
         vocabulary=[corpus.tokenizer.decode([token]) for token in range(corpus.spec.vocab_size)],
         quantities=_quantities(artifact),
-        context=trained_length(store, artifact.id),
     )
 
 
@@ -61,7 +51,7 @@ def _quantities(artifact: Artifact) -> Names:
 
 
 @torch.no_grad()
-def sample(opened: Opened, layers: Sequence[int]) -> tuple[Tensor, list[Firings]]:
+def sample(opened: OpenedSymbols, layers: Sequence[int]) -> tuple[Tensor, list[Firings]]:
     """(W, T) held-out tokens, and for each layer where its experts fire on them."""
     length = min(CONTEXT_LENGTH, opened.context, opened.corpus.held_out.num_tokens - 1)
     tokens_WT, _ = held_out_windows(opened.corpus.held_out, num_tokens=SAMPLE_TOKENS, length=length)

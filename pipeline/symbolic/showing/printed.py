@@ -12,7 +12,7 @@ from pipeline.symbolic.showing.expert_form import ExpertData, LogicFiring, Score
 from pipeline.symbolic.showing.fired import output_energies
 from pipeline.symbolic.showing.firing_text import TERMS, left_out, literal_lines, score_lines, score_words
 from pipeline.symbolic.showing.magnitudes import DIGITS, coordinates_by_size
-from pipeline.symbolic.showing.opened import Opened, sample
+from pipeline.symbolic.showing.opened import OpenedSymbols, sample
 from pipeline.symbolic.showing.reading import Reading, latex, read_expert
 from pipeline.symbolic.showing.scores import heaviest_features, score_keys, score_sums
 from pipeline.symbolic.tiers import TIER_WORDS, Tier
@@ -26,7 +26,7 @@ NAMED = 8
 """Coordinates, or scores of a router, whose names are shown."""
 
 
-def show_layers(opened: Opened, layers: Sequence[int]) -> None:
+def show_layers(opened: OpenedSymbols, layers: Sequence[int]) -> None:
     tokens_WT, fired = sample(opened, layers)
     print(f"{opened.id}, on {tokens_WT.numel():,} held-out tokens")
     for layer, layer_fired in zip(layers, fired, strict=True):
@@ -53,12 +53,12 @@ def show_layers(opened: Opened, layers: Sequence[int]) -> None:
                 print(f"  {name.symbol:>8}  {name.words}")
 
 
-def data_of(opened: Opened, reading: Reading) -> ExpertData:
+def data_of(opened: OpenedSymbols, reading: Reading) -> ExpertData:
     names = opened.names[reading.layer]
     return expert_data(opened.model, reading.layer, reading.expert, names, opened.vocabulary, id=opened.id)
 
 
-def show_expert(opened: Opened, reading: Reading, *, in_latex: bool, whole: bool) -> None:
+def show_expert(opened: OpenedSymbols, reading: Reading, *, in_latex: bool, whole: bool) -> None:
     print(f"{opened.id}, layer {reading.layer}, expert {reading.expert}\n")
     print(f"tier         {reading.tier.name}, {TIER_WORDS[reading.tier]}")
     if reading.tier == Tier.T4:
@@ -94,7 +94,7 @@ def show_expert(opened: Opened, reading: Reading, *, in_latex: bool, whole: bool
     _show_contexts(opened, reading)
 
 
-def _show_where(opened: Opened, data: ExpertData, *, whole: bool) -> None:
+def _show_where(opened: OpenedSymbols, data: ExpertData, *, whole: bool) -> None:
     """What the symbols of the firing rule mean."""
     match data.fires:
         case ScoreFiring():
@@ -115,7 +115,7 @@ def _show_sums(layer: int, data: ExpertData, *, whole: bool) -> None:
             print(f"  {line}")
 
 
-def _show_names(opened: Opened, reading: Reading) -> None:
+def _show_names(opened: OpenedSymbols, reading: Reading) -> None:
     """Of the scores that its firing compares, and of the coordinates that weigh most in its formula."""
     named = []
     if reading.tier <= Tier.T1:
@@ -144,7 +144,7 @@ def shortened(reading: Reading) -> str:
     return f"{' + '.join(shown)}".replace("+ -", "- ") + left
 
 
-def _show_contexts(opened: Opened, reading: Reading) -> None:
+def _show_contexts(opened: OpenedSymbols, reading: Reading) -> None:
     tokens_WT, (fired,) = sample(opened, (reading.layer,))
     own_P = fired.expert_P == reading.expert
     token_P, strength_P = fired.token_P[own_P], fired.strength_P[own_P]

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from artifacts.tensors_file import write_tensors
+from kernels.errors import Mistake
 from pipeline.examining.__main__ import main
-from pipeline.examining.record import RecordError, read_record, record_of, write_record
+from pipeline.examining.record import read_record, record_of, write_record
 
 
 def tensors():
@@ -80,7 +81,7 @@ def test_what_padding_holds_is_of_no_account():
 )
 def test_a_bad_record_is_refused_in_one_sentence(change, words, tmp_path, capsys):
     changed = {name: value for name, value in (tensors() | change).items() if value is not None}
-    with pytest.raises(RecordError, match=words):
+    with pytest.raises(Mistake, match=words):
         record_of(changed)
     write_tensors(tmp_path / "record.safetensors", changed, recipe="{}")
     assert main([str(tmp_path / "record.safetensors")]) == 2
