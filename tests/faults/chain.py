@@ -151,9 +151,12 @@ def _wanted(known: Known, strike: Strike | None, finished: bool) -> dict[str, An
 
 
 def is_saved(point: Point, strike: Strike) -> bool:
-    """Whether a checkpoint was put in its place at this point, and before the strike."""
+    """Whether a checkpoint of training was put in its place at this point, and before the strike.
+
+    What a recording seals is none: it takes no training steps, and test_recording.py has what it goes on from.
+    """
     done = point.number < strike.point.number or (point == strike.point and strike.fault is Fault.KILL_AFTER)
-    return done and point.name == "rename" and point.path.endswith(".pt")
+    return done and point.name == "rename" and point.path.endswith(".pt") and not point.path.endswith("rows.pt")
 
 
 def _landmarks(points: Sequence[Point]) -> list[Point]:
