@@ -24,7 +24,7 @@ class PrepareCorpusConfig(StageConfig):
         default=(),
         exclude=True,  # the recipe holds the digest of their contents instead
         max_length=1024,
-        description="Files, folders, .jsonl, .parquet or hf:NAME to read text from, each optionally after "
+        description="Files, folders, .jsonl, .csv, .parquet or hf:NAME to read text from, each optionally after "
         "domain=; none means the default corpus, text of the pinned Python packages. At most 1024 sources.",
     )
     tokenizer: Literal["bpe", "bytes"] = Field(
@@ -68,7 +68,7 @@ class PrepareCorpusConfig(StageConfig):
         default="text",
         min_length=1,
         max_length=200,
-        description="Field that holds the text in .jsonl, .parquet and hf: sources, 1 to 200 characters.",
+        description="Field that holds the text in .jsonl, .csv, .parquet and hf: sources, 1 to 200 characters.",
     )
     domain_field: str = Field(
         default="domain",

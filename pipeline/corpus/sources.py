@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kernels.errors import Mistake
+from pipeline.corpus.delimited import SUFFIXES as DELIMITED
 from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
 from pipeline.corpus.hub import hf_commit, hf_parts, hf_rows
 from pipeline.corpus.readers import MOST_DOMAIN_CHARACTERS, Reading, Row, path_rows, too_long
@@ -113,8 +114,11 @@ def _described(source: Source, hf_split: str) -> dict[str, Any]:
         commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else hf_commit(name, revision)
         return {"domain": source.domain, "hf": name, "config": config, "split": hf_split, "commit": commit}
     path = existing(source.location.removeprefix("hf:"))
-    files = [(name, _file_sha256(file)) for name, file in files_under(path)]
-    return {"domain": source.domain, "hf_split": hf_split if source.is_hf else None, "files": files}
+    read = files_under(path)
+    files = [(name, _file_sha256(file)) for name, file in read]
+    described = {"domain": source.domain, "hf_split": hf_split if source.is_hf else None, "files": files}
+    # Such files were once read as plain text, which is another corpus of the same bytes.
+    return described | {"rows_of": "csv"} if any(file.suffix.lower() in DELIMITED for _, file in read) else described
 
 
 def _file_sha256(file: Path) -> str:
