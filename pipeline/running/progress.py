@@ -29,6 +29,13 @@ def say_kernels(device: Device) -> None:
         Console(stderr=True).print(sentence, highlight=False, soft_wrap=True)
 
 
+def say_before(sentence: str, device: Device) -> None:
+    """On stderr, once a command: the sentence, if there is one, and what `say_kernels` says."""
+    if sentence:
+        Console(stderr=True).print(sentence, highlight=False, markup=False, soft_wrap=True)
+    say_kernels(device)
+
+
 @contextmanager
 def shown(stage: str) -> Iterator[Callable[[Progress], None]]:
     """Within it, what the yielded function is told of the stage's progress appears on stderr."""
