@@ -22,10 +22,10 @@ ROOT = Path(__file__).resolve().parents[2]
 CONSTRAINTS = ROOT / "constraints.txt"
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_SIZE, CUDA_SIZE = "0.2 GB", "2.7 GB"
-"""torch 2.13.0 with what it alone needs, for Linux on x86-64: sums of Content-Length, 2026-11-29."""
+"""torch 2.13.0 for Linux on x86-64, the latter with the 16 packages of NVIDIA that it needs there, 2026-11-29."""
 SECONDS_TO_ANSWER, SECONDS_TO_CHOOSE = 3.0, 5.0
 PIP = (sys.executable, "-m", "pip")
-QUIET = ("--quiet", "--disable-pip-version-check", "-c", str(CONSTRAINTS))
+QUIET = ("-qq", "--disable-pip-version-check", "-c", str(CONSTRAINTS))
 
 
 def main(words: Sequence[str]) -> int:
@@ -65,18 +65,17 @@ def index_for(version: str, cpu_index: str = CPU_INDEX) -> str | None:
         )
         return None
     end = time.monotonic() + SECONDS_TO_CHOOSE
-    asked = subprocess.Popen(
-        [*PIP, "install", *QUIET, "--dry-run", "--ignore-installed", "--no-deps", "--retries", "0", "--report", "-",
-         f"torch=={version}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        if answers(cpu_index, version, SECONDS_TO_ANSWER):
-            print(f"no GPU here; torch {version} for CPUs comes from {cpu_index}, about {CPU_SIZE}", flush=True)
-            return cpu_index
-        offered = _offered(asked, end - time.monotonic())
-    finally:
-        asked.kill()
-        asked.wait()
+    trial = ("--dry-run", "--ignore-installed", "--no-deps", "--retries", "0", "--report", "-", f"torch=={version}")
+    with subprocess.Popen(
+        [*PIP, "install", *QUIET, *trial], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as asked:  # meanwhile
+        try:
+            if answers(cpu_index, version, SECONDS_TO_ANSWER):
+                print(f"no GPU here; torch {version} for CPUs comes from {cpu_index}, about {CPU_SIZE}", flush=True)
+                return cpu_index
+            offered = _offered(asked, end - time.monotonic())
+        finally:
+            asked.kill()
     size = CPU_SIZE if offered.endswith("+cpu") else f"with CUDA's libraries about {CUDA_SIZE}"
     print(f"no GPU here, and {cpu_index} has not answered; pip takes torch {offered or version}, {size}", flush=True)
     return None
