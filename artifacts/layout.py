@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 
 from artifacts.terminal import on_one_line
@@ -36,6 +37,32 @@ def aligned(rows: Sequence[Sequence[str]], *, width: int | None = None, optional
         kept.remove(left_out.pop(0))
         lines = _lines([[row[i] for i in kept] for row in shown])
     return "\n".join(lines)
+
+
+def flowing(head: Sequence[str], rows: Sequence[Sequence[str]], width: int) -> str:
+    """For a table that is too wide: of each row its first cell, and below it heads with values, line after line."""
+    lines = []
+    for name, *values in rows:
+        pairs = [f"{title} {value}" for title, value in zip(head[1:], values, strict=True) if value]
+        lines += [name, *_flowed(pairs, width)]
+    return "\n".join(lines)
+
+
+def _flowed(parts: Sequence[str], width: int) -> list[str]:
+    lines: list[str] = []
+    for part in parts:
+        if lines and len(lines[-1]) + 3 + len(part) <= width:
+            lines[-1] += "   " + part
+        else:
+            lines.append("  " + part)
+    return lines
+
+
+def wrapped(text: str, width: int | None) -> str:
+    """Lines of the text that are longer go on in the next, indented; as they are where there is no width."""
+    if width is None:
+        return text
+    return "\n".join(textwrap.fill(line, width, subsequent_indent="  ") for line in text.split("\n"))
 
 
 def _lines(rows: Sequence[Sequence[str]]) -> list[str]:
