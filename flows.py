@@ -51,6 +51,7 @@ from pipeline.running.prefect_server import (
     ready,
 )
 from pipeline.running.proxies import bypass_loopback
+from stages.help import show_page
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -67,6 +68,9 @@ for _name, _value in SETTINGS.items():
 HOME = Path(os.environ["PREFECT_HOME"])
 bypass_loopback(os.environ)
 
+if __name__ == "__main__":
+    show_page(sys.argv[1:])
+
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
 _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else None
 
@@ -74,11 +78,11 @@ from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.run import Progress
 from pipeline.running.live_runs import alive, forget, gone
-from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
+from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_before, shown
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
-from stages import STAGES, form
+from stages import form
 from stages.allowed import allow, check_allowed
-from stages.chain import Step, made_from, step_of
+from stages.chain import STAGES, Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
 from stages.errors import Mistake, exit_code
 from stages.execution import make_one, require_named
@@ -388,7 +392,7 @@ def _check_answer(api: str) -> None:
 def main_run(command: RunCommand) -> int:
     require_named(command)
     start = time.monotonic()
-    say_kernels(command.device)
+    say_before(command.said, command.device)
     with connected():
         made = chain(
             plan=cast(Plan, plain(command.plan)), store=str(command.store), seed=command.seed,
@@ -401,7 +405,7 @@ def main_run(command: RunCommand) -> int:
 def main_stage(command: StageCommand) -> int:
     require_named(command)
     start = time.monotonic()
-    say_kernels(command.device)
+    say_before(command.said, command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}
     with connected():
         made = list(

@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NewType, Self
 
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from artifacts.fingerprint import fingerprint, plain
@@ -81,6 +80,8 @@ class Circumstance(BaseModel):
     @classmethod
     def now(cls, *, device: str, seconds: float) -> Self:
         """The circumstances of this process at this moment. The code is that of `code_of_process`."""
+        import torch  # only who makes an artifact waits for it
+
         commit, dirty = code_of_process()
         return cls(
             commit=commit,

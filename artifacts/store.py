@@ -8,9 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from artifacts.artifact import Artifact, check_files, file_damage, read_manifest
 from artifacts.errors import ArtifactError
@@ -39,6 +37,9 @@ from artifacts.scratch import (
 )
 from artifacts.tensors_file import write_tensors
 from artifacts.verification import Damage, damages
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LATEST = "latest"
 LONGEST_NAME = f"{'s' * 64}/{'f' * 128}"
@@ -165,7 +166,7 @@ class Store:
         recipe: Recipe,
         kind: str,
         spec: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
+        tensors: "Mapping[str, Tensor]",
         metrics: Mapping[str, float],
         files: Mapping[str, bytes],
         circumstance: Circumstance,

@@ -84,7 +84,7 @@ class DistillSymbolsConfig(StageConfig):
         le=1,
         description="Least loss_recovered on validation tokens, a block replaced alone; its R2 bound rises until then",
     )
-    coordinates: tuple[int, ...] = Field(
+    coordinates: tuple[Annotated[int, Field(ge=1, le=2**15)], ...] = Field(
         default=(1, 2, 4, 8, 16),
         min_length=1,
         description="Numbers of coordinates of x that formulas are tried with, rising.",
@@ -96,7 +96,7 @@ class DistillSymbolsConfig(StageConfig):
         description="T0 experts a block, of those that half the error would make T1 the ones with most output, whose "
         "formula is also fitted as a pruned KAN, which takes a second each; and half as many of T1.",
     )
-    budgets: tuple[float, ...] = Field(
+    budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.3, 0.1, 0.05, 0.02, 0.01, 0.001),
         min_length=1,
         description="Shares of the experts' variance that may be wrong, at which length is set against fidelity.",
@@ -108,8 +108,8 @@ class DistillSymbolsConfig(StageConfig):
     @field_validator("coordinates")
     @classmethod
     def _rises(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-            raise Mistake(f"coordinates={sizes} must rise from 1 or more, such as 1 2 4 8")
+        if list(sizes) != sorted(set(sizes)):
+            raise Mistake(f"coordinates={sizes} must rise, such as 1 2 4 8")
         return sizes
 
 

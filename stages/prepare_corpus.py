@@ -35,34 +35,34 @@ class PrepareCorpusConfig(StageConfig):
         default=1024,
         ge=259,
         le=65536,
-        description="Most tokens that the BPE may have, 259 to 65536; bytes have 256.",
+        description="Most tokens that the BPE may have; bytes have 256.",
     )
     held_out_share: float = Field(
         default=0.1,
         gt=0,
         lt=1,
-        description="Share held out of every source of one's own, 0 to 1: its last documents, or the last "
+        description="Share held out of every source of one's own: its last documents, or the last "
         "bytes of a single text. The default corpus holds out a fixed list of packages.",
     )
     validation_share: float = Field(
         default=0.05,
         gt=0,
         lt=1,
-        description="Share of every source of one's own, 0 to 1, that settings are chosen on: the documents before "
+        description="Share of every source of one's own that settings are chosen on: the documents before "
         "the held-out ones, or the bytes of a single text. The default corpus has a fixed list of packages for it.",
     )
     max_bytes: int = Field(
         default=64_000_000,
         ge=1000,
         le=10**11,
-        description="Most bytes of text to take, 1000 to 1e11: shared equally among sources of one's own "
+        description="Most bytes of text to take: shared equally among sources of one's own "
         "(their beginnings), and in proportion among the splits and domains of the default corpus.",
     )
     tokenizer_sample_bytes: int = Field(
         default=8_000_000,
         ge=1000,
         le=10**9,
-        description="Bytes of train text that the BPE is trained on, 1000 to 1e9, spread evenly.",
+        description="Bytes of train text that the BPE is trained on, spread evenly.",
     )
     text_field: str = Field(
         default="text",

@@ -47,6 +47,21 @@ def test_ls_lists_oldest_first(run, ids):
     assert "held_out_loss_nats 2.25" in out
 
 
+@pytest.mark.parametrize(
+    ("columns", "has"),
+    [(200, (True, True, True)), (80, (True, True, False)), (65, (True, False, False)), (40, (False, False, False))],
+)
+def test_ls_fits_the_terminal_and_leaves_out_time_then_bytes_then_kind(run, ids, monkeypatch, columns, has):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    lines = run("ls")[1].splitlines()
+    assert [line.split()[0] for line in lines] == ids
+    assert all("held_out_loss_nats 2." in line for line in lines)
+    for line in lines:
+        assert (" monet " in line or " corpus " in line, " B " in line, "+00:00" in line) == has
+    assert columns == 40 or max(map(len, lines)) <= columns
+
+
 def test_ls_json_is_a_list_of_manifests_oldest_first(run, ids, store):
     code, out, _ = run("ls", "--json", "--kind", "monet")
     listed = json.loads(out)
@@ -107,13 +122,28 @@ def test_diff_goes_field_by_field(run, ids):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 0
     assert "config.lr 0.1 -> 0.2" in lines
-    assert "circumstances: the same" in lines
     assert "held_out_loss_nats 2.5 2.25 -0.25" in lines
     assert "seconds (absent) 7" in lines
     assert "config.router" not in out
     found = json.loads(run("diff", ids[1], ids[2], "--json")[1])
     assert found["recipe"] == {"config.lr": [0.1, 0.2]}
     assert found["files"].keys() == {"weights.safetensors"}
+
+
+def test_diff_is_silent_about_what_is_equal(run, publish):
+    metrics = {"held_out_loss_nats": 2.5, "num_parameters": 12}
+    same, other = (
+        publish("train-monet", {"lr": lr}, kind="monet", metrics={**metrics, "train_loss_nats": lr})
+        for lr in (0.1, 0.2)
+    )
+    code, out, err = run("diff", same, other)
+    assert (code, err) == (0, "")
+    assert out.split("\n\n")[2:] == [
+        "recipe\n  config.lr  0.1  ->  0.2",
+        "files\n  weights.safetensors",  # it holds the recipe
+        "metrics: a, b, change\n  train_loss_nats  0.1  0.2  +0.1\n",
+    ]
+    assert run("diff", same, same)[1] == f"a  {same}\nb  {same}\n\na and b are the same artifact.\n"
 
 
 def test_diff_says_why_first(run, publish):

@@ -47,6 +47,16 @@ def test_the_difference_is_paired_by_seed_whatever_the_seeds_do_to_both(study, c
     assert capsys.readouterr().out == told
 
 
+def test_in_a_narrow_terminal_the_sentence_goes_on_in_the_next_line(study, capsys, monkeypatch):
+    store, id, _ = study
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main([id, "better", "plain", "--store", str(store.root)]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 50
+    assert " ".join(told.split()) == ("better minus plain: -0.1333 ± 0.1434 nats a token (95 %, paired over 3 seeds)")
+
+
 def test_without_arms_they_are_listed_with_their_means(study, capsys):
     """Trials that only chose a rate are none."""
     store, id, _ = study

@@ -149,3 +149,24 @@ def test_seeds_of_other_text_are_flagged_and_another_seed_of_the_same_text_is_no
     assert len(set(texts)) == 2
     assert "Not alike: train-monet" not in out
     assert "**Not compared: seed 1: corpus of dense" in out
+
+
+@pytest.mark.parametrize("columns", [None, 80, 300])
+def test_in_a_narrow_terminal_a_wide_table_is_lines_and_in_a_file_it_is_markdown(
+    columns, tmp_path, capsys, monkeypatch
+):
+    store = Store(tmp_path / "store")
+    _two_seeds(store)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["--store", str(store.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if columns == 80:
+        assert max(map(len, lines)) <= 80
+        assert "`train-monet`" in lines
+        assert any(line.startswith("  seeds 2   ") for line in lines)
+        assert any("   loss, nats " in line for line in lines)
+    else:
+        assert max(map(len, lines)) > 80
+        assert lines[0].startswith("| stage | seeds | bits/byte | loss, nats |")
