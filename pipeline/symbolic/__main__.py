@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument("--store", default="store", metavar="DIR", help="folder of the store (default: store)")
         return made
 
-    for add in (_find, _read, _show, _kan, _export):
+    for add in (_find, _read, _show, _ablate, _kan, _export):
         add(command)
     return parser
 
@@ -86,6 +86,20 @@ def _show(command: Command) -> None:
         action="store_true",
         help="print all that computes the expert as data (pipeline/symbolic/showing/expert_form)",
     )
+
+
+def _ablate(command: Command) -> None:
+    summary = "Leave experts out: what the loss on held-out text and a continuation are without them."
+    ablate = command("ablate", summary)
+    ablate.add_argument("--layer", type=int, required=True, metavar="L", help="number of the layer, from 0")
+    ablate.add_argument(
+        "--expert", type=int, required=True, nargs="+", metavar="E", help="numbers of experts in it, from 0"
+    )
+    ablate.add_argument("--tokens", type=int, default=16_384, help="held-out tokens to measure on (default: 16384)")
+    ablate.add_argument(
+        "--prompt", metavar="TEXT", help="text to go on from (default: before the token that it hurts most)"
+    )
+    ablate.add_argument("--json", action="store_true", help="all figures as data")
 
 
 def _kan(command: Command) -> None:

@@ -35,6 +35,8 @@ def _command(name: str) -> Command:
         from pipeline.symbolic.commands.read import read as command
     elif name == "show":
         from pipeline.symbolic.commands.show import show as command
+    elif name == "ablate":
+        from pipeline.symbolic.commands.ablate import ablate as command
     elif name == "kan":
         from pipeline.symbolic.commands.kan import kan as command
     else:
