@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
-from pipeline.corpus.windows import random_windows
+from pipeline.corpus.windows import random_windows, target_positions
 from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against
@@ -31,7 +31,8 @@ from pipeline.symbolic.rules.choice import rule_metrics, winners
 from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.rules.permuted_rules import Samples, permuted_rule_f1
 from pipeline.symbolic.showing import page as symbols_page
-from pipeline.symbolic.showing.showcase import showcases
+from pipeline.symbolic.showing.index import index_rows, layer_maps
+from pipeline.symbolic.showing.showcase import SampleText, showcases
 from pipeline.symbolic.tiers import Tier
 from pipeline.symbolic.writing import length_curve as length_file
 from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
@@ -113,7 +114,7 @@ class DistillSymbolsConfig(StageConfig):
         return sizes
 
 
-@stage(name="distill-symbols", version=6)
+@stage(name="distill-symbols", version=7)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
@@ -154,11 +155,13 @@ def distill_symbols(
         "distillation_seconds": seconds,
         "train_tokens": float(config.sample_tokens + config.check_tokens),
     }
-    shown = showcases(model, _shown(reported, blocks), held, quantities, words)
+    text = SampleText(token_bytes=corpus.tokenizer.token_bytes, document_N=_documents(corpus, config))
+    shown = showcases(model, _shown(reported, blocks), held, quantities, words, text)
+    index = index_rows(model, reported, quantities, text.token_bytes)
     files = {
         "literals.json": json.dumps([block.literal_names for block in blocks]).encode(),
         names_file.FILE: quantities.model_dump_json().encode(),
-        symbols_page.FILE: symbols_page.page(metrics, shown).encode(),
+        symbols_page.FILE: symbols_page.page(metrics, layer_maps(reported), index, shown).encode(),
         "plot.png": _picture(metrics),
         length_file.FILE: length_file.to_csv(points),
         "length.png": _length_picture(points, metrics),
@@ -244,6 +247,12 @@ def _reported(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
     """(B, T) held-out windows of about `report_tokens` tokens."""
     held_out = HeldOut(corpus, MeasureConfig(tokens=config.report_tokens), config.context_length)
     return [inputs_BT for inputs_BT, _ in held_out.batches("read held-out")]
+
+
+def _documents(corpus: Corpus, config: DistillSymbolsConfig) -> Tensor:
+    """Of the tokens that are reported on."""
+    position_WT = target_positions(corpus.held_out, num_tokens=config.report_tokens, length=config.context_length)
+    return corpus.held_out.document_of(position_WT - 1).flatten()
 
 
 def _names(

@@ -7,6 +7,7 @@ import torch
 from sympy.logic.boolalg import Boolean
 
 from kernels.errors import Mistake
+from pipeline.corpus.visible import quoted_text
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
@@ -65,8 +66,8 @@ def literal_name(experts: SymbolExperts, literal: int, names: Sequence[str], voc
     """The literal's name; of an expert's own set the tokens themselves, such as token[-1] in {'a', ' the'}."""
     if not names[literal].startswith(OWN_SET):
         return names[literal]
-    tokens = torch.nonzero(experts.member_LV[literal])[:, 0].tolist()
-    listed = ", ".join(repr(vocabulary[token]) for token in tokens)
+    tokens: list[int] = torch.nonzero(experts.member_LV[literal])[:, 0].tolist()
+    listed = ", ".join(quoted_text(vocabulary[token]) for token in tokens)
     return f"token[{-int(experts.literal_offset_L[literal])}] in {{{listed}}}"
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from artifacts import Artifact, ArtifactError, Store
-from pipeline.corpus.windows import held_out_windows
+from artifacts import ArtifactError, Store
+from pipeline.corpus.visible import token_texts
+from pipeline.corpus.windows import target_positions
 from pipeline.opening import Opened, open_model
-from pipeline.symbolic.names.names import FILE as NAMES_FILE
+from pipeline.symbolic.asking.words import names_in
 from pipeline.symbolic.names.names import Names
 from pipeline.symbolic.showing.blocks import symbol_experts
 from pipeline.symbolic.showing.fired import Firings, firings
@@ -24,6 +25,7 @@ class OpenedSymbols(Opened):
     names: list[list[str]]
     """Of the literals, block by block."""
     vocabulary: list[str]
+    """As `pipeline.corpus.visible.token_texts` gives it."""
     quantities: Names
     """Of scores and coordinates; none in artifacts of before they had names."""
 
@@ -40,23 +42,37 @@ def open_symbols(store: Store, id: str) -> OpenedSymbols:
         corpus=corpus,
         context=opened.context,
         names=json.loads(artifact.files()["literals.json"].read_text(encoding="utf-8")),
-        vocabulary=[corpus.tokenizer.decode([token]) for token in range(corpus.spec.vocab_size)],
-        quantities=_quantities(artifact),
+        vocabulary=token_texts(corpus.tokenizer.token_bytes),
+        quantities=names_in(artifact),
     )
 
 
-def _quantities(artifact: Artifact) -> Names:
-    path = artifact.files().get(NAMES_FILE)
-    return Names(names=()) if path is None else Names.model_validate_json(path.read_bytes())
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """Held-out tokens, and where the experts of some layers fire on them."""
+
+    tokens_WT: Tensor
+    document_N: Tensor
+    """That each token is of."""
+    fired: list[Firings]
+
+    def before(self, token: int, most: int) -> list[int]:
+        """At most so many tokens before this one, of its window and its document."""
+        first = max(token // self.tokens_WT.shape[1] * self.tokens_WT.shape[1], token - most)
+        while int(self.document_N[first]) != int(self.document_N[token]):
+            first += 1
+        return self.tokens_WT.flatten()[first:token].tolist()
 
 
 @torch.no_grad()
-def sample(opened: OpenedSymbols, layers: Sequence[int]) -> tuple[Tensor, list[Firings]]:
-    """(W, T) held-out tokens, and for each layer where its experts fire on them."""
-    length = min(CONTEXT_LENGTH, opened.context, opened.corpus.held_out.num_tokens - 1)
-    tokens_WT, _ = held_out_windows(opened.corpus.held_out, num_tokens=SAMPLE_TOKENS, length=length)
+def sample(opened: OpenedSymbols, layers: Sequence[int]) -> Sample:
+    split = opened.corpus.held_out
+    length = min(CONTEXT_LENGTH, opened.context, split.num_tokens - 1)
+    position_WT = target_positions(split, num_tokens=SAMPLE_TOKENS, length=length) - 1
+    tokens_WT = split.tokens_at(position_WT)
     trace = opened.model.trace(tokens_WT)
-    return tokens_WT, [
+    fired = [
         firings(symbol_experts(opened.model, layer), trace.expert_inputs[layer], trace.routings[layer])
         for layer in layers
     ]
+    return Sample(tokens_WT=tokens_WT, document_N=split.document_of(position_WT).flatten(), fired=fired)

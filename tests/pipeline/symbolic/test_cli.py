@@ -23,9 +23,12 @@ def test_show_prints_rule_formula_and_contexts_of_a_logic_expert(symbols_store, 
     assert (code, err) == (0, "")
     for piece in ("T2, logic and formula", "letters & ~token[-1] in {'\\n', 't'}", "tanh(z)", "where z is", "LaTeX"):
         assert piece in out
-    assert "most on the last token of" in out
-    contexts = [line.split(None, 1)[1] for line in out.splitlines()[-8:]]
+    lines = out.split("on the last token of\n")[1].splitlines()
+    strengths, contexts = zip(*(line.split(None, 1) for line in lines), strict=True)
+    assert len(contexts) == 8
+    assert len(set(contexts)) == 8
     assert all(eval(context)[-1].isalpha() for context in contexts)
+    assert [*strengths] == sorted(strengths, key=lambda strength: -abs(float(strength)))
 
 
 @pytest.mark.parametrize("expert", range(DROPPED + 1))
