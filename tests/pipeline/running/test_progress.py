@@ -2,9 +2,10 @@
 
 import pytest
 
+from artifacts import Store
 from pipeline.run import Progress, Run, running, say
 from pipeline.running import progress as module
-from pipeline.running.progress import Lines, line, say_kernels, shown
+from pipeline.running.progress import Lines, line, print_results, say_kernels, shown
 
 
 def at(step: int, seconds: float, what: str = "train", **numbers: float) -> Progress:
@@ -55,3 +56,8 @@ def test_a_sentence_is_told_at_once_without_a_count_as_it_stands(capsys):
         say("left out: '[bold]a.gz'")
     assert said == ["s · left out: '[bold]a.gz'"]
     assert capsys.readouterr().err == "prepare-corpus · left out: '[bold]a.gz'\n"
+
+
+def test_a_store_whose_name_is_markup_and_moves_cursors_is_printed_as_it_is_called(tmp_path, capsys):
+    print_results([], Store(tmp_path / "[red]a[/b]\x1b[31m"), 1.0)
+    assert f"the artifacts are in {tmp_path}/[red]a[/b]\\u001b[31m" in capsys.readouterr().out
