@@ -136,7 +136,7 @@ def test_what_is_no_regular_file_is_never_read(store, publish, tmp_path, name, w
     ],
 )
 def test_every_number_has_its_bounds(where, least, most):
-    """Sums of sizes, means and variances of metrics, the next of a sequence: none overflows, or is too long to print."""
+    """Sums of sizes, variances of metrics, the next of a sequence: none overflows, or is too long to print."""
     for number, is_taken in ((least, True), (most, True), (least - abs(least) - 1, False), (2 * most, False)):
         record = json.loads(GOLDEN)
         place = record
