@@ -30,16 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         store = Store(args.store)
-        code = args.command(store, args)
+        if args.command in (_ls, _tree, _gc):  # the others tell by themselves that what they are to open is not there
+            store.require_folder()
+        return args.command(store, args)
     except OSError as error:
         print(told(f"cannot use the store at {args.store}: {error}"), file=sys.stderr)
         return 2
     except ArtifactError as error:
         print(told(error), file=sys.stderr)
         return 2
-    if not store.root.is_dir():
-        print(f"There is no store at {store.root} yet; the first stage that runs makes it.", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -94,7 +93,7 @@ def _ls(store: Store, args: argparse.Namespace) -> int:
     elif manifests:
         rows = [(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests]
         _print_columns(rows, optional=(3, 2, 1))
-    elif store.root.is_dir():
+    else:
         say(f"{store.root} holds no artifact yet.")
     _name(listing.damaged)
     return 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import ArtifactError
 from artifacts.lineage import ArtifactId, Lineage
-from artifacts.manifest import MANIFEST, WEIGHTS, Manifest, checked_manifest
+from artifacts.manifest import MANIFEST, MOST_BYTES, WEIGHTS, Manifest, checked_manifest
 from artifacts.regular_file import open_regular, read_regular
 from artifacts.tensors_file import read_tensors
 
@@ -56,7 +56,7 @@ class Artifact:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a folder, its digest checked."""
     try:
-        raw = read_regular(folder / MANIFEST)
+        raw = read_regular(folder / MANIFEST, MOST_BYTES)
     except OSError as error:
         raise ArtifactError(f"{folder.name}: {MANIFEST} cannot be read ({error.strerror})") from error
     return checked_manifest(raw, ArtifactId(folder.name))

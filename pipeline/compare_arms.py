@@ -3,6 +3,7 @@
 Without A and B it lists the arms. Reads a report that a study made; nothing is trained.
 """
 
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,14 +25,23 @@ from kernels.errors import Mistake
 if TYPE_CHECKING:
     from pipeline.report import Report
 
+LOSS = "held_out_loss_nats"
+
 
 def losses_by_seed(report: "Report") -> dict[str, dict[int, float]]:
-    """Held-out loss, nats a token, of every arm and seed."""
+    """Held-out loss, nats a token, of every arm and seed. ValueError names a trial that is no such thing."""
     found: dict[str, dict[int, float]] = {}
     for row in report.spec.rows:
-        name, comma, seed = row.name.rpartition(", seed ")
-        if comma and row.kind == "trial":
-            found.setdefault(name, {})[int(seed)] = row.metrics["held_out_loss_nats"]
+        if row.kind != "trial":
+            continue
+        named = re.fullmatch(r"(.+), seed (-?[0-9]{1,20})", row.name, re.DOTALL)
+        if named is None or LOSS not in row.metrics:
+            lacks = "no metric " + repr(LOSS) if named else "a name that does not end in ', seed NUMBER'"
+            raise Mistake(f"the study's trial {row.name[:200]!r} has {lacks}; make the study again")
+        arm, seed = named[1], int(named[2])
+        if seed in found.setdefault(arm, {}):
+            raise Mistake(f"the study has two trials of {arm[:200]!r} with seed {seed}; make the study again")
+        found[arm][seed] = row.metrics[LOSS]
     return found
 
 

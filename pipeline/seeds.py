@@ -23,7 +23,7 @@ from artifacts import (
 )
 from artifacts.columns import PAIRS, SEEDS, columns
 from artifacts.layout import flowing, terminal_width, wrapped
-from artifacts.markdown import table
+from artifacts.markdown import code, table
 from pipeline.measuring.alike import context_of, unlike
 
 
@@ -150,7 +150,7 @@ def _difference(values: Sequence[float], baseline: Sequence[float], form: str) -
 def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
     """A row for each of these metrics of one stage."""
     values = {name: [m.metrics[name] for m in by_seed.values() if name in m.metrics] for name in names}
-    rows = [(f"`{name}`", spread(of_name, "{:.4g}")) for name, of_name in values.items() if of_name]
+    rows = [(code(name), spread(of_name, "{:.4g}")) for name, of_name in values.items() if of_name]
     return table_or_lines(("metric", "value"), rows)
 
 

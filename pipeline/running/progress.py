@@ -15,6 +15,7 @@ from rich.text import Text
 
 from artifacts import Store, writing_to_stdout
 from artifacts.columns import RUN, columns
+from artifacts.terminal import on_one_line
 from kernels.backends import cpu_library
 from pipeline.run import Progress
 from pipeline.stage import Device, Made
@@ -216,10 +217,11 @@ def print_results(made: Sequence[Made], store: Store, seconds: float) -> None:
         kept = [column.header for column in table.columns if column.header != left_out]
         table = _results(made, store, kept)
     closing = closing_line(made, store, seconds)
-    with writing_to_stdout():  # all of it: where stdout is not buffered, capturing writes nothing to it, which may fail
+    # All of it: where stdout is not buffered, capturing writes nothing to it, which may fail. The colours are rich's.
+    with writing_to_stdout(as_it_is=True):
         with console.capture() as said:  # rich by itself exits where a pipe has no reader
             console.print(table)
-            console.print(closing, highlight=False, soft_wrap=True)
+            console.print(on_one_line(closing), highlight=False, markup=False, soft_wrap=True)
         print(said.get(), end="")  # noqa: T201
 
 

@@ -173,3 +173,8 @@ def test_the_table_at_the_end_fits_the_terminal_and_is_whole_in_a_file(
     assert id in row
     assert "90.0 s" in row
     assert columns is None or max(map(len, lines[:4])) <= columns
+
+
+def test_a_store_whose_name_is_markup_and_moves_cursors_is_printed_as_it_is_called(tmp_path, capsys):
+    print_results([], Store(tmp_path / "[red]a[/b]\x1b[31m"), 1.0)
+    assert f"the artifacts are in {tmp_path}/[red]a[/b]\\u001b[31m" in capsys.readouterr().out
