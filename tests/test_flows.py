@@ -36,6 +36,7 @@ from stages.allowed import ALLOWED, allow
 from stages.chain import BESIDE, CHAIN, made_from
 from stages.command import RunCommand, StageCommand, read
 from stages.errors import exit_code
+from stages.settings import plan_written
 from tests.shapes import SHAPES, flags
 
 
@@ -59,7 +60,7 @@ def _command(store: Store, text_file: Path, *more: str) -> RunCommand:
 
 def _run(command: RunCommand) -> tuple[Made, ...]:
     return flows.chain(
-        plan=flows.plain(command.plan), store=str(command.store), seed=command.seed, again_from=command.again_from
+        **plan_written(command.plan), store=str(command.store), seed=command.seed, again_from=command.again_from
     )
 
 
@@ -91,7 +92,7 @@ def test_every_stage_has_its_card_with_links_to_the_cards_of_its_ancestors(made,
         manifest = store.manifest(one.id)
         card = Artifact.get(manifest.lineage.stage)
         assert card is not None
-        assert card.description == one.id
+        assert card.description.splitlines()[0] == one.id
         for ancestor in store.ancestry(one.id)[1:]:
             assert f"/v2/artifacts/artifact/{cards[ancestor.id]}" in card.data or ancestor.id in card.data
     overview = Artifact.get("pipeline-lineage")
@@ -113,7 +114,7 @@ def test_the_run_graph_shows_the_true_dependencies_and_no_more(made):
         }
         for task in tasks
     }
-    assert chain.name == f"chain-{made[-1].id.rpartition('-')[2][:8]}"
+    assert chain.name == f"chain-{made[-1].id.rpartition('-')[2][:8]} · seed 0"
     assert found == {
         step.name: {role: [producer] for role, producer in step.inputs.items()}
         for step in CHAIN if step.name not in BESIDE
@@ -123,16 +124,22 @@ def test_the_run_graph_shows_the_true_dependencies_and_no_more(made):
 def test_a_stages_run_has_the_name_and_tags_of_its_artifact_and_its_progress(made, store):
     manifest = store.manifest(made[1].id)
     with get_client(sync_client=True) as client:
-        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[f"train-dense-{manifest.short[:8]}"]))
+        name = f"train-dense-{manifest.short[:8]} · loss {manifest.metrics['held_out_loss_nats']:.4f} · seed 0"
+        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
         run = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_ASC)[0]
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         shown = client.read_artifacts(artifact_filter=of_run)
-    assert set(run.tags) == {"kind:dense", f"sha256:{manifest.content_sha256[:8]}"}
+    assert run.tags == [
+        f"loss:{manifest.metrics['held_out_loss_nats']:.4f}", "seed:0", "steps:6",
+        f"corpus:{made[0].id.rpartition('-')[2][:8]}", f"store:{store.root.name}",
+        "kind:dense", f"sha256:{manifest.content_sha256[:8]}",
+    ]  # fmt: skip
     (progress,) = [artifact for artifact in shown if artifact.type == "progress"]
     assert progress.data == 100.0
     assert re.match(r"[a-z ]+ (\d+)/\1\b", progress.description)
     (card,) = [artifact for artifact in shown if artifact.type == "markdown"]
-    assert card.description == made[1].id
+    loss = f"loss {manifest.metrics['held_out_loss_nats']:.4f}"
+    assert card.description.startswith(f"{made[1].id}\n\n{loss} · seed 0 · steps 6\n\ncorpus ")
 
 
 def test_every_card_is_written_anew_where_the_server_has_lost_them(made, store, capsys):
@@ -292,8 +299,7 @@ def test_what_is_served_is_refused_a_store_elsewhere_before_it_does_anything(ser
 def test_the_chain_that_is_served_is_refused_text_from_elsewhere(tmp_path, text_file, monkeypatch):
     monkeypatch.setenv(ALLOWED, "[]")
     allow([tmp_path])
-    plan = flows.plain(read(["run", "--corpus", f"mixed={text_file}"]).plan)
-    state = flows.chain(plan=plan, store=str(tmp_path / "store"), return_state=True)
+    state = flows.chain(corpus=[f"mixed={text_file}"], store=str(tmp_path / "store"), return_state=True)
     assert state.is_failed()
     assert f"sources: got {text_file}; served runs take what is below {tmp_path} alone" in state.message
     assert not (tmp_path / "store").exists()
