@@ -30,6 +30,7 @@ import atexit
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -73,10 +74,11 @@ _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else Non
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
-from artifacts.cards import Stopped, brief
+from artifacts.cards import Stopped, brief, failure_card
 from pipeline.run import Progress
+from pipeline.running.live_card import LiveCurve, tile
 from pipeline.running.live_runs import alive, forget, gone
-from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
+from pipeline.running.progress import Lines, duration, print_results, say_kernels, shown
 from pipeline.running.run_names import is_made_up
 from pipeline.stage import Device, Made, StageConfig, chosen_device, run_stage
 from stages import form
@@ -116,7 +118,7 @@ from prefect.utilities.engine import link_state_to_flow_run_result
 DEFAULT_STORE = str(ROOT / "store")
 RUNNING = HOME / "running"
 REUSED = "Reused"
-SECONDS_BETWEEN_PROGRESS = 2.0
+SECONDS_BETWEEN_PROGRESS, SECONDS_BETWEEN_CURVES = 2.0, 10.0
 SECONDS_TO_ANSWER = 20.0
 
 
@@ -160,8 +162,24 @@ def _ended(body: Callable[[], Any]) -> Any:
     except KeyboardInterrupt:
         return Cancelled(message="Interrupted. The same command goes on from the last checkpoint.")
     except TOLD as error:
-        get_run_logger().error(sentence(error))
         return Failed(message=sentence(error), data=error)
+
+
+def _noted(body: Callable[[], Any]) -> Any:
+    """What `body` returns; if it fails, its run's page gets a card that says why, with the traceback folded."""
+    try:
+        return body()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        get_run_logger().error(_why(error))
+        trace = "".join(traceback.format_exception(error))
+        create_markdown_artifact(failure_card(_why(error), trace), description="why this run failed")
+        raise
+
+
+def _why(error: BaseException) -> str:
+    return sentence(error) if isinstance(error, TOLD) else f"{type(error).__name__}: {error}"
 
 
 def _result(state: State) -> Any:
@@ -173,41 +191,52 @@ def _result(state: State) -> Any:
 
 @contextmanager
 def _told(stage: str) -> Iterator[Callable[[Progress], None]]:
-    """Progress goes to the terminal, to the run's log, and into a progress artifact."""
+    """Progress goes to the terminal, to the run's log, and onto the run's page."""
     with shown(stage) as terminal, get_client(sync_client=True) as client:
-        log, ring = Lines(stage, get_run_logger().info), _Ring(client)
+        log, page = Lines(stage, get_run_logger().info), _Page(client, stage)
 
         def tell(progress: Progress) -> None:
-            for listener in (terminal, log, ring):
+            for listener in (terminal, log, page):
                 listener(progress)
 
         yield tell
 
 
-class _Ring:
-    """A progress artifact on the page of the stage's run: how far its current loop has come."""
+class _Page:
+    """On the page of the stage's run: how far its current loop has come, and the curve of its loss."""
 
-    def __init__(self, client: SyncPrefectClient) -> None:
+    def __init__(self, client: SyncPrefectClient, stage: str) -> None:
         self.client = client
-        self.id: UUID | None = None
-        self.first: Progress | None = None
-        self.told = 0.0
+        self.curve = LiveCurve(stage)
+        self.ids: dict[str, UUID] = {}
+        self.told = self.drawn = 0.0
 
     def __call__(self, progress: Progress) -> None:
         if not progress.total:  # a sentence, which the run's log has
             return
-        self.first = first_of_loop(self.first, progress)
-        now = time.monotonic()
-        if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
-            return
-        self.told = now
-        percent, text = 100 * progress.step / progress.total, line(self.first, progress)
-        if self.id is not None:
-            self.client.update_artifact(self.id, ArtifactUpdate(data=percent, description=text))
-            return
+        self.curve.add(progress)
+        now, ends = time.monotonic(), progress.step >= progress.total
+        if now - self.told >= SECONDS_BETWEEN_PROGRESS or ends:
+            self.told = now
+            first = self.curve.first or progress
+            self._put("progress", 100 * progress.step / progress.total, tile(first, progress))
+        if (now - self.drawn >= SECONDS_BETWEEN_CURVES or ends) and (card := self.curve.card()):
+            self.drawn = now
+            if self._put("markdown", card, f"{self.curve.stage}, live"):
+                where = _address(f"/v2/artifacts/artifact/{self.ids['markdown']}")
+                get_run_logger().info(f"the curve of its loss so far: {where}")
+
+    def _put(self, type: str, data: float | str, description: str) -> bool:
+        """Makes this artifact, or updates it; whether it is new."""
+        if id := self.ids.get(type):
+            self.client.update_artifact(id, ArtifactUpdate(data=data, description=description))
+            return False
         flow_id, task_id = UUID(flow_run.id), UUID(task_run.id)
-        new = ArtifactCreate(type="progress", data=percent, description=text, flow_run_id=flow_id, task_run_id=task_id)
-        self.id = self.client.create_artifact(new).id
+        new = ArtifactCreate(
+            type=type, data=data, description=description, flow_run_id=flow_id, task_run_id=task_id
+        )  # fmt: skip
+        self.ids[type] = self.client.create_artifact(new).id
+        return True
 
 
 def flow_of(step: Step) -> Flow[..., Any]:
@@ -225,12 +254,14 @@ def flow_of(step: Step) -> Flow[..., Any]:
             return Completed(name=REUSED, data=id) if state.name == REUSED else id
 
         with alive(flow_run.id, RUNNING):
-            return _ended(made)
+            return _ended(lambda: _noted(made))
 
     run.__name__ = run.__qualname__ = step.field
     run.__doc__ = form.description(step.stage.summary, fields)
     run.__signature__ = form.signature(fields)  # type: ignore[attr-defined] - what Prefect asks for
-    return _with_form(flow(name=step.name, flow_run_name=partial(_begun_name, step.name), persist_result=False)(run), fields)
+    return _with_form(
+        flow(name=step.name, flow_run_name=partial(_begun_name, step.name), persist_result=False)(run), fields
+    )
 
 
 def _with_form(made: Flow[..., Any], fields: list[form.Field]) -> Flow[..., Any]:
@@ -276,7 +307,9 @@ def chain_flow() -> Flow[..., Any]:
     chain.__doc__ = form.description("The plan's stages, top to bottom.", fields)
     chain.__qualname__ = chain.__name__
     chain.__signature__ = form.signature(fields)  # type: ignore[attr-defined]
-    return _with_form(flow(name="chain", flow_run_name=partial(_begun_name, "chain"), persist_result=False)(chain), fields)
+    return _with_form(
+        flow(name="chain", flow_run_name=partial(_begun_name, "chain"), persist_result=False)(chain), fields
+    )
 
 
 chain = chain_flow()
@@ -305,8 +338,7 @@ def _stopped(error: BaseException, at: str) -> Stopped:
     """Where and why a run did not go on, and whether the same command may get further."""
     if isinstance(error, KeyboardInterrupt):
         return Stopped(at=at, why="It was interrupted.", helps_again=True)
-    why = sentence(error) if isinstance(error, TOLD) else f"{type(error).__name__}: {error}"
-    return Stopped(at=at, why=why, helps_again=isinstance(error, Failure))
+    return Stopped(at=at, why=_why(error), helps_again=isinstance(error, Failure))
 
 
 def run_one(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], **settings: Any) -> Made:

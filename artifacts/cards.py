@@ -124,6 +124,11 @@ def run_card(
     return "\n\n".join(sections) + "\n"
 
 
+def failure_card(why: str, trace: str) -> str:
+    """The card of a run that failed: the sentence first, then for who looks for a bug where it was raised."""
+    return f"# Why this run failed\n\n{code(why)}\n\n{folded('Traceback', fenced(trace.rstrip(), 'text'))}\n"
+
+
 def brief(manifest: Manifest, store: str) -> dict[str, str]:
     """Loss, seed, steps, corpus and store, those of them that there are: what runs are told apart by."""
     loss = manifest.metrics.get("held_out_loss_nats")

@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -22,7 +23,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
 )
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -136,8 +140,8 @@ def test_a_stages_run_has_the_name_and_tags_of_its_artifact_and_its_progress(mad
     ]  # fmt: skip
     (progress,) = [artifact for artifact in shown if artifact.type == "progress"]
     assert progress.data == 100.0
-    assert re.match(r"[a-z ]+ (\d+)/\1\b", progress.description)
-    (card,) = [artifact for artifact in shown if artifact.type == "markdown"]
+    assert re.match(r"\*\*[a-z ]+\*\* (\d+) of \1\b", progress.description)
+    (card,) = [artifact for artifact in shown if artifact.key]
     loss = f"loss {manifest.metrics['held_out_loss_nats']:.4f}"
     assert card.description.startswith(f"{made[1].id}\n\n{loss} · seed 0 · steps 6\n\ncorpus ")
 
@@ -234,6 +238,74 @@ def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsy
     overview = Artifact.get("pipeline-lineage")
     assert overview is not None
     assert "prepare-corpus" in overview.data  # what was reached stands there all the same
+    assert "**Stopped** at `train-dense`" in overview.data
+    assert "Run the same command again" not in overview.data  # it would end in the same mistake
+    for name in ("chain", "train-dense"):
+        run, log, cards = latest_run(name)
+        assert (run.state_name, run.state.message) == ("Failed", said[0])
+        assert "Traceback" not in log
+        assert cards.startswith("# From text to symbols" if name == "chain" else "# Why this run failed\n\n<code>")
+
+
+def latest_run(flow: str) -> tuple[FlowRun, str, str]:
+    """The latest run of this flow, its log, and its cards."""
+    with get_client(sync_client=True) as client:
+        named, latest = FlowFilter(name=FlowFilterName(any_=[flow])), FlowRunSort.START_TIME_DESC
+        (run,) = client.read_flow_runs(flow_filter=named, sort=latest, limit=1)
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        cards = [str(one.data) for one in client.read_artifacts(artifact_filter=of_run) if one.type == "markdown"]
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+        return run, "\n".join(log.message for log in logs), "".join(cards)
+
+
+def test_ctrl_c_cancels_every_run_that_was_going_on(tmp_path, text_file, capsys, monkeypatch):
+    def interrupted(*args: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flows, "run_stage", interrupted)
+    assert exit_code(lambda: flows.main(_command(Store(tmp_path / "store"), text_file))) == 130
+    for name in ("chain", "prepare-corpus"):
+        run, *_ = latest_run(name)
+        assert (run.state_name, run.state.message) == (
+            "Cancelled", "Interrupted. The same command goes on from the last checkpoint.",
+        )  # fmt: skip
+        with get_client(sync_client=True) as client:
+            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        assert [task.state_name for task in tasks] == ["Cancelled"]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_fails_a_run_and_its_page_says_where_with_the_traceback_folded(tmp_path, text_file, monkeypatch):
+    monkeypatch.setattr(flows, "run_stage", lambda *args, **settings: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        _run(_command(Store(tmp_path / "store"), text_file))
+    run, _, card = latest_run("prepare-corpus")
+    assert run.state_name == "Failed"
+    assert card.startswith("# Why this run failed\n\n`ZeroDivisionError: integer division or modulo by zero`\n\n<de")
+    assert "1 // 0" in card.partition("<summary>Traceback</summary>")[2]
+    assert "**Stopped** at `prepare-corpus`: `ZeroDivisionError: " in latest_run("chain")[2]
+
+
+def test_what_a_person_called_a_run_is_kept(made, monkeypatch):
+    monkeypatch.setattr(flows, "deployment", SimpleNamespace(id="of a form"))
+    for name, kept in (("baseline of Monday", True), ("Rustic-Otter", False)):
+        assert flows.is_typed(name) is kept
+    monkeypatch.setattr(flows, "deployment", SimpleNamespace(id=None))
+    assert not flows.is_typed("baseline of Monday")  # started here, where nobody is asked for a name
+
+
+def test_the_log_of_a_run_leads_to_its_card(made, store, server):
+    cards = json.loads((store.state_dir / "cards.json").read_text())["cards"]
+    with get_client(sync_client=True) as client:
+        logs = client.read_logs(LogFilter(), limit=200)
+    assert any(log.message.endswith(f"{server}/v2/artifacts/artifact/{cards[made[0].id]}") for log in logs)
+
+
+def test_deployments_are_in_the_order_of_the_chain_and_tagged():
+    names = [name for name, _, _ in flows.served()]
+    assert names == sorted(names)
+    assert [name[3:] for name in names] == ["chain", *(step.name for step in CHAIN)]
+    assert {name[3:] for name, tags, _ in flows.served() if tags == ["beside the chain"]} == BESIDE
 
 
 def test_text_that_is_not_there_is_told_before_a_run_is_recorded(tmp_path, capsys, monkeypatch):

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from artifacts import lineage_card, mermaid
-from artifacts.cards import brief, caption
+from artifacts.cards import brief, caption, failure_card
 from artifacts.tree import family, text_tree
 
 
@@ -82,6 +82,12 @@ def test_what_is_asked_first_stands_above_the_graph(store, publish):
     assert of_peer.split("\n\n")[1].splitlines()[0] == "| loss, nats a token | Δ to its parent | size | took |"
     assert of_peer.split("\n\n")[1].splitlines()[2].startswith("| **2.6250** | +0.0213 | ")
     assert of_peer.index("2.6250") < of_peer.index("```mermaid") < of_peer.index("held_out_loss_nats")
+
+
+def test_a_failed_run_says_its_sentence_before_the_traceback():
+    card = failure_card("got `3`\nand | 4", "Traceback\n```\n  File")
+    assert card.splitlines()[2] == "<code>got &#96;3&#96;&#10;and &#124; 4</code>"
+    assert card.endswith("<summary>Traceback</summary>\n\n````text\nTraceback\n```\n  File\n````\n\n</details>\n")
 
 
 def test_a_run_is_told_apart_by_loss_seed_steps_corpus_and_store(store, publish):
