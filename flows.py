@@ -102,6 +102,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectHTTPStatusError
 from prefect.runtime import deployment, flow_run, task_run
 from prefect.settings import (
@@ -265,7 +266,6 @@ def flow_of(step: Step) -> Flow[..., Any]:
 
 
 def _with_form(made: Flow[..., Any], fields: list[form.Field]) -> Flow[..., Any]:
-    # Prefect's own schema would fill every field in, so that a preset could say nothing.
     made.parameters = ParameterSchema.model_validate(form.schema(fields))
     return made
 
@@ -556,8 +556,7 @@ def main_serve(command: ServeCommand) -> int:
     with connected(ui=True, port=command.port) as url:
         print(f"runs started at {link(url, own_auth(url, HOME), '/v2/deployments')} happen here (Ctrl-C ends it)")
         print(f"they read and write below {' and '.join(map(str, command.allow))} alone", flush=True)
-        deployments: Any = [flow.to_deployment(name=name, tags=tags) for name, tags, flow in served()]
-        serve(*deployments)
+        serve(*(deployed(name, tags, flow) for name, tags, flow in served()))
     return 0
 
 
@@ -567,6 +566,15 @@ def served() -> Iterator[tuple[str, list[str], Flow[..., Any]]]:
     for number, step in enumerate(CHAIN, start=1):
         where = "beside the chain" if step.name in BESIDE else "in the chain"
         yield f"{number:02}-{step.name}", [where], FLOWS[step.name]
+
+
+def deployed(name: str, tags: list[str], flow: Flow[..., Any]) -> RunnerDeployment:
+    """The flow as a deployment whose form is ours."""
+    made = cast(RunnerDeployment, flow.to_deployment(name=name, tags=tags))
+    # There is no other way: Prefect takes the schema from the signature, and it would fill every field in, so that a
+    # preset could say nothing, and head them by the names of parameters.
+    made._parameter_openapi_schema = flow.parameters
+    return made
 
 
 def main_republish(command: RepublishCommand) -> int:

@@ -29,7 +29,7 @@ EVERYDAY: Mapping[str, tuple[str, ...]] = {
     "prepare-corpus": ("sources", "vocab_size", "max_bytes"),
     "train-dense": (*_TRAINED, *_SHAPE),
     "train-monet": (*_TRAINED, *_SHAPE, "monet.num_sub_experts"),
-    "train-peer": (*_TRAINED, *_SHAPE, "peer.num_keys", "peer.num_experts", "peer.precision"),
+    "train-peer": (*_TRAINED[:2], *_SHAPE, "peer.num_keys", "peer.num_experts", "peer.precision"),
     "distill-peer": ("training.steps", "training.learning_rate", "num_experts", "pairs_per_head"),
     "quantize-int8": ("distillation.steps", "measure.tokens"),
     "quantize-int4": ("clips", "distillation.steps", "measure.tokens"),

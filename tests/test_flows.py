@@ -380,8 +380,10 @@ def test_the_chain_that_is_served_is_refused_text_from_elsewhere(tmp_path, text_
 @pytest.mark.parametrize("flow", [flows.chain, *flows.FLOWS.values()], ids=lambda flow: flow.name)
 def test_every_flow_can_be_deployed(flow, monkeypatch):
     monkeypatch.chdir(flows.ROOT)
-    deployment = flow.to_deployment(name="local")
+    deployment = flows.deployed("local", ["a tag"], flow)
     file, _, name = deployment.entrypoint.partition(":")
     assert file == "flows.py"
     assert getattr(flows, name) is flow
-    assert "description" in json.dumps(flow.parameters.model_dump())
+    form = deployment._parameter_openapi_schema
+    assert list(form.properties)[-1] in ("rest", "again_from")
+    assert all(field["title"] and field["description"] for field in form.properties.values())
