@@ -10,6 +10,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from artifacts.shown_experts import FILE as EXPERTS_FILE
 from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import random_windows, target_positions
@@ -31,6 +32,7 @@ from pipeline.symbolic.rules.choice import rule_metrics, winners
 from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.rules.permuted_rules import Samples, permuted_rule_f1
 from pipeline.symbolic.showing import page as symbols_page
+from pipeline.symbolic.showing.in_words import in_words
 from pipeline.symbolic.showing.index import index_rows, layer_maps
 from pipeline.symbolic.showing.showcase import SampleText, showcases
 from pipeline.symbolic.tiers import Tier
@@ -162,6 +164,7 @@ def distill_symbols(
         "literals.json": json.dumps([block.literal_names for block in blocks]).encode(),
         names_file.FILE: quantities.model_dump_json().encode(),
         symbols_page.FILE: symbols_page.page(metrics, layer_maps(reported), index, shown).encode(),
+        EXPERTS_FILE: in_words(shown),
         "plot.png": _picture(metrics),
         length_file.FILE: length_file.to_csv(points),
         "length.png": _length_picture(points, metrics),
