@@ -56,27 +56,47 @@ def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -
     # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
     found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
     chosen = pairs.chosen(found)
-    runs = [_run_inflation(firings, int(i), int(j)) for i, j in zip(chosen.first_C, chosen.second_C, strict=True)]
-    inflation = np.maximum(inflation_C[found], runs)
+    inflation = np.maximum(inflation_C[found], run_inflation(firings, chosen))
     p_C[found] = upper_tail(chosen.count_C, expected_C[found], variance_C[found] * inflation)
     significant_C = benjamini_hochberg(p_C, rate, tests=tests)
     return Screen(pairs=pairs, expected_C=expected_C, p_C=p_C, significant_C=significant_C)
 
 
-def _run_inflation(firings: Firings, first: int, second: int) -> float:
+def run_inflation(firings: Firings, pairs: Pairs) -> NDArray[np.float64]:
     """Of the variance, where a pair is co-active on tokens in a row, as when a whole set of experts stays on.
 
     A run of r tokens is one event that counts r times: the sum of r^2 over the sum of r.
     """
-    both = firings.both(first, second).astype(np.int64)
-    document = firings.document_T[both]
-    starts = np.flatnonzero((np.diff(both, prepend=-2) != 1) | (np.diff(document, prepend=-1) != 0))
-    run = np.diff(starts, append=len(both)).astype(np.float64)
-    return float((run**2).sum() / run.sum())
+    inflation_C, fires_T = np.ones(len(pairs)), np.zeros(firings.tokens, np.bool_)
+    order = np.argsort(pairs.first_C, kind="stable")
+    begins = np.flatnonzero(np.diff(pairs.first_C[order], prepend=-1))
+    for some in np.split(order, begins)[1:]:
+        own = firings.tokens_of(int(pairs.first_C[some[0]]))
+        fires_T[own] = True
+        for part in _parts(len(some), PAIRS_AT_ONCE // 64):
+            inflation_C[some[part]] = _of_runs(firings, fires_T, pairs.second_C[some[part]])
+        fires_T[own] = False
+    return inflation_C
 
 
-def _parts(pairs: int) -> Iterator[slice]:
-    return (slice(start, start + PAIRS_AT_ONCE) for start in range(0, pairs, PAIRS_AT_ONCE))
+def _of_runs(firings: Firings, fires_T: NDArray[np.bool_], partner_C: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of one expert, by where it fires, with each of its partners; 1 where two never meet."""
+    partners = [firings.tokens_of(partner) for partner in partner_C.tolist()]
+    token_X = np.concatenate(partners)
+    met_X = fires_T[token_X]
+    token, pair = token_X[met_X].astype(np.int64), np.repeat(np.arange(len(partners)), list(map(len, partners)))[met_X]
+    if not len(token):
+        return np.ones(len(partners))
+    document = firings.document_T[token]
+    apart = (np.diff(token) != 1) | (np.diff(document) != 0) | (np.diff(pair) != 0)
+    starts = np.flatnonzero(np.concatenate([[True], apart]))
+    run = np.diff(starts, append=len(token)).astype(np.float64)
+    squares_C, events_C = (np.bincount(pair[starts], of, minlength=len(partners)) for of in (run**2, run))
+    return np.divide(squares_C, events_C, out=np.ones(len(partners)), where=events_C > 0)
+
+
+def _parts(pairs: int, at_once: int = PAIRS_AT_ONCE) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, pairs, at_once))
 
 
 def benjamini_hochberg(p: NDArray[np.float64], rate: float, *, tests: int) -> NDArray[np.bool_]:
