@@ -62,6 +62,16 @@ def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -
     return Screen(pairs=pairs, expected_C=expected_C, p_C=p_C, significant_C=significant_C)
 
 
+def by_frequency_alone(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> NDArray[np.bool_]:
+    """Which pairs would be discoveries beside the null that every expert is shuffled over all tokens: a comparison,
+    since topics, siblings, crowded tokens and bursts pass it."""
+    first_C, second_C = (firings.fired_F[of].astype(np.float64) for of in (pairs.first_C, pairs.second_C))
+    mean_C = first_C * second_C / firings.tokens
+    spare_C = (firings.tokens - first_C) * (firings.tokens - second_C) / max(firings.tokens * (firings.tokens - 1), 1)
+    tests = firings.experts * (firings.experts - 1) // 2
+    return benjamini_hochberg(upper_tail(pairs.count_C, mean_C, mean_C * spare_C), rate, tests=tests)
+
+
 def run_inflation(firings: Firings, pairs: Pairs) -> NDArray[np.float64]:
     """Of the variance, where a pair is co-active on tokens in a row, as when a whole set of experts stays on.
 
