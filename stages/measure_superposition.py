@@ -199,6 +199,7 @@ def _page(
     peer: Measured,
 ) -> str:
     spec = record.spec
+    documents = len(record.tensors["document"].unique())
     cut = (
         f" Of each token the {most} experts are examined that contribute most, as many as fire in {peer.id}."
         if most is not None
@@ -207,16 +208,17 @@ def _page(
     found = [(words, *(text_of(metrics, name) for name in names)) for words, *names in HEADLINES if names[0] in metrics]
     return (
         f"# Superposition among the experts of a {model.kind}\n\n"
-        f"{spec.tokens:,} tokens of {spec.split.replace('_', '-')} text in {len(record.tensors['document'].unique()):,} "
-        f"documents, {spec.experts[0]:,} experts a block.{cut} Means over blocks; intervals are of 95 % over documents, "
-        "as if all blocks erred together.\n\n"
+        f"{spec.tokens:,} tokens of {spec.split.replace('_', '-')} text in {documents:,} documents, "
+        f"{spec.experts[0]:,} experts a block.{cut} Means over blocks; intervals are of 95 % over documents, as if all "
+        "blocks erred together.\n\n"
         f"{table(('figure', 'value', 'null', 'untrained'), found, numbers_from=1)}\n\n"
-        f"The null of joint codes is shuffled labels; that of correlations another expert that fires about as often. "
+        "The null of joint codes is shuffled labels; that of correlations another expert that fires about as often. "
         "An untrained model has the same shape, random weights, and thresholds at which about as many experts fire.\n\n"
-        f"![shares of co-activity by block](plot.png)\n\n## Pairs\n\n{_pairs(blocks)}\n\n"
-        f"## Classes\n\nOf tested pairs: those co-active beyond chance, and drawn ones that are not.\n\n"
+        "![shares of co-activity by block](plot.png)\n\n"
+        f"## Pairs\n\n{_pairs(blocks)}\n\n"
+        "## Classes\n\nOf tested pairs: those co-active beyond chance, and drawn ones that are not.\n\n"
         f"{_classes(blocks)}\n\n{_rankings(metrics)}"
-        f"## Examples\n\n`{EXAMPLES}` has pairs with the tokens on which each alone and both fire, and what comes next.\n"
+        f"## Examples\n\n`{EXAMPLES}` has pairs with the tokens on which each alone and both fire, and what follows.\n"
     )
 
 

@@ -46,8 +46,8 @@ def same_pool(ours: ActivationRecord, theirs: ActivationRecord) -> bool:
     if ours.spec.experts != theirs.spec.experts:
         return False
     for block in range(ours.blocks):
-        cells = ours.cells_of(block), theirs.cells_of(block)
-        if cells[0] is None or cells[1] is None or not torch.equal(*cells):
+        own_E2, their_E2 = ours.cells_of(block), theirs.cells_of(block)
+        if own_E2 is None or their_E2 is None or not torch.equal(own_E2, their_E2):
             return False
     return True
 
@@ -121,11 +121,10 @@ class _Sums:
         unknown_XB = np.where(varies[1] > 1e-12, 0.0, np.nan)
         return np.divide(covers_XB, spread_XB, out=unknown_XB, where=spread_XB > 1e-12)
 
-    def _of(self, values_XT: sparse.sparray) -> Floats:
-        found = sparse.coo_array(values_XT)
-        by_document = sparse.coo_array(
-            (found.data, (found.row, self.document_T[found.col])), shape=(found.shape[0], len(self.weight_DB))
-        )
+    def _of(self, values_XT: sparse.csr_array) -> Floats:
+        found = values_XT.tocoo()
+        shape = len(values_XT.indptr) - 1, len(self.weight_DB)
+        by_document = sparse.coo_array((found.data, (found.row, self.document_T[found.col])), shape=shape)
         return by_document.tocsr() @ self.weight_DB
 
 

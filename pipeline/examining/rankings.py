@@ -115,13 +115,17 @@ def rankings_of(record: ActivationRecord, block: int, found: Examination) -> dic
     significant, name_F = found.significant, found.firings.name_F
     both = np.concatenate([name_F[significant.pairs.first_C], name_F[significant.pairs.second_C]])
     lift = np.tile(np.log(significant.lift_C), 2)
-    partners_E = np.bincount(both, minlength=experts).astype(np.float64)
+
+    def summed(expert_N: NDArray[np.integer], weight_N: Floats) -> Floats:
+        return np.bincount(expert_N, weight_N, minlength=experts).astype(np.float64)
+
+    partners_E = summed(both, np.ones(len(both)))
     return {
-        "mass": np.bincount(expert_N, contribution_N, minlength=experts),
-        "frequency": np.bincount(expert_N, minlength=experts).astype(np.float64),
-        "energy": np.bincount(expert_N, contribution_N**2, minlength=experts),
+        "mass": summed(expert_N, contribution_N),
+        "frequency": summed(expert_N, np.ones(len(expert_N))),
+        "energy": summed(expert_N, contribution_N**2),
         "partners": partners_E,
-        "lift": np.bincount(both, lift, minlength=experts) / np.maximum(partners_E, 1),
+        "lift": summed(both, lift) / np.maximum(partners_E, 1),
     }
 
 
