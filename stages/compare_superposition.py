@@ -133,8 +133,8 @@ def _page(rows: Sequence[Row], chain: Measured) -> str:
         f"# Superposition along the chain\n\n{table(head, [_cells(row) for row in rows], numbers_from=1)}\n\n"
         "JCS is the share of co-active pairs of experts that are of joint codes, the mean over blocks; intervals are "
         "of 95 % over documents, as if all blocks erred together. The untrained model has the same shape, random "
-        "weights, and thresholds at which about as many experts fire. Of dense and Monet as many units a token are examined as "
-        "experts of the PEER fire.\n\n"
+        "weights, and thresholds at which about as many experts fire. Of dense and Monet as many units a token are "
+        "examined as experts of the PEER fire.\n\n"
         + "".join(f"**Not alike: {sentence}.**\n\n" for sentence in sentences if sentence)
         + "![shares of co-activity and drift along the chain](plot.png)\n\n"
         + _section("Drift of contributions", DRIFT, drifting, "Pearson's r of each expert with the PEER's on the same "

@@ -42,9 +42,8 @@ def inputs_of(
         if role not in found:
             producer = step_of(step.inputs[role])
             theirs = {its: _through(ours, found, store) for its, ours in of.items()}
-            found[role] = _made_from(producer.name, theirs, store, plan) or make(
-                producer, inputs_of(producer, theirs, store, make, plan=plan)
-            )
+            made = _made_from(producer.name, theirs, store, plan, like=found.values())
+            found[role] = made or make(producer, inputs_of(producer, theirs, store, make, plan=plan))
     return {role: found[role] for role in step.inputs}
 
 
@@ -74,13 +73,20 @@ def _through(path: str, found: Mapping[str, ArtifactId], store: Store) -> Artifa
     return made_from[theirs].id
 
 
-def _made_from(stage: str, inputs: Mapping[str, ArtifactId], store: Store, plan: Plan | None) -> ArtifactId | None:
-    """The latest that this stage made from these inputs among others."""
-    for manifest in reversed(store.manifests()):
-        theirs = {role: ref.id for role, ref in manifest.lineage.inputs.items()}
-        if manifest.lineage.stage == stage and theirs.items() >= inputs.items() and _is_planned(manifest, store, plan):
-            return manifest.id
-    return None
+def _made_from(
+    stage: str, inputs: Mapping[str, ArtifactId], store: Store, plan: Plan | None, *, like: Iterable[str]
+) -> ArtifactId | None:
+    """The latest that this stage made from these inputs among others; one of the settings of one of `like`, if any."""
+    made = [
+        manifest
+        for manifest in reversed(store.manifests())
+        if manifest.lineage.stage == stage
+        and {role: ref.id for role, ref in manifest.lineage.inputs.items()}.items() >= inputs.items()
+        and _is_planned(manifest, store, plan)
+    ]
+    settings = [known.config for known in (store.manifest(id).lineage for id in like) if known.stage == stage]
+    alike = [manifest for manifest in made if manifest.lineage.config in settings]
+    return next((manifest.id for manifest in [*alike, *made]), None)
 
 
 def _is_planned(manifest: Manifest, store: Store, plan: Plan | None) -> bool:

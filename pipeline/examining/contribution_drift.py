@@ -57,10 +57,14 @@ def check_same_tokens(ours: ActivationRecord, theirs: ActivationRecord) -> None:
     for name in ("token", "document", "position"):
         if not torch.equal(ours.tensors[name], theirs.tensors[name]):
             raise Mistake(
-                f"one record is of {ours.spec.tokens:,} tokens of {ours.spec.split} text in windows of "
-                f"{ours.spec.context_length}, the other of {theirs.spec.tokens:,} of {theirs.spec.split} in windows of "
-                f"{theirs.spec.context_length}, and not of the same; record both models alike"
+                f"one record is of {_text_of(ours)}, the other of {_text_of(theirs)}, and not of the same; record both "
+                "models alike"
             )
+
+
+def _text_of(record: ActivationRecord) -> str:
+    spec = record.spec
+    return f"{spec.tokens:,} tokens of {spec.split.replace('_', '-')} text in windows of {spec.context_length}"
 
 
 def contribution_drift(
