@@ -16,6 +16,7 @@ from pipeline.examining.firings import Firings, firings_of
 from pipeline.examining.headlines import Draws, Headline, Surveyed, draw, draw_by_mass, drawn_share, shares
 from pipeline.examining.joint_code import LEAST_BITS, LEAST_TOKENS, JointCode, JointCodes
 from pipeline.examining.record import Record
+from pipeline.examining.siblings import RELATIONS, Relatives, relations
 
 RANDOM_PAIRS = 2_000
 MOST_PAIRS = 10_000
@@ -39,8 +40,8 @@ class Pair:
     """J beyond the mean of chance."""
     joint_code_deviations: float | None
     not_testable: str | None
-    sibling: str | None
-    """row, column or cell, where the key grid is known and the two share it."""
+    sibling: str
+    """What the two share of the key grid: row, column, cell or neither; neither where the grid is not known."""
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
     kind: str
@@ -80,6 +81,8 @@ class Examination:
     """Those significant ones that were tested, and the random ones; the strongest joint codes first."""
     random_pairs: int
     """Draws of co-active pairs without regard to lift."""
+    siblings: list[Relatives]
+    """The same counts by what pairs share of the key grid."""
     jcs: Headline
     """Of all co-active pairs of experts on a token, those that are of a joint code."""
     not_testable_share: Headline
@@ -134,6 +137,7 @@ def examine(
         pairs=pairs,
         lift_C=np.concatenate([surveyed.lift_C, others.count_C / moments(firings, others)[0]]),
         significant_C=significant_C,
+        relation_C=relations(firings, pairs.first_C, pairs.second_C),
         drawn_C=drawn_C,
     )
     listed = [tables.pair(place, result) for place, result in enumerate(results)]
@@ -147,6 +151,7 @@ def examine(
         pairs_by_frequency=int(by_frequency_alone(firings, screened.pairs).sum()),
         pairs=listed,
         random_pairs=len(place_R),
+        siblings=_by_relation(firings, screened, surveyed.pairs, is_code_C[: len(often)]),
         jcs=jcs,
         not_testable_share=not_testable,
         jcs_by_mass=drawn_share(firings, massed, is_code_C[place_M]),
@@ -166,6 +171,20 @@ def _of_draws(firings: Firings, draws: Draws, codes: JointCodes) -> Headline:
     key_C, place_R = np.unique(draws.first_R * width + draws.second_R, return_inverse=True)
     is_code_C = np.array([codes.test(key // width, key % width).bits >= LEAST_BITS for key in key_C.tolist()], np.bool_)
     return drawn_share(firings, draws, is_code_C[place_R])
+
+
+def _by_relation(firings: Firings, screened: Screen, tested: Pairs, is_code_C: NDArray[np.bool_]) -> list[Relatives]:
+    every_C = relations(firings, screened.pairs.first_C, screened.pairs.second_C)
+    tested_C = relations(firings, tested.first_C, tested.second_C)
+    counts = [
+        np.bincount(relation_C, minlength=len(RELATIONS)).tolist()
+        for relation_C in (every_C, every_C[screened.significant_C], tested_C, tested_C[is_code_C])
+    ]
+    names = ("pairs_counted", "pairs_significant", "pairs_tested", "joint_codes")
+    return [
+        Relatives(relation=relation, **dict(zip(names, row, strict=True)))
+        for relation, row in zip(RELATIONS, zip(*counts, strict=True), strict=True)
+    ]
 
 
 def _keys(pairs: Pairs, firings: Firings) -> NDArray[np.int64]:
@@ -193,6 +212,7 @@ class _Tables:
     pairs: Pairs
     lift_C: NDArray[np.float64]
     significant_C: NDArray[np.bool_]
+    relation_C: NDArray[np.int64]
     drawn_C: NDArray[np.int64]
 
     def pair(self, place: int, result: JointCode) -> Pair:
@@ -216,15 +236,7 @@ class _Tables:
             joint_code_estimate_bits=result.estimate_bits if tested else None,
             joint_code_deviations=result.deviations if tested else None,
             not_testable=None if tested else f"not testable: n = {result.too_few} of {LEAST_TOKENS}",
-            sibling=self._sibling(one, other),
+            sibling=RELATIONS[int(self.relation_C[place])],
             drawn=int(self.drawn_C[place]),
             kind=class_of(evidence),
         )
-
-    def _sibling(self, one: int, other: int) -> str | None:
-        if self.firings.cell_F2 is None:
-            return None
-        (row, column), (other_row, other_column) = self.firings.cell_F2[[one, other]].tolist()
-        if (row, column) == (other_row, other_column):
-            return "cell"
-        return "row" if row == other_row else "column" if column == other_column else None

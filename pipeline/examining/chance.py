@@ -14,10 +14,12 @@ from scipy import sparse, special
 
 from pipeline.examining.counting import Pairs
 from pipeline.examining.firings import Firings
+from pipeline.examining.siblings import affinity, relations, siblings_of
 
 FALSE_DISCOVERY_RATE = 0.01
 LEAST_COUNT = 6
 """Below it no pair can be significant in a pool that is worth screening: with E = 0.01, 5 give p = 8e-13."""
+ROUNDS = 3
 STRATA_AT_ONCE = 64
 PAIRS_AT_ONCE = 2**17
 
@@ -47,11 +49,33 @@ class Screen:
 
 def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> Screen:
     """Which pairs are co-active more often than chance, at this false discovery rate over all pairs of the pool."""
-    expected_C, variance_C = moments(firings, pairs)
-    clustered, tests = clustering(firings), firings.experts * (firings.experts - 1) // 2
-    inflation_C, p_C = np.empty(len(pairs)), np.empty(len(pairs))
+    clustered, chance = clustering(firings), Chance(firings)
+    inflation_C = np.concatenate(
+        [np.ones(0), *(clustered.inflation(pairs.first_C[part], pairs.second_C[part]) for part in _parts(len(pairs)))]
+    )
+    none_C = np.zeros(len(pairs), np.bool_)
+    screened = _screened(firings, pairs, chance, inflation_C, rate, none_C)
+    # What siblings do by chance is fitted to those that are no discovery, which asks for a few rounds.
+    for _ in range(ROUNDS if chance.has_siblings else 0):
+        screened = _screened(firings, pairs, chance, inflation_C, rate, screened.significant_C)
+    return screened
+
+
+def _screened(
+    firings: Firings,
+    pairs: Pairs,
+    chance: "Chance",
+    inflation_C: NDArray[np.float64],
+    rate: float,
+    but_C: NDArray[np.bool_],
+) -> Screen:
+    chance.fit(pairs.chosen(but_C))
+    expected_C, variance_C = chance.moments(pairs)
+    factor_C = affinity(firings, pairs, expected_C, but_C)
+    expected_C, variance_C = expected_C * factor_C, variance_C * factor_C
+    tests = firings.experts * (firings.experts - 1) // 2
+    p_C = np.empty(len(pairs))
     for part in _parts(len(pairs)):
-        inflation_C[part] = clustered.inflation(pairs.first_C[part], pairs.second_C[part])
         p_C[part] = upper_tail(pairs.count_C[part], expected_C[part], variance_C[part] * inflation_C[part])
     # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
     found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
@@ -139,27 +163,62 @@ def upper_tail(
 
 def moments(firings: Firings, pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of each pair's count, were every expert shuffled over the tokens of each stratum."""
-    event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
-    fired_FS = _counts(event_N, firings.stratum_T[firings.token_N], len(firings.name_F), len(firings.stratum_tokens_S))
-    siblings = _siblings(firings, event_N)
-    crowding_S = crowding(firings)
-    mean_C, variance_C = np.zeros(len(pairs)), np.zeros(len(pairs))
-    for start in range(0, len(crowding_S), STRATA_AT_ONCE):
-        some = slice(start, start + STRATA_AT_ONCE)
-        dense_FS = fired_FS[:, some].toarray().astype(np.float64)
-        for part in _parts(len(pairs)):
-            first, second = pairs.first_C[part], pairs.second_C[part]
-            tokens_CS = np.broadcast_to(
-                firings.stratum_tokens_S[some].astype(np.float64), (len(first), dense_FS.shape[1])
+    return Chance(firings).moments(pairs)
+
+
+class Chance:
+    """Firings in each stratum. Siblings of a key grid are shuffled over the tokens that selected what they share."""
+
+    def __init__(self, firings: Firings) -> None:
+        event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
+        shape = len(firings.name_F), len(firings.stratum_tokens_S)
+        self._firings = firings
+        self._fired_FS = _counts(event_N, firings.stratum_T[firings.token_N], *shape)
+        self._crowding_S = crowding(firings)
+        self._siblings = siblings_of(firings, self._fired_FS)
+
+    @property
+    def has_siblings(self) -> bool:
+        return bool(self._siblings)
+
+    def fit(self, but: Pairs) -> None:
+        """Fits how inclined experts are to meet siblings, but for these pairs."""
+        relation_C = relations(self._firings, but.first_C, but.second_C)
+        for sibling in self._siblings:
+            own = but.chosen(relation_C == sibling.relation)
+            sibling.fit(own.first_C, own.second_C, own.count_C)
+
+    def moments(self, pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and variance of each pair's count."""
+        mean_C, variance_C = np.zeros(len(pairs)), np.zeros(len(pairs))
+        for start in range(0, len(self._crowding_S), STRATA_AT_ONCE):
+            some = slice(start, start + STRATA_AT_ONCE)
+            dense_FS = self._fired_FS[:, some].toarray().astype(np.float64)
+            for part in _parts(len(pairs)):
+                mean_CS, spare_CS = self._in(pairs.chosen(part), some, dense_FS)
+                mean_C[part] += mean_CS.sum(1)
+                variance_C[part] += (mean_CS * spare_CS).sum(1)
+        return mean_C, variance_C
+
+    def _in(
+        self, pairs: Pairs, some: slice, dense_FS: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(C, S) means, and what part of a mean its variance is."""
+        a_CS, b_CS = dense_FS[pairs.first_C], dense_FS[pairs.second_C]
+        size_S = self._firings.stratum_tokens_S[some].astype(np.float64)
+        mean_CS = a_CS * b_CS * (self._crowding_S[some] / size_S)
+        spare_CS = (size_S - a_CS) * (size_S - b_CS) / np.maximum(size_S * (size_S - 1), 1)
+        relation_C = relations(self._firings, pairs.first_C, pairs.second_C)
+        for sibling in self._siblings:
+            own = relation_C == sibling.relation
+            least_CS = np.minimum(a_CS[own], b_CS[own])
+            mean_CS[own] = sibling.means(pairs.first_C[own], pairs.second_C[own], a_CS[own] * b_CS[own], some)
+            # On how many tokens a sub-key was selected, and nobody fired, is not known: the seldom expert's firings
+            # are so many trials.
+            spare_CS[own] = 1 - np.minimum(
+                np.divide(mean_CS[own], least_CS, out=np.ones_like(least_CS), where=least_CS > 0), 1
             )
-            for sibling in siblings:
-                tokens_CS = sibling.tokens(first, second, some, tokens_CS)
-            a_CS, b_CS = dense_FS[first], dense_FS[second]
-            mean_CS = a_CS * b_CS / np.maximum(tokens_CS, 1) * crowding_S[some]
-            spare_CS = (tokens_CS - a_CS) * (tokens_CS - b_CS) / np.maximum(tokens_CS * (tokens_CS - 1), 1)
-            mean_C[part] += mean_CS.sum(1)
-            variance_C[part] += (mean_CS * spare_CS).sum(1)
-    return mean_C, variance_C
+        return mean_CS, spare_CS
 
 
 def crowding(firings: Firings) -> NDArray[np.float64]:
@@ -173,41 +232,6 @@ def crowding(firings: Firings) -> NDArray[np.float64]:
     mean_S = np.bincount(firings.stratum_T, fired_T) / tokens_S
     pairs_S = np.bincount(firings.stratum_T, fired_T * (fired_T - 1)) / tokens_S
     return np.maximum(1, pairs_S / np.maximum(mean_S**2, 1e-300))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sibling:
-    """Experts of one row (or column) of the key grid: co-active by construction, as their sub-key is selected once."""
-
-    key_F: NDArray[np.int64]
-    selected_RS: sparse.csc_array
-    """On how many tokens of each stratum any expert of the row fired."""
-
-    def tokens(
-        self, first: NDArray[np.int64], second: NDArray[np.int64], some: slice, tokens_CS: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """The tokens over which chance shuffles: for siblings those on which their sub-key was selected."""
-        share = self.key_F[first] == self.key_F[second]
-        if not share.any():
-            return tokens_CS
-        tokens_CS = tokens_CS.copy()
-        selected = self.selected_RS[:, some][self.key_F[first[share]]].toarray()
-        tokens_CS[share] = np.minimum(tokens_CS[share], selected)
-        return tokens_CS
-
-
-def _siblings(firings: Firings, event_N: NDArray[np.int64]) -> list[_Sibling]:
-    if firings.cell_F2 is None:
-        return []
-    found = []
-    for key_F in firings.cell_F2.T:
-        number, key_F = np.unique(key_F, return_inverse=True)
-        # Firings of a row on a token, each once: keys of (token, row).
-        once = np.unique(firings.token_N.astype(np.int64) * len(number) + key_F[event_N])
-        stratum = firings.stratum_T[once // len(number)]
-        selected_RS = _counts(once % len(number), stratum, len(number), len(firings.stratum_tokens_S))
-        found.append(_Sibling(key_F=key_F, selected_RS=selected_RS))
-    return found
 
 
 def _counts(row: NDArray[np.int64], column: NDArray[np.int64], rows: int, columns: int) -> sparse.csc_array:
