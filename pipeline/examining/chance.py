@@ -53,11 +53,11 @@ def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -
     inflation_C = np.concatenate(
         [np.ones(0), *(clustered.inflation(pairs.first_C[part], pairs.second_C[part]) for part in _parts(len(pairs)))]
     )
-    none_C = np.zeros(len(pairs), np.bool_)
-    screened = _screened(firings, pairs, chance, inflation_C, rate, none_C)
+    none_C, runs_C = np.zeros(len(pairs), np.bool_), np.zeros(len(pairs))
+    screened = _screened(firings, pairs, chance, inflation_C, runs_C, rate, none_C)
     # What siblings do by chance is fitted to those that are no discovery, which asks for a few rounds.
     for _ in range(ROUNDS if chance.has_siblings else 0):
-        screened = _screened(firings, pairs, chance, inflation_C, rate, screened.significant_C)
+        screened = _screened(firings, pairs, chance, inflation_C, runs_C, rate, screened.significant_C)
     return screened
 
 
@@ -66,9 +66,11 @@ def _screened(
     pairs: Pairs,
     chance: "Chance",
     inflation_C: NDArray[np.float64],
+    runs_C: NDArray[np.float64],
     rate: float,
     but_C: NDArray[np.bool_],
 ) -> Screen:
+    """`runs_C` has what runs do to the variance of pairs that were looked at so far, and 0 of the others."""
     chance.fit(pairs.chosen(but_C))
     expected_C, variance_C = chance.moments(pairs)
     factor_C = affinity(firings, pairs, expected_C, but_C)
@@ -80,7 +82,9 @@ def _screened(
     # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
     found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
     chosen = pairs.chosen(found)
-    inflation = np.maximum(inflation_C[found], run_inflation(firings, chosen))
+    new = found[runs_C[found] == 0]
+    runs_C[new] = run_inflation(firings, pairs.chosen(new))
+    inflation = np.maximum(inflation_C[found], runs_C[found])
     p_C[found] = upper_tail(chosen.count_C, expected_C[found], variance_C[found] * inflation)
     significant_C = benjamini_hochberg(p_C, rate, tests=tests)
     return Screen(pairs=pairs, expected_C=expected_C, p_C=p_C, significant_C=significant_C)
