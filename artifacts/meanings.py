@@ -275,6 +275,10 @@ def _of_superposition(name: str) -> str:
         return f"{_LINKS[link]}: {words}"
     if end := re.fullmatch(r"(\w+)_(low|high)", name):
         return f"{end[2]} end of the 95 % interval of {end[1]}" if _of_superposition(end[1]) else ""
+    if found := re.fullmatch(r"(pairs_significant|pairs_tested|joint_codes)_(row|column|cell|neither)", name):
+        share = "share no sub-key" if found[2] == "neither" else f"share a {found[2]} of the key grid"
+        what = {"pairs_significant": "pairs beyond chance", "pairs_tested": "those tested for joint codes"}
+        return f"{what.get(found[1], 'tested pairs that are joint codes')}, of experts that {share}, mean over blocks"
     if found := re.fullmatch(r"rank_correlation_([a-z]+)_(everywhere|where_it_fires)(_null)?", name):
         where = "over all tokens" if found[2] == "everywhere" else "on the tokens where it fires"
         words = f"Spearman's correlation of {_RANKINGS[found[1]]} with the loss increase without the expert {where}"

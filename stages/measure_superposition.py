@@ -216,6 +216,8 @@ def _page(
         "An untrained model has the same shape, random weights, and thresholds at which about as many experts fire.\n\n"
         "![shares of co-activity by block](plot.png)\n\n"
         f"## Pairs\n\n{_pairs(blocks)}\n\n"
+        "## Siblings\n\nPairs by what they share of the key grid: beyond chance, of these tested for joint codes, and "
+        f"joint codes.\n\n{_siblings(blocks)}\n\n"
         "## Classes\n\nOf tested pairs: those co-active beyond chance, and drawn ones that are not.\n\n"
         f"{_classes(blocks)}\n\n{_rankings(metrics)}"
         f"## Examples\n\n`{EXAMPLES}` has pairs with the tokens on which each alone and both fire, and what follows.\n"
@@ -233,6 +235,16 @@ def _pairs(blocks: Sequence[Block]) -> str:
             (str(block.number), f"{kept.active_mean:.1f}", f"{kept.firing_gini:.3f}", *(f"{of:,}" for of in counts))
         )
     return table(head, rows, numbers_from=1)
+
+
+def _siblings(blocks: Sequence[Block]) -> str:
+    rows = []
+    for block in blocks:
+        for of in block.examination.siblings:
+            counts = (of.pairs_counted, of.pairs_significant, of.pairs_tested, of.joint_codes)
+            if of.pairs_counted:
+                rows.append((str(block.number), of.relation, *(f"{count:,}" for count in counts)))
+    return table(("block", "share", "counted", "beyond chance", "tested", "joint codes"), rows, numbers_from=2)
 
 
 def _classes(blocks: Sequence[Block]) -> str:

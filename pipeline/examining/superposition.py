@@ -61,6 +61,12 @@ class Block:
             **_headline("jcs_by_mass", found.jcs_by_mass),
             **_headline("blind_spot_codes", found.blind_spot),
         }
+        for of in found.siblings:
+            numbers |= {
+                f"pairs_significant_{of.relation}": float(of.pairs_significant),
+                f"pairs_tested_{of.relation}": float(of.pairs_tested),
+                f"joint_codes_{of.relation}": float(of.joint_codes),
+            }
         for name, headline in found.jcs_of.items():
             numbers |= _headline(f"jcs_{name}", headline)
         if self.untrained is not None:
