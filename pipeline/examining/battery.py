@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.examining.bookkeeping import Bookkeeping, bookkeeping
-from pipeline.examining.chance import LEAST_COUNT, Screen, by_frequency_alone, moments, screen
+from pipeline.examining.chance import LEAST_COUNT, Screen, by_frequency_alone, lifts, moments, screen
 from pipeline.examining.classes import FUSED_SHARE, Evidence, class_of
 from pipeline.examining.counting import Pairs, count_pairs
 from pipeline.examining.firings import Firings, firings_of
@@ -135,7 +135,7 @@ def examine(
     tables = _Tables(
         firings=firings,
         pairs=pairs,
-        lift_C=np.concatenate([surveyed.lift_C, others.count_C / moments(firings, others)[0]]),
+        lift_C=np.concatenate([surveyed.lift_C, lifts(others, moments(firings, others)[0])]),
         significant_C=significant_C,
         relation_C=relations(firings, pairs.first_C, pairs.second_C),
         drawn_C=drawn_C,

@@ -36,7 +36,7 @@ class Screen:
 
     @property
     def lift_C(self) -> NDArray[np.float64]:
-        return self.pairs.count_C / self.expected_C
+        return lifts(self.pairs, self.expected_C)
 
     def chosen(self, of: NDArray[np.integer]) -> "Screen":
         return Screen(
@@ -45,6 +45,11 @@ class Screen:
             p_C=self.p_C[of],
             significant_C=self.significant_C[of],
         )
+
+
+def lifts(pairs: Pairs, expected_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts over what chance gives; finite where it gives none."""
+    return pairs.count_C / np.maximum(expected_C, 1e-9)
 
 
 def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> Screen:

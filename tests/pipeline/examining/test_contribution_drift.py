@@ -86,5 +86,5 @@ def test_only_pools_of_the_same_cells_are_compared(contribution_TE):
 def test_records_of_other_text_are_refused_in_one_sentence(contribution_TE):
     one, other = record(contribution_TE), record(contribution_TE, document_T=np.arange(TOKENS) // 30)
     check_same_tokens(one, one)
-    with pytest.raises(ValueError, match="600 tokens of held-out text in windows of 20.*record both models alike"):
+    with pytest.raises(ValueError, match=r"600 tokens of held-out text in windows of 20.*record both models alike"):
         check_same_tokens(one, other)
