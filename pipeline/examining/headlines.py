@@ -3,7 +3,7 @@
 # C pairs, R draws, P documents
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,45 @@ class Headline:
     low: float | None = None
     high: float | None = None
     not_testable: str | None = None
+
+    def less_than_one(self) -> "Headline":
+        """1 less this share."""
+        value, low, high = (None if of is None else 1 - of for of in (self.value, self.low, self.high))
+        return Headline(value=value, low=high, high=low, not_testable=self.not_testable)
+
+
+def mean_share(found_R: NDArray[np.float64], document_R: NDArray[np.int64]) -> Headline:
+    """Of draws, those that are 1."""
+    # Draws that found nothing, or all, still leave half of one in doubt.
+    doubt = (found_R.sum() + 0.5) / (len(found_R) + 1)
+    share = mean_ratio(
+        found_R, np.ones_like(found_R), document_R, least_variance=doubt * (1 - doubt) / (len(found_R) + 1)
+    )
+    return share if share.high is None else replace(share, high=min(1.0, share.high))
+
+
+def mean_ratio(
+    over_R: NDArray[np.float64],
+    under_R: NDArray[np.float64],
+    document_R: NDArray[np.int64],
+    *,
+    least_variance: float = 0.0,
+) -> Headline:
+    """Of draws, the sum of the one over the sum of the other, neither below 0; its variance is linearised and clustered
+    by document."""
+    total = under_R.sum()
+    if not total:
+        return Headline(value=None, not_testable="not testable: n = 0 of 1 co-active pairs")
+    value = float(over_R.sum() / total)
+    _, place_R = np.unique(document_R, return_inverse=True)
+    rest_P = np.bincount(place_R, over_R - value * under_R) / total
+    documents = len(rest_P)
+    if documents < LEAST_DOCUMENTS:
+        few = f"not testable: n = {documents} of {LEAST_DOCUMENTS} documents"
+        return Headline(value=value, not_testable=f"interval {few}")
+    variance = max(documents / (documents - 1) * float((rest_P**2).sum()), least_variance)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, documents - 1)) * math.sqrt(variance)
+    return Headline(value=value, low=max(0.0, value - half), high=value + half)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
