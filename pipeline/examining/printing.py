@@ -8,6 +8,7 @@ from pipeline.examining.chance import FALSE_DISCOVERY_RATE
 from pipeline.examining.classes import NOT_TESTABLE
 from pipeline.examining.headlines import Headline
 from pipeline.examining.joint_code import DEVIATIONS, LEAST_BITS
+from pipeline.examining.siblings import NEITHER
 
 NEEDS_A_MODEL = "not testable: needs the model, a record does not say what follows from an ablation"
 
@@ -25,6 +26,7 @@ def as_data(found: Examination) -> dict[str, object]:
             "pairs_significant": found.pairs_significant,
             "pairs_tested": sum(pair.significant for pair in found.pairs),
             "random_pairs": found.random_pairs,
+            "siblings": {row.relation: asdict(row) for row in found.siblings},
             "classes": dict(Counter(pair.kind for pair in found.pairs)),
         },
         "bookkeeping": asdict(found.bookkeeping),
@@ -52,6 +54,7 @@ def as_text(found: Examination, listed: int) -> str:
     lines += ["", f"{'class':<36}{'beyond chance':>22}{'drawn, not beyond':>22}"]
     for kind in sorted({kind for kind, _ in classes}):
         lines.append(f"{kind:<36}{classes[kind, True]:>22,}{classes[kind, False]:>22,}")
+    lines += _siblings(found)
     lines += ["", f"{'i':>9}{'j':>10}{'count':>9}{'lift':>10}{'J bits':>8}  class"]
     lines += [_line(pair) for pair in found.pairs[:listed]]
     if len(found.pairs) > listed:
@@ -62,6 +65,17 @@ def as_text(found: Examination, listed: int) -> str:
         "class knows what an ablation does: codes are not told readable from hidden.",
     ]
     return "\n".join(lines)
+
+
+def _siblings(found: Examination) -> list[str]:
+    """None where no two experts share a sub-key."""
+    if not any(row.pairs_counted for row in found.siblings if row.relation != NEITHER):
+        return []
+    lines = ["", f"{'share of the key grid':<28}{'counted':>13}{'beyond chance':>15}{'tested':>12}{'codes':>12}"]
+    for row in found.siblings:
+        figures = f"{row.pairs_counted:>13,}{row.pairs_significant:>15,}{row.pairs_tested:>12,}{row.joint_codes:>12,}"
+        lines.append(f"{row.relation:<28}{figures}")
+    return lines
 
 
 def _share(of: Headline) -> str:

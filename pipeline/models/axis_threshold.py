@@ -25,3 +25,11 @@ def axis_deviations(active: int, num_keys: int) -> float:
     """Standard deviations above the mean that a fraction active / num_keys of normal logits exceeds."""
     quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64)
     return float(torch.special.ndtri(quantile))
+
+
+def fit_norm(norm: nn.BatchNorm1d, values_NHX: Tensor) -> None:
+    """Its mean and variance a head, anew from these values."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(values_NHX.mean((0, 2)))
+    norm.running_var.copy_(values_NHX.var((0, 2)))

@@ -22,8 +22,8 @@ from kernels.activations import activation
 from kernels.errors import Mistake
 from kernels.monet_mix import monet_mix
 from kernels.pairs import pairs_by_row, reached
-from pipeline.models.axis_threshold import axis_deviations, passing_logits
-from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.axis_threshold import axis_deviations, fit_norm, passing_logits
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, bytes_of, wanted
 from pipeline.models.number_types import FullStatistics
 from pipeline.models.registry import LayerKind, Use
 from pipeline.models.transformer import Visit
@@ -383,11 +383,19 @@ def _cells(n: int) -> Tensor:
     return torch.cartesian_prod(torch.arange(n), torch.arange(n))
 
 
+def _settle(spec: MonetSpec, router: nn.Module, x_ND: Tensor, share: float) -> None:
+    """How many pass is Monet's own: those above a share of normal logits."""
+    monet = wanted(router, MonetRouter, "a router")
+    for linear, norm in ((monet.w1, monet.norm1), (monet.w2, monet.norm2)):
+        fit_norm(norm, linear(x_ND).unflatten(-1, (monet.num_heads, -1)))
+
+
 MONET = LayerKind(
     spec=MonetSpec,
     artifact_kinds=("monet",),
     router=lambda spec, d_model, layer: None if layer % spec.router_group else MonetRouter(spec, d_model),
     experts=lambda spec, d_model, layer: {"horizontal": MoHDE, "vertical": MoVDE}[spec.decomposition](spec, d_model),
     use=_use,
+    settle=_settle,
     cells=lambda experts: _cells(experts.num_sub_experts),
 )

@@ -24,7 +24,7 @@ from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule
 from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold, product_key_topk
-from pipeline.models.axis_threshold import axis_deviations, passing_logits
+from pipeline.models.axis_threshold import axis_deviations, fit_norm, passing_logits
 from pipeline.models.derived import Derived
 from pipeline.models.number_types import at_least_float32
 from pipeline.models.peer.routing import LogGates, PassingKeys, PeerRouting
@@ -102,8 +102,9 @@ class Gate(ABC):
         """Lets heads reach `pairs_per_head` pairs a token on average over these routings of its own."""
 
     @abstractmethod
-    def fit(self, router: "PeerRouter", x_ND: Tensor) -> None:
-        """What the gate keeps, anew from the scores of these states."""
+    def fit(self, router: "PeerRouter", x_ND: Tensor, share: float = 1.0) -> None:
+        """What the gate keeps, anew from the scores of these states; heads then reach `share` times `pairs_per_head`
+        pairs a token, where the gate leaves that open."""
 
     @abstractmethod
     def hold_statistics(self, router: "PeerRouter") -> None:
@@ -168,7 +169,7 @@ class Softmax(Gate):
     def aim(self, router: "PeerRouter", routings: Sequence[PeerRouting]) -> None:
         """Heads always keep as many pairs as that."""
 
-    def fit(self, router: "PeerRouter", x_ND: Tensor) -> None:
+    def fit(self, router: "PeerRouter", x_ND: Tensor, share: float = 1.0) -> None:
         """It keeps nothing."""
 
     def hold_statistics(self, router: "PeerRouter") -> None:
@@ -248,14 +249,11 @@ class JumpRelu(Gate):
         column_NHJ = torch.cat([routing.log_gate2_NHJ for routing in routings])  # type: ignore[misc]
         router.threshold_H.copy_(threshold_for(row_NHI, column_NHJ, router.spec.pairs_per_head))
 
-    def fit(self, router: "PeerRouter", x_ND: Tensor) -> None:
+    def fit(self, router: "PeerRouter", x_ND: Tensor, share: float = 1.0) -> None:
         scores = router.scores(x_ND)
         for norm, score_NHX in zip((router.norm1, router.norm2), scores, strict=True):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.copy_(score_NHX.mean((0, 2)))
-            norm.running_var.copy_(score_NHX.var((0, 2)))
-        router.threshold_H.copy_(threshold_for(*self.log_gates(router, scores), router.spec.pairs_per_head))
+            fit_norm(norm, score_NHX)
+        router.threshold_H.copy_(threshold_for(*self.log_gates(router, scores), share * router.spec.pairs_per_head))
 
     def hold_statistics(self, router: "PeerRouter") -> None:
         router.norm1.eval()
