@@ -11,6 +11,7 @@ from stages.distill_peer import DistillPeerConfig
 from stages.distill_symbols import DistillSymbolsConfig
 from stages.finetune_int4 import FinetuneInt4Config
 from stages.grow_int4 import GrowInt4Config
+from stages.import_monet import ImportMonetConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 from stages.quantize_int4 import QuantizeInt4Config
 from stages.quantize_int8 import QuantizeInt8Config
@@ -40,6 +41,9 @@ class Plan(BaseModel):
     train_peer: TrainPeerConfig = Field(
         default=TrainPeerConfig(),
         description="PEER trained from random weights.",
+    )
+    import_monet: ImportMonetConfig = Field(
+        default=ImportMonetConfig(), description="A checkpoint of Monet's public release."
     )
     distill_peer: DistillPeerConfig = Field(default=DistillPeerConfig(), description="Monet's conversion to PEER.")
     quantize_int8: QuantizeInt8Config = Field(default=QuantizeInt8Config(), description="Its tables in int8.")
