@@ -11,6 +11,7 @@ from pipeline.corpus.sources import Source
 from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES, user_path
 from pipeline.stage import StageConfig
 from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 
 ALLOWED = "LEGIBLE_ALLOWED_FOLDERS"
@@ -34,7 +35,7 @@ def check_allowed(store: str, config: StageConfig) -> None:
     if isinstance(config, PrepareCorpusConfig):
         _check("sources", (path for text in config.sources for path in _local(text)), folders)
         _check("tokenizer_folder", _folder(config.tokenizer_folder), folders)
-    if isinstance(config, ImportMonetConfig) and not config.source.startswith("hf:"):
+    if isinstance(config, ImportMonetConfig | ImportPeerConfig) and not config.source.startswith("hf:"):
         _check("source", _folder(config.source), folders)
 
 

@@ -11,6 +11,7 @@ from stages.errors import unknown
 from stages.finetune_int4 import finetune_int4
 from stages.grow_int4 import grow_int4
 from stages.import_monet import import_monet
+from stages.import_peer import import_peer
 from stages.prepare_corpus import prepare_corpus
 from stages.quantize_int4 import quantize_int4
 from stages.quantize_int8 import quantize_int8
@@ -48,6 +49,7 @@ CHAIN: tuple[Step, ...] = (
     Step(train_monet, {"corpus": "prepare-corpus"}),
     Step(train_peer, {"corpus": "prepare-corpus"}),
     Step(import_monet, {}),
+    Step(import_peer, {"host": "train-dense"}),
     Step(distill_peer, {"corpus": "prepare-corpus", "monet": "train-monet"}, teacher="monet"),
     Step(quantize_int8, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
     Step(quantize_int4, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
@@ -77,7 +79,15 @@ STAGES: tuple[Stage, ...] = tuple(step.stage for step in CHAIN)
 NAMES: tuple[str, ...] = tuple(step.name for step in CHAIN)
 
 BESIDE = frozenset(
-    ("train-peer", "import-monet", "grow-int4", "record-activations", "study-int4-ablation", "study-precision")
+    (
+        "train-peer",
+        "import-monet",
+        "import-peer",
+        "grow-int4",
+        "record-activations",
+        "study-int4-ablation",
+        "study-precision",
+    )
 )
 """Stages that a run leaves out unless its plan names them."""
 

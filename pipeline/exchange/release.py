@@ -131,6 +131,28 @@ def _indexed(folder: Path) -> dict[str, Stored]:
     return found
 
 
+def weights_in(source: str) -> dict[str, Stored]:
+    """What a file of safetensors holds, or all of those in a folder. Mistake where there is none, or a name twice."""
+    path = Path(source).expanduser() if source else None
+    if path is None or not path.exists():
+        raise Mistake(f"source: there is no {source[:400]!r}; name a file of safetensors, or a folder of them")
+    found: dict[str, Stored] = {}
+    for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+        for name, it in stored(file).items():
+            if name in found:
+                raise Mistake(f"{file.name} and {found[name].file.name} both hold {name[:200]!r}; keep one of them")
+            found[name] = it
+    if not found:
+        raise Mistake(f"there is no file of safetensors in {path}, which a pickle is not; write the state dict as one")
+    return found
+
+
+def digest_of_weights(source: str) -> str:
+    """sha256 over those of the files, whatever they are called."""
+    files = sorted({stored.file for stored in weights_in(source).values()})
+    return sha256_of_bytes(canonical_json([sha256_of_file(file) for file in files]).encode())
+
+
 def stored(file: Path) -> dict[str, Stored]:
     """What a file of safetensors holds. Mistake where it is none."""
     try:
