@@ -10,6 +10,8 @@ from kernels.errors import Mistake
 from pipeline.corpus.sources import Source
 from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES, user_path
 from pipeline.stage import StageConfig
+from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 
 ALLOWED = "LEGIBLE_ALLOWED_FOLDERS"
@@ -32,6 +34,9 @@ def check_allowed(store: str, config: StageConfig) -> None:
     _check("store", [store], folders)
     if isinstance(config, PrepareCorpusConfig):
         _check("sources", (path for text in config.sources for path in _local(text)), folders)
+        _check("tokenizer_folder", _folder(config.tokenizer_folder), folders)
+    if isinstance(config, ImportMonetConfig | ImportPeerConfig) and not config.source.startswith("hf:"):
+        _check("source", _folder(config.source), folders)
 
 
 def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> None:
@@ -43,6 +48,14 @@ def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> N
                 f"{what}: got {shown[:400]}; served runs take what is below {' or '.join(map(str, folders))} alone; "
                 "name more folders with `python flows.py serve --allow DIR`"
             )
+
+
+def _folder(text: str) -> Iterator[Path]:
+    """A folder that is read, and the links in it."""
+    if text:
+        folder = user_path(text)
+        yield folder
+        yield from (file for file in folder.glob("*") if file.is_symlink())
 
 
 def _local(text: str) -> Iterator[Path]:

@@ -175,6 +175,10 @@ def distill_symbols(
 def _check_fits(config: DistillSymbolsConfig, int4: LanguageModel) -> None:
     if config.coordinates[-1] > int4.shape.d_model:
         raise Mistake(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
+    if (peer := int4.spec.experts_as(PeerSpec)).pools != "shared":
+        raise Mistake(
+            f"symbols speak of experts that all heads share, not of pools={peer.pools}; quantize another PEER"
+        )
     if (groups := int4.spec.experts_as(PeerSpec).scale_groups) > 1:
         raise Mistake(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
 
