@@ -103,8 +103,8 @@ NAMES: tuple[str, ...] = tuple(step.name for step in CHAIN)
 
 BESIDE = frozenset(
     (
-        "train-peer", "import-monet", "import-peer", "grow-int4", "record-activations", "measure-superposition", "compare-superposition",
-        "study-int4-ablation", "study-precision",
+        "train-peer", "import-monet", "import-peer", "grow-int4", "record-activations", "measure-superposition",
+        "compare-superposition", "study-int4-ablation", "study-precision",
     )
 )  # fmt: skip
 """Stages that a run leaves out unless its plan names them."""
