@@ -14,6 +14,7 @@ from pipeline.examining.counting import Pairs, count_pairs
 from pipeline.examining.firings import Firings, firings_of
 from pipeline.examining.headlines import Draws, Headline, Surveyed, draw, shares
 from pipeline.examining.joint_code import LEAST_BITS, LEAST_TOKENS, JointCode, JointCodes
+from pipeline.examining.partial import STABLE, Partial, partial_links
 from pipeline.examining.record import Record
 from pipeline.examining.siblings import RELATIONS, Relatives, relations
 
@@ -39,6 +40,8 @@ class Pair:
     """J beyond the mean of chance."""
     joint_code_deviations: float | None
     not_testable: str | None
+    partial: float | None
+    """Share of halves of the text in which the pair is linked while all others are known; None if not asked."""
     sibling: str
     """What the two share of the key grid: row, column, cell or neither; neither where the grid is not known."""
     drawn: int
@@ -57,10 +60,26 @@ class Pair:
             "joint_code_estimate_bits": self.joint_code_estimate_bits,
             "joint_code_deviations": self.joint_code_deviations,
             "not_testable": self.not_testable,
+            "partial": self.partial,
             "sibling": self.sibling,
             "drawn": self.drawn,
             "class": self.kind,
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecondScreen:
+    """How partial correlation sees the significant pairs."""
+
+    pairs: int
+    """Of them, those that it was asked about."""
+    stable: int
+    """Linked in STABLE of the halves of the text or more: the pairs on which the screens agree."""
+    agreement: float | None
+    """stable / pairs."""
+    null_links: int
+    null_stable: int
+    """The same of experts that were moved along the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,6 +94,7 @@ class Examination:
     """Those significant ones that were tested, and the random ones; the strongest joint codes first."""
     random_pairs: int
     """Draws of co-active pairs without regard to lift."""
+    second_screen: SecondScreen
     siblings: list[Relatives]
     """The same counts by what pairs share of the key grid."""
     jcs: Headline
@@ -108,10 +128,12 @@ def examine(
         is_code_C[place_R[place_R >= len(often)]],
         untestable_C[place_R[place_R >= len(often)]],
     )
+    partial = partial_links(firings, screened, surveyed.pairs, pairs, np.random.default_rng([seed, 1]))
     tables = _Tables(
         firings=firings,
         pairs=pairs,
         lift_C=np.concatenate([surveyed.lift_C, others.count_C / moments(firings, others)[0]]),
+        stability_C=partial.stability_C,
         significant_C=np.isin(_keys(pairs, firings), _keys(significant.pairs, firings)),
         relation_C=relations(firings, pairs.first_C, pairs.second_C),
         drawn_C=np.bincount(place_R, minlength=len(pairs)),
@@ -124,9 +146,23 @@ def examine(
         pairs_significant=len(significant.pairs),
         pairs=listed,
         random_pairs=len(place_R),
+        second_screen=_second_screen(partial, len(often)),
         siblings=_by_relation(firings, screened, surveyed.pairs, is_code_C[: len(often)]),
         jcs=jcs,
         not_testable_share=not_testable,
+    )
+
+
+def _second_screen(partial: Partial, significant: int) -> SecondScreen:
+    asked_C = partial.stability_C[:significant]
+    asked_C = asked_C[~np.isnan(asked_C)]
+    stable = int((asked_C >= STABLE).sum())
+    return SecondScreen(
+        pairs=len(asked_C),
+        stable=stable,
+        agreement=stable / len(asked_C) if len(asked_C) else None,
+        null_links=partial.null_links,
+        null_stable=partial.null_stable,
     )
 
 
@@ -168,6 +204,7 @@ class _Tables:
     firings: Firings
     pairs: Pairs
     lift_C: NDArray[np.float64]
+    stability_C: NDArray[np.floating]
     significant_C: NDArray[np.bool_]
     relation_C: NDArray[np.int64]
     drawn_C: NDArray[np.int64]
@@ -193,6 +230,7 @@ class _Tables:
             joint_code_estimate_bits=result.estimate_bits if tested else None,
             joint_code_deviations=result.deviations if tested else None,
             not_testable=None if tested else f"not testable: n = {result.too_few} of {LEAST_TOKENS}",
+            partial=None if np.isnan(self.stability_C[place]) else float(self.stability_C[place]),
             sibling=RELATIONS[int(self.relation_C[place])],
             drawn=int(self.drawn_C[place]),
             kind=class_of(evidence),

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import asdict
 
-from pipeline.examining.battery import Examination, Pair
+from pipeline.examining.battery import Examination, Pair, SecondScreen
 from pipeline.examining.chance import FALSE_DISCOVERY_RATE
 from pipeline.examining.classes import NOT_TESTABLE
 from pipeline.examining.headlines import Headline
@@ -26,6 +26,7 @@ def as_data(found: Examination) -> dict[str, object]:
             "pairs_significant": found.pairs_significant,
             "pairs_tested": sum(pair.significant for pair in found.pairs),
             "random_pairs": found.random_pairs,
+            "partial": asdict(found.second_screen),
             "siblings": {row.relation: asdict(row) for row in found.siblings},
             "classes": dict(Counter(pair.kind for pair in found.pairs)),
         },
@@ -46,6 +47,7 @@ def as_text(found: Examination, listed: int) -> str:
         *([] if kept.omitted_share_mean is None else [("output left out", f"{kept.omitted_share_mean:.4f}")]),
         ("pairs counted", f"{found.pairs_counted:,}"),
         (f"pairs beyond chance, FDR {FALSE_DISCOVERY_RATE:.0%}", f"{found.pairs_significant:,}"),
+        ("of them linked beside all others", _agreement(found.second_screen)),
         ("random co-active pairs", f"{found.random_pairs:,}"),
         ("JCS, share of co-activity in codes", _share(found.jcs)),
         ("share that could not be tested", _share(found.not_testable_share)),
@@ -65,6 +67,11 @@ def as_text(found: Examination, listed: int) -> str:
         "class knows what an ablation does: codes are not told readable from hidden.",
     ]
     return "\n".join(lines)
+
+
+def _agreement(of: SecondScreen) -> str:
+    null = f"; by chance {of.null_stable:,} of {of.null_links:,}"
+    return f"{of.stable:,} of {of.pairs:,}{null}" if of.pairs else "none asked"
 
 
 def _siblings(found: Examination) -> list[str]:
