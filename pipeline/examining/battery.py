@@ -2,6 +2,7 @@
 
 # C pairs, P documents
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from pipeline.examining.chance import LEAST_COUNT, Screen, moments, screen
 from pipeline.examining.classes import FUSED_SHARE, Evidence, class_of
 from pipeline.examining.counting import Pairs, count_pairs
 from pipeline.examining.firings import Firings, firings_of
+from pipeline.examining.geometry import GroupGeometry, PairGeometry, Rows, geometry, group_geometry, rows_of_record
 from pipeline.examining.headlines import Draws, Headline, Surveyed, draw, shares
 from pipeline.examining.joint_code import LEAST_BITS, LEAST_TOKENS, JointCode, JointCodes
 from pipeline.examining.partial import STABLE, Partial, partial_links
@@ -44,6 +46,7 @@ class Pair:
     """Share of halves of the text in which the pair is linked while all others are known; None if not asked."""
     sibling: str
     """What the two share of the key grid: row, column, cell or neither; neither where the grid is not known."""
+    geometry: PairGeometry
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
     kind: str
@@ -62,6 +65,7 @@ class Pair:
             "not_testable": self.not_testable,
             "partial": self.partial,
             "sibling": self.sibling,
+            **self.geometry.row(),
             "drawn": self.drawn,
             "class": self.kind,
         }
@@ -95,6 +99,8 @@ class Examination:
     random_pairs: int
     """Draws of co-active pairs without regard to lift."""
     second_screen: SecondScreen
+    geometry: Mapping[str, GroupGeometry]
+    """T3 of the significant pairs that were tested: of all, and of each class."""
     siblings: list[Relatives]
     """The same counts by what pairs share of the key grid."""
     jcs: Headline
@@ -104,9 +110,14 @@ class Examination:
 
 
 def examine(
-    record: Record, *, seed: int = 0, random_pairs: int = RANDOM_PAIRS, most_pairs: int = MOST_PAIRS
+    record: Record,
+    *,
+    seed: int = 0,
+    random_pairs: int = RANDOM_PAIRS,
+    most_pairs: int = MOST_PAIRS,
+    rows: Rows | None = None,
 ) -> Examination:
-    """Every test that a record alone allows."""
+    """Every test that a record alone allows; `rows` are the experts' vectors, where the record has none of its own."""
     rng = np.random.default_rng(seed)
     firings = firings_of(record)
     screened = screen(firings, count_pairs(firings, LEAST_COUNT))
@@ -135,6 +146,7 @@ def examine(
         lift_C=np.concatenate([surveyed.lift_C, others.count_C / moments(firings, others)[0]]),
         stability_C=partial.stability_C,
         significant_C=np.isin(_keys(pairs, firings), _keys(significant.pairs, firings)),
+        geometries=geometry(firings, pairs, rows or rows_of_record(record), np.random.default_rng([seed, 2])),
         relation_C=relations(firings, pairs.first_C, pairs.second_C),
         drawn_C=np.bincount(place_R, minlength=len(pairs)),
     )
@@ -147,6 +159,7 @@ def examine(
         pairs=listed,
         random_pairs=len(place_R),
         second_screen=_second_screen(partial, len(often)),
+        geometry=_by_class(listed),
         siblings=_by_relation(firings, screened, surveyed.pairs, is_code_C[: len(often)]),
         jcs=jcs,
         not_testable_share=not_testable,
@@ -164,6 +177,15 @@ def _second_screen(partial: Partial, significant: int) -> SecondScreen:
         null_links=partial.null_links,
         null_stable=partial.null_stable,
     )
+
+
+def _by_class(pairs: list[Pair]) -> dict[str, GroupGeometry]:
+    significant = [pair for pair in pairs if pair.significant]
+    kinds = sorted({pair.kind for pair in significant})
+    return {
+        "significant": group_geometry([pair.geometry for pair in significant]),
+        **{kind: group_geometry([pair.geometry for pair in significant if pair.kind == kind]) for kind in kinds},
+    }
 
 
 def _by_relation(firings: Firings, screened: Screen, tested: Pairs, is_code_C: NDArray[np.bool_]) -> list[Relatives]:
@@ -206,6 +228,7 @@ class _Tables:
     lift_C: NDArray[np.float64]
     stability_C: NDArray[np.floating]
     significant_C: NDArray[np.bool_]
+    geometries: list[PairGeometry]
     relation_C: NDArray[np.int64]
     drawn_C: NDArray[np.int64]
 
@@ -218,6 +241,7 @@ class _Tables:
             significant=significant,
             joint_code=result.bits >= LEAST_BITS if tested else None,
             alike=result.alike,
+            opposed=self.geometries[place].opposed,
             never_part=result.scarce == "alone" and most >= FUSED_SHARE,
         )
         return Pair(
@@ -232,6 +256,7 @@ class _Tables:
             not_testable=None if tested else f"not testable: n = {result.too_few} of {LEAST_TOKENS}",
             partial=None if np.isnan(self.stability_C[place]) else float(self.stability_C[place]),
             sibling=RELATIONS[int(self.relation_C[place])],
+            geometry=self.geometries[place],
             drawn=int(self.drawn_C[place]),
             kind=class_of(evidence),
         )

@@ -27,6 +27,7 @@ def as_data(found: Examination) -> dict[str, object]:
             "pairs_tested": sum(pair.significant for pair in found.pairs),
             "random_pairs": found.random_pairs,
             "partial": asdict(found.second_screen),
+            "geometry": {kind: asdict(of) for kind, of in found.geometry.items()},
             "siblings": {row.relation: asdict(row) for row in found.siblings},
             "classes": dict(Counter(pair.kind for pair in found.pairs)),
         },
@@ -56,6 +57,7 @@ def as_text(found: Examination, listed: int) -> str:
     lines += ["", f"{'class':<36}{'beyond chance':>22}{'drawn, not beyond':>22}"]
     for kind in sorted({kind for kind, _ in classes}):
         lines.append(f"{kind:<36}{classes[kind, True]:>22,}{classes[kind, False]:>22,}")
+    lines += _geometry(found)
     lines += _siblings(found)
     lines += ["", f"{'i':>9}{'j':>10}{'count':>9}{'lift':>10}{'J bits':>8}  class"]
     lines += [_line(pair) for pair in found.pairs[:listed]]
@@ -72,6 +74,21 @@ def as_text(found: Examination, listed: int) -> str:
 def _agreement(of: SecondScreen) -> str:
     null = f"; by chance {of.null_stable:,} of {of.null_links:,}"
     return f"{of.stable:,} of {of.pairs:,}{null}" if of.pairs else "none asked"
+
+
+def _geometry(found: Examination) -> list[str]:
+    """None where the vectors are not known."""
+    if all(of.cos_output is None for of in found.geometry.values()):
+        return []
+    lines = [
+        "",
+        f"{'means of pairs beyond chance':<32}{'cos v':>8}{'matched':>9}{'cos u':>8}{'matched':>9}{'Var r':>9}",
+    ]
+    for kind, of in found.geometry.items():
+        means = (of.cos_output, of.cos_output_matched, of.cos_input, of.cos_input_matched, of.ratio_variance)
+        words = ["" if mean is None else f"{mean:.3f}" for mean in means]
+        lines.append(f"{kind:<32}" + "".join(f"{w:>{n}}" for w, n in zip(words, (8, 9, 8, 9, 9), strict=True)))
+    return lines
 
 
 def _siblings(found: Examination) -> list[str]:

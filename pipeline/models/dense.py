@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kernels.activations import activation
 from kernels.pairs import reached
-from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.contract import ExpertLayer, Pairs, Table, Vectors, bytes_of
 from pipeline.models.registry import LayerKind
 
 
@@ -80,4 +80,7 @@ DENSE = LayerKind(
     artifact_kinds=("dense",),
     router=lambda spec, d_model, layer: None,
     experts=lambda spec, d_model, layer: DenseMLP(spec, d_model),
+    vectors=lambda experts, row_R: Vectors(
+        input_RMD=experts.up.weight[row_R, None], output_RMD=experts.down.weight.T[row_R, None]
+    ),
 )
