@@ -3,7 +3,7 @@
 # C pairs, P documents
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,7 +49,13 @@ class Pair:
     geometry: PairGeometry
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
+    evidence: Evidence
     kind: str
+
+    def knowing(self, hidden: bool | None) -> "Pair":
+        """The same, classed anew by what T2 says of it."""
+        evidence = replace(self.evidence, hidden=hidden)
+        return replace(self, evidence=evidence, kind=class_of(evidence))
 
     def row(self) -> dict[str, object]:
         """As --json prints it."""
@@ -297,5 +303,6 @@ class _Tables:
             sibling=RELATIONS[int(self.relation_C[place])],
             geometry=self.geometries[place],
             drawn=int(self.drawn_C[place]),
+            evidence=evidence,
             kind=class_of(evidence),
         )
