@@ -223,6 +223,15 @@ SUPERPOSITION: Mapping[str, str] = {
     "pairs_counted": "pairs of experts of a block that are co-active on 6 tokens or more, mean over blocks",
     "pairs_significant": "those co-active beyond chance in their strata, false discovery rate 1 %",
     "pairs_significant_by_frequency": "those beyond the null that knows frequencies alone, a comparison",
+    "hs": "hidden share: co-active pairs on a token, drawn at random, of which the logits without i plus those without "
+    "j less those without both have another largest one than the output, mean over blocks",
+    "frozen_hs": "the same with routers above held to what they chose",
+    "additivity_r2": "1 - E|second difference|^2 / E|d_i + d_j|^2 of centred logits, over the same pairs",
+    "frozen_additivity_r2": "the same with routers above held to what they chose",
+    "iota_mean": "E|second difference| / sqrt(E|d_i| E|d_j|), mean over the pairs looked at, half of them joint codes",
+    "iota_null": "99th percentile of iota over matched co-active partners",
+    "hidden_pairs_share": "share of the pairs looked at whose iota is above that and whose sum of effects names "
+    "another token on a quarter of tokens or more",
     "contribution_correlation": "Pearson's r of an expert's contributions with those of the PEER's on the same tokens, "
     "mean over experts that fire there and blocks",
     "contribution_correlation_null": "the same with another expert that fires about as often",

@@ -28,7 +28,7 @@ LINKS: Mapping[str, str] = {
 MEASURES = "measure-superposition"
 SHARED = (
     "jcs", "jcs_untrained", "jcs_shuffled_labels", "jcs_token_class", "jcs_domain", "jcs_by_mass", "jcs_not_testable",
-    "co_active_experts_per_token", "contribution_correlation", "contributions_survive",
+    "co_active_experts_per_token", "hs", "additivity_r2", "contribution_correlation", "contributions_survive",
 )  # fmt: skip
 """Figures of each link that are metrics of the comparison too, with their intervals."""
 BITS = "held_out_bits_per_byte"
@@ -113,6 +113,8 @@ COLUMNS = (
     ("JCS, domain", "jcs_domain"),
     ("JCS by contribution", "jcs_by_mass"),
     ("not testable", "jcs_not_testable"),
+    ("HS", "hs"),
+    ("additivity R2", "additivity_r2"),
 )
 DRIFT = (
     ("correlation of contributions", "contribution_correlation"),

@@ -15,14 +15,18 @@ from pydantic import Field
 from artifacts.markdown import table
 from pipeline.corpus.splits import Corpus
 from pipeline.examining.contribution_drift import check_same_tokens, contribution_drift, same_pool
+from pipeline.examining.geometry import rows_of_layer
 from pipeline.examining.rankings import EFFECTS, RANKINGS, Correlation, correlation, effects_of_ablation, pooled
 from pipeline.examining.rankings import rankings_of as rankings
+from pipeline.examining.second_difference import SecondDifferenceConfig, second_differences
 from pipeline.examining.superposition import (
     Block,
     Extent,
     classes_of,
     examined,
     examples_of,
+    interacting,
+    knowing_differences,
     mean_metrics,
     record_of_block,
     text_of,
@@ -59,6 +63,17 @@ class MeasureSuperpositionConfig(StageConfig):
     )
     untrained: bool = Field(
         default=True, description="Whether an untrained model of the same shape is examined beside the model."
+    )
+    interacting_pairs: int = Field(
+        default=40,
+        ge=0,
+        le=10**6,
+        description="Pairs a block whose second differences under ablation are taken, half of them joint codes; 0 for "
+        "none, then nothing is said of hidden functions.",
+    )
+    interactions: SecondDifferenceConfig = Field(
+        default=SecondDifferenceConfig(tokens=12, partners=1200, random_tokens=1000),
+        description="Tokens and controls of second differences.",
     )
     ablated_experts: int = Field(
         default=100, ge=0, le=10**6, description="Experts a block that are left out one by one; 0 for none."
@@ -104,7 +119,7 @@ def measure_superposition(
     }
     examples = {
         f"block {block.number}": examples_of(
-            block.examination, record_of_block(record, block.number, most), corpus, config.listed_pairs
+            block, record_of_block(record, block.number, most), corpus, config.listed_pairs
         )
         for block in blocks
     }
@@ -134,8 +149,13 @@ def _block(
 ) -> Block:
     run = current_run()
     seed, extent = run.stream(f"superposition of block {number}") % 2**32, _extent(config)
-    found = examined(record_of_block(record, number, most), corpus, extent, seed)
-    control = None
+    rows = rows_of_layer(model.spec.experts, model.blocks()[number].experts)
+    found = examined(record_of_block(record, number, most), corpus, extent, seed, rows=rows)
+    control, differences = None, None
+    if config.interacting_pairs:
+        pairs = interacting(found, config.interacting_pairs)
+        differences = second_differences(model, record, number, pairs, config.interactions, seed=seed)
+        found = knowing_differences(found, differences)
     if untrained is not None:
         control = examined(record_of_block(untrained, number, most), corpus, _extent(config, by_mass=0), seed)
     rng = np.random.default_rng(seed)
@@ -152,6 +172,7 @@ def _block(
         number=number,
         examination=found,
         untrained=control,
+        differences=differences,
         drift=None if pool is None else contribution_drift(record, pool, number, rng),
         correlations=correlations,
     )
@@ -184,6 +205,12 @@ HEADLINES = (
     ("JCS, next token, by contribution", "jcs_by_mass", "", ""),
     ("codes among pairs without a lift", "blind_spot_codes", "", ""),
     ("could not be tested", "jcs_not_testable", "", ""),
+    ("HS, co-active pairs whose sum of effects names another token", "hs", "", ""),
+    ("the same with routers above held", "frozen_hs", "", ""),
+    ("additivity R2", "additivity_r2", "", ""),
+    ("the same with routers above held", "frozen_additivity_r2", "", ""),
+    ("iota of pairs looked at", "iota_mean", "iota_null", ""),
+    ("of them with a hidden function", "hidden_pairs_share", "", ""),
     ("correlation of contributions with the PEER's", "contribution_correlation", "contribution_correlation_null", ""),
     ("experts whose contributions survive", "contributions_survive", "", ""),
 )
@@ -212,8 +239,9 @@ def _page(
         f"{spec.experts[0]:,} experts a block.{cut} Means over blocks; intervals are of 95 % over documents, as if all "
         "blocks erred together.\n\n"
         f"{table(('figure', 'value', 'null', 'untrained'), found, numbers_from=1)}\n\n"
-        "The null of joint codes is shuffled labels; that of correlations another expert that fires about as often. "
-        "An untrained model has the same shape, random weights, and thresholds at which about as many experts fire.\n\n"
+        "The null of joint codes is shuffled labels; that of correlations another expert that fires about as often; "
+        "that of iota the 99th percentile of matched co-active partners. An untrained model has the same shape, random "
+        "weights, and thresholds at which about as many experts fire.\n\n"
         "![shares of co-activity by block](plot.png)\n\n"
         f"## Pairs\n\n{_pairs(blocks)}\n\n"
         "## Siblings\n\nPairs by what they share of the key grid: beyond chance, of these tested for joint codes, and "

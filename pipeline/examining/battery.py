@@ -3,7 +3,7 @@
 # C pairs, P documents
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +13,10 @@ from pipeline.examining.chance import LEAST_COUNT, Screen, by_frequency_alone, l
 from pipeline.examining.classes import FUSED_SHARE, Evidence, class_of
 from pipeline.examining.counting import Pairs, count_pairs
 from pipeline.examining.firings import Firings, firings_of
+from pipeline.examining.geometry import GroupGeometry, PairGeometry, Rows, geometry, group_geometry, rows_of_record
 from pipeline.examining.headlines import Draws, Headline, Surveyed, draw, draw_by_mass, drawn_share, shares
 from pipeline.examining.joint_code import LEAST_BITS, LEAST_TOKENS, JointCode, JointCodes
+from pipeline.examining.partial import STABLE, Partial, partial_links
 from pipeline.examining.record import Record
 from pipeline.examining.siblings import RELATIONS, Relatives, relations
 
@@ -40,11 +42,20 @@ class Pair:
     """J beyond the mean of chance."""
     joint_code_deviations: float | None
     not_testable: str | None
+    partial: float | None
+    """Share of halves of the text in which the pair is linked while all others are known; None if not asked."""
     sibling: str
     """What the two share of the key grid: row, column, cell or neither; neither where the grid is not known."""
+    geometry: PairGeometry
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
+    evidence: Evidence
     kind: str
+
+    def knowing(self, hidden: bool | None) -> "Pair":
+        """The same, classed anew by what T2 says of it."""
+        evidence = replace(self.evidence, hidden=hidden)
+        return replace(self, evidence=evidence, kind=class_of(evidence))
 
     def row(self) -> dict[str, object]:
         """As --json prints it."""
@@ -58,10 +69,27 @@ class Pair:
             "joint_code_estimate_bits": self.joint_code_estimate_bits,
             "joint_code_deviations": self.joint_code_deviations,
             "not_testable": self.not_testable,
+            "partial": self.partial,
             "sibling": self.sibling,
+            **self.geometry.row(),
             "drawn": self.drawn,
             "class": self.kind,
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SecondScreen:
+    """How partial correlation sees the significant pairs."""
+
+    pairs: int
+    """Of them, those that it was asked about."""
+    stable: int
+    """Linked in STABLE of the halves of the text or more: the pairs on which the screens agree."""
+    agreement: float | None
+    """stable / pairs."""
+    null_links: int
+    null_stable: int
+    """The same of experts that were moved along the text."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +109,9 @@ class Examination:
     """Those significant ones that were tested, and the random ones; the strongest joint codes first."""
     random_pairs: int
     """Draws of co-active pairs without regard to lift."""
+    second_screen: SecondScreen
+    geometry: Mapping[str, GroupGeometry]
+    """T3 of the significant pairs that were tested: of all, and of each class."""
     siblings: list[Relatives]
     """The same counts by what pairs share of the key grid."""
     jcs: Headline
@@ -103,10 +134,12 @@ def examine(
     most_pairs: int = MOST_PAIRS,
     mass_pairs: int = 0,
     relabelled: Mapping[str, Record] | None = None,
+    rows: Rows | None = None,
 ) -> Examination:
-    """Every test that a record alone allows; `relabelled` are the same firings with labels of other families.
+    """Every test that a record alone allows; `rows` are the experts' vectors, where the record has none of its own.
 
-    Beside the random pairs, `mass_pairs` are drawn by the product of what the two contribute.
+    Beside the random pairs, `mass_pairs` are drawn by the product of what the two contribute. `relabelled` are the same
+    firings with labels of other families.
     """
     rng = np.random.default_rng(seed)
     firings = firings_of(record)
@@ -132,11 +165,14 @@ def examine(
         is_code_C[place_R[place_R >= len(often)]],
         untestable_C[place_R[place_R >= len(often)]],
     )
+    partial = partial_links(firings, screened, surveyed.pairs, pairs, np.random.default_rng([seed, 1]))
     tables = _Tables(
         firings=firings,
         pairs=pairs,
         lift_C=np.concatenate([surveyed.lift_C, lifts(others, moments(firings, others)[0])]),
+        stability_C=partial.stability_C,
         significant_C=significant_C,
+        geometries=geometry(firings, pairs, rows or rows_of_record(record), np.random.default_rng([seed, 2])),
         relation_C=relations(firings, pairs.first_C, pairs.second_C),
         drawn_C=drawn_C,
     )
@@ -151,6 +187,8 @@ def examine(
         pairs_by_frequency=int(by_frequency_alone(firings, screened.pairs).sum()),
         pairs=listed,
         random_pairs=len(place_R),
+        second_screen=_second_screen(partial, len(often)),
+        geometry=_by_class(listed),
         siblings=_by_relation(firings, screened, surveyed.pairs, is_code_C[: len(often)]),
         jcs=jcs,
         not_testable_share=not_testable,
@@ -171,6 +209,28 @@ def _of_draws(firings: Firings, draws: Draws, codes: JointCodes) -> Headline:
     key_C, place_R = np.unique(draws.first_R * width + draws.second_R, return_inverse=True)
     is_code_C = np.array([codes.test(key // width, key % width).bits >= LEAST_BITS for key in key_C.tolist()], np.bool_)
     return drawn_share(firings, draws, is_code_C[place_R])
+
+
+def _second_screen(partial: Partial, significant: int) -> SecondScreen:
+    asked_C = partial.stability_C[:significant]
+    asked_C = asked_C[~np.isnan(asked_C)]
+    stable = int((asked_C >= STABLE).sum())
+    return SecondScreen(
+        pairs=len(asked_C),
+        stable=stable,
+        agreement=stable / len(asked_C) if len(asked_C) else None,
+        null_links=partial.null_links,
+        null_stable=partial.null_stable,
+    )
+
+
+def _by_class(pairs: list[Pair]) -> dict[str, GroupGeometry]:
+    significant = [pair for pair in pairs if pair.significant]
+    kinds = sorted({pair.kind for pair in significant})
+    return {
+        "significant": group_geometry([pair.geometry for pair in significant]),
+        **{kind: group_geometry([pair.geometry for pair in significant if pair.kind == kind]) for kind in kinds},
+    }
 
 
 def _by_relation(firings: Firings, screened: Screen, tested: Pairs, is_code_C: NDArray[np.bool_]) -> list[Relatives]:
@@ -211,7 +271,9 @@ class _Tables:
     firings: Firings
     pairs: Pairs
     lift_C: NDArray[np.float64]
+    stability_C: NDArray[np.floating]
     significant_C: NDArray[np.bool_]
+    geometries: list[PairGeometry]
     relation_C: NDArray[np.int64]
     drawn_C: NDArray[np.int64]
 
@@ -224,6 +286,7 @@ class _Tables:
             significant=significant,
             joint_code=result.bits >= LEAST_BITS if tested else None,
             alike=result.alike,
+            opposed=self.geometries[place].opposed,
             never_part=result.scarce == "alone" and most >= FUSED_SHARE,
         )
         return Pair(
@@ -236,7 +299,10 @@ class _Tables:
             joint_code_estimate_bits=result.estimate_bits if tested else None,
             joint_code_deviations=result.deviations if tested else None,
             not_testable=None if tested else f"not testable: n = {result.too_few} of {LEAST_TOKENS}",
+            partial=None if np.isnan(self.stability_C[place]) else float(self.stability_C[place]),
             sibling=RELATIONS[int(self.relation_C[place])],
+            geometry=self.geometries[place],
             drawn=int(self.drawn_C[place]),
+            evidence=evidence,
             kind=class_of(evidence),
         )

@@ -30,6 +30,8 @@ class Screen:
 
     pairs: Pairs
     expected_C: NDArray[np.float64]
+    variance_C: NDArray[np.float64]
+    """Of a count by chance, bursts and runs among it."""
     p_C: NDArray[np.float64]
     """Of a count as high as this or higher."""
     significant_C: NDArray[np.bool_]
@@ -42,6 +44,7 @@ class Screen:
         return Screen(
             pairs=self.pairs.chosen(of),
             expected_C=self.expected_C[of],
+            variance_C=self.variance_C[of],
             p_C=self.p_C[of],
             significant_C=self.significant_C[of],
         )
@@ -81,18 +84,18 @@ def _screened(
     factor_C = affinity(firings, pairs, expected_C, but_C)
     expected_C, variance_C = expected_C * factor_C, variance_C * factor_C
     tests = firings.experts * (firings.experts - 1) // 2
-    p_C = np.empty(len(pairs))
+    burst_C, p_C = variance_C * inflation_C, np.empty(len(pairs))
     for part in _parts(len(pairs)):
-        p_C[part] = upper_tail(pairs.count_C[part], expected_C[part], variance_C[part] * inflation_C[part])
+        p_C[part] = upper_tail(pairs.count_C[part], expected_C[part], burst_C[part])
     # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
     found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
     chosen = pairs.chosen(found)
     new = found[runs_C[found] == 0]
     runs_C[new] = run_inflation(firings, pairs.chosen(new))
-    inflation = np.maximum(inflation_C[found], runs_C[found])
-    p_C[found] = upper_tail(chosen.count_C, expected_C[found], variance_C[found] * inflation)
+    burst_C[found] = variance_C[found] * np.maximum(inflation_C[found], runs_C[found])
+    p_C[found] = upper_tail(chosen.count_C, expected_C[found], burst_C[found])
     significant_C = benjamini_hochberg(p_C, rate, tests=tests)
-    return Screen(pairs=pairs, expected_C=expected_C, p_C=p_C, significant_C=significant_C)
+    return Screen(pairs=pairs, expected_C=expected_C, variance_C=burst_C, p_C=p_C, significant_C=significant_C)
 
 
 def by_frequency_alone(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> NDArray[np.bool_]:

@@ -56,6 +56,9 @@ class Record:
     """Of the whole pool, those that never fired among them."""
     cell_E2: Ints | None = None
     """Row and column of each expert in the key grid, where the pool has one."""
+    input_ED: Floats | None = None
+    output_ED: Floats | None = None
+    """What each expert reads and writes, a vector of one neuron."""
 
     @property
     def tokens(self) -> int:
@@ -108,6 +111,8 @@ def record_of(tensors: Mapping[str, Tensor]) -> Record:
         omitted_share_T=floats.get("omitted_share"),
         experts=experts,
         cell_E2=cell_E2,
+        input_ED=_vectors(tensors, "input_vector", experts),
+        output_ED=_vectors(tensors, "output_vector", experts),
     )
 
 
@@ -225,6 +230,20 @@ def _axis(tensors: Mapping[str, Tensor], name: str) -> Tensor:
     if axis.is_floating_point() or axis.dim() != 1:
         raise Mistake(f"{name!r} is {_name(axis.dtype)} of the shape {list(axis.shape)}, not one integer an expert")
     return axis.long()
+
+
+def _vectors(tensors: Mapping[str, Tensor], name: str, experts: int) -> Floats | None:
+    vector = tensors.get(name)
+    if vector is None:
+        return None
+    if not vector.is_floating_point() or vector.dim() != 2 or len(vector) < experts:
+        raise Mistake(
+            f"{name!r} is {_name(vector.dtype)} of the shape {list(vector.shape)}, not floats [{experts}, width]; "
+            "write a vector for each expert of the pool"
+        )
+    if not bool(torch.isfinite(vector).all()):
+        raise Mistake(f"{name!r} holds numbers that are NaN or infinite; write the experts' vectors again")
+    return vector.float().numpy()
 
 
 def _pool(expert_TK: Ints, stated: Tensor | None, cell_E2: Ints | None) -> int:

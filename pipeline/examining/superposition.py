@@ -11,13 +11,15 @@ from numpy.typing import NDArray
 
 from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
-from pipeline.examining.battery import Examination, examine
+from pipeline.examining.battery import Examination, Pair, examine
 from pipeline.examining.classes import JOINT_CODE
 from pipeline.examining.contribution_drift import ContributionDrift
+from pipeline.examining.geometry import Rows
 from pipeline.examining.headlines import Headline
 from pipeline.examining.labels import classes_of_tokens
 from pipeline.examining.rankings import Correlation
 from pipeline.examining.record import Record, record_of, with_shuffled_labels
+from pipeline.examining.second_difference import SecondDifferences
 from pipeline.records.exports import layer_tensors
 from pipeline.records.record import ActivationRecord
 
@@ -44,6 +46,7 @@ class Block:
     number: int
     examination: Examination
     untrained: Examination | None = None
+    differences: SecondDifferences | None = None
     drift: ContributionDrift | None = None
     correlations: Mapping[tuple[str, str], Correlation] = field(default_factory=dict)
     """By ranking and effect."""
@@ -74,6 +77,15 @@ class Block:
             numbers["co_active_experts_per_token_untrained"] = self.untrained.bookkeeping.active_mean
             for name, headline in self.untrained.jcs_of.items():
                 numbers |= _headline(f"jcs_untrained_{name}", headline)
+        if (differences := self.differences) is not None:
+            for name, headline in differences.headlines.items():
+                numbers |= _headline(name, headline)
+            if differences.null.threshold is not None:
+                numbers["iota_null"] = differences.null.threshold
+            iotas = [pair.iota for pair in differences.pairs if pair.iota is not None]
+            hidden = [pair.hidden for pair in differences.pairs if pair.hidden is not None]
+            numbers |= {"iota_mean": float(np.mean(iotas))} if iotas else {}
+            numbers |= {"hidden_pairs_share": float(np.mean(hidden))} if hidden else {}
         if (drift := self.drift) is not None:
             numbers |= {
                 "contribution_correlation": drift.mean,
@@ -111,8 +123,11 @@ def strongest(record: Record, most: int) -> Record:
     )
 
 
-def examined(record: Record, corpus: Corpus, extent: Extent, seed: int) -> Examination:
-    """A block's record under all tests that need no model, with shuffled labels beside them and other families."""
+def examined(record: Record, corpus: Corpus, extent: Extent, seed: int, *, rows: Rows | None = None) -> Examination:
+    """A block's record under all tests that ablate nothing, with shuffled labels beside them and other families.
+
+    `rows` are the experts' vectors.
+    """
     relabelled = {
         SHUFFLED: with_shuffled_labels(record, seed),
         CLASS: replace(record, label_T=classes_of_tokens(corpus.tokenizer)[record.token_T]),
@@ -126,7 +141,31 @@ def examined(record: Record, corpus: Corpus, extent: Extent, seed: int) -> Exami
         most_pairs=extent.surveyed,
         mass_pairs=extent.by_mass,
         relabelled=relabelled,
+        rows=rows,
     )
+
+
+def interacting(found: Examination, most: int) -> list[tuple[int, int]]:
+    """Pairs for second differences: half of them the strongest joint codes, then other ones that are co-active most."""
+    codes = sorted((pair for pair in found.pairs if pair.evidence.joint_code), key=lambda pair: -_weight(pair))
+    others = sorted(
+        (pair for pair in found.pairs if pair.significant and not pair.evidence.joint_code),
+        key=lambda pair: -pair.count,
+    )
+    chosen = [*codes[: (most + 1) // 2], *others][:most]
+    return [(pair.i, pair.j) for pair in chosen]
+
+
+def knowing_differences(found: Examination, differences: SecondDifferences) -> Examination:
+    """The same with the pairs classed anew whose second differences are known."""
+    hidden = {(of.i, of.j): of.hidden for of in differences.pairs if of.hidden is not None}
+    pairs = [pair.knowing(hidden[pair.i, pair.j]) if (pair.i, pair.j) in hidden else pair for pair in found.pairs]
+    return replace(found, pairs=pairs)
+
+
+def _weight(pair: Pair) -> float:
+    """Bits of a joint code over all tokens on which both fire."""
+    return (pair.joint_code_bits or 0) * pair.count
 
 
 def mean_metrics(blocks: Sequence[Mapping[str, float]]) -> dict[str, float]:
@@ -141,11 +180,13 @@ def classes_of(found: Examination) -> dict[tuple[str, bool], int]:
     return dict(Counter((pair.kind, pair.significant) for pair in found.pairs))
 
 
-def examples_of(found: Examination, record: Record, corpus: Corpus, listed: int) -> list[dict[str, object]]:
+def examples_of(block: Block, record: Record, corpus: Corpus, listed: int) -> list[dict[str, object]]:
     """The strongest codes, then other significant pairs, with the tokens on which i, j and both fire."""
+    found, differences = block.examination, block.differences
+    second = {} if differences is None else {(of.i, of.j): of.row() for of in differences.pairs}
     codes = [pair for pair in found.pairs if pair.kind.startswith(JOINT_CODE)]
     others = [pair for pair in found.pairs if pair.significant and not pair.kind.startswith(JOINT_CODE)]
-    codes.sort(key=lambda pair: (-(pair.joint_code_bits or 0) * pair.count, pair.i, pair.j))
+    codes.sort(key=lambda pair: (-_weight(pair), pair.i, pair.j))
     fires = {
         expert: (record.expert_TK == expert).any(1)
         for pair in [*codes[:listed], *others[:listed]]
@@ -162,6 +203,7 @@ def examples_of(found: Examination, record: Record, corpus: Corpus, listed: int)
     return [
         {
             **pair.row(),
+            "second_difference": second.get((pair.i, pair.j)),
             "i_alone": words(fires[pair.i] & ~fires[pair.j]),
             "j_alone": words(fires[pair.j] & ~fires[pair.i]),
             "both": words(fires[pair.i] & fires[pair.j]),

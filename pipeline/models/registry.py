@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from kernels.errors import Mistake
-from pipeline.models.contract import ExpertLayer, ExpertSpec
+from pipeline.models.contract import ExpertLayer, ExpertSpec, Vectors, vectors_of_tables
 from pipeline.models.transformer import Block, TransformerSpec, Visit
 
 S = TypeVar("S", bound=BaseModel)
@@ -73,6 +73,8 @@ class LayerKind(Generic[S]):
     check_same_pool: Callable[[Any, Any], None] = check_same_number
     """ValueError unless an expert of a layer and that of its number in a teacher's are the same one, as far as that can
     be seen; `drift` compares only such."""
+    vectors: Callable[[Any, Tensor], Vectors] = vectors_of_tables
+    """What the experts of these numbers read and write."""
 
 
 LAYER_KINDS: dict[str, LayerKind[Any]] = {}

@@ -8,6 +8,7 @@ import torch
 
 from artifacts import ArtifactError, Circumstance, Recipe, Store
 from artifacts.meanings import meaning
+from pipeline.examining.second_difference import SecondDifferenceConfig
 from pipeline.examining.superposition import CLASS, DOMAIN, SHUFFLED
 from pipeline.records.record import ActivationRecord
 from pipeline.records.recording import Recording, record_activations
@@ -21,7 +22,14 @@ from tests.pictures import assert_picture
 from tests.tiny import DENSE, INT4, JUMP, tiny_corpus, tiny_model
 
 CONFIG = MeasureSuperpositionConfig(
-    surveyed_pairs=15, drawn_pairs=15, random_pairs=20, listed_pairs=3, ablated_experts=10, ablated_windows=2
+    surveyed_pairs=15,
+    drawn_pairs=15,
+    random_pairs=20,
+    listed_pairs=3,
+    ablated_experts=10,
+    ablated_windows=2,
+    interacting_pairs=4,
+    interactions=SecondDifferenceConfig(tokens=10, partners=0, random_tokens=20),
 )
 RECORDING = Recording(split="held_out", tokens=300, context_length=10, batch_size=8, most=6, contributions="float32")
 PEER = Measured(id="peer-id", kind="peer", stage="", config={}, inputs={}, spec={}, metrics={}, seconds=0.0)

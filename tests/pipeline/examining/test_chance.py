@@ -161,12 +161,12 @@ def test_siblings_that_co_fire_beyond_their_sub_key_are_found_and_no_others(seed
 
 
 def test_siblings_meet_by_chance_as_they_do_when_columns_are_drawn_apart():
-    """Of a row that is selected with a strength of the token's, against the mean over 40 drawings."""
+    """Of a row that is selected with a strength of the token's, against the mean over 20 drawings."""
     rng = np.random.default_rng(11)
     tokens, rates = 20_000, np.array([0.8, 0.5, 0.5, 0.3, 0.2])
     strength_T = rng.beta(2, 2, tokens) * (rng.random(tokens) < 0.3)
-    fires_DTE = rng.random((40, tokens, 5)) < rates * strength_T[:, None]
-    met_EE = np.einsum("dte,dtf->ef", fires_DTE.astype(np.float32), fires_DTE.astype(np.float32)) / 40
+    fires_DTE = rng.random((20, tokens, 5)) < rates * strength_T[:, None]
+    met_EE = np.einsum("dte,dtf->ef", fires_DTE.astype(np.float32), fires_DTE.astype(np.float32)) / 20
     cell = np.stack([np.zeros(5, int), np.arange(5)], axis=1)
     means = []
     for fires_TE in fires_DTE:

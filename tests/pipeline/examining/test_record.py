@@ -88,6 +88,8 @@ def test_what_padding_holds_is_of_no_account():
         ({"cell_row": torch.zeros(8), "cell_column": torch.zeros(8)}, "'cell_row' is float32 of the shape"),
         ({"cell_row": torch.arange(8), "cell_column": torch.arange(7)}, "8 experts and 'cell_column' 7; make"),
         ({"cell_row": torch.arange(8), "cell_column": torch.arange(8) - 1}, "row or column is below 0"),
+        ({"output_vector": torch.zeros((7, 4))}, r"'output_vector' is float32 of the shape \[7, 4\], not floats \[8,"),
+        ({"input_vector": torch.full((8, 4), torch.nan)}, "'input_vector' holds numbers that are NaN"),
         ({"cell": torch.zeros((9, 2), dtype=torch.int32), "experts": torch.tensor(8)}, "make them agree"),
     ],
 )
