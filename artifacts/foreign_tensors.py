@@ -23,8 +23,10 @@ DTYPES: Mapping[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "I16": torch.int16,
     "U8": torch.uint8,
     "I8": torch.int8,
+    "BOOL": torch.bool,
 }
 
 
