@@ -73,7 +73,7 @@ _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else Non
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.run import Progress
-from pipeline.running.live_runs import alive, forget, gone
+from pipeline.running.live_runs import alive, forget, gone, is_uuid
 from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
 from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
 from stages import STAGES, form
@@ -269,7 +269,7 @@ class PrefectBoard:
         self.client.update_artifact(UUID(id), ArtifactUpdate(data=card))
 
     def count(self, ids: Collection[str]) -> int:
-        asked = {"artifacts": {"id": {"any_": list(ids)}}}
+        asked = {"artifacts": {"id": {"any_": [id for id in ids if is_uuid(id)]}}}
         return self.client.request("POST", "/artifacts/count", json=asked).json()
 
     def link(self, id: str) -> str:
