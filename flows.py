@@ -81,7 +81,7 @@ from artifacts.board import pin_all, pin_card, pin_run_card
 from artifacts.cards import Stopped, brief, failure_card
 from pipeline.run import Progress
 from pipeline.running.live_card import LiveCurve, tile
-from pipeline.running.live_runs import alive, forget, gone
+from pipeline.running.live_runs import alive, forget, gone, is_uuid
 from pipeline.running.progress import Lines, duration, print_results, say_before, shown
 from pipeline.running.run_names import is_made_up
 from pipeline.stage import Device, Made, StageConfig, chosen_device, run_stage
@@ -369,7 +369,7 @@ class PrefectBoard:
         self.client.update_artifact(UUID(id), ArtifactUpdate(data=card))
 
     def count(self, ids: Collection[str]) -> int:
-        asked = {"artifacts": {"id": {"any_": list(ids)}}}
+        asked = {"artifacts": {"id": {"any_": [id for id in ids if is_uuid(id)]}}}
         return self.client.request("POST", "/artifacts/count", json=asked).json()
 
     def link(self, id: str) -> str:

@@ -27,7 +27,12 @@ def allow(folders: Sequence[Path]) -> None:
 
 
 def check_allowed(store: str, config: StageConfig) -> None:
-    """ValueError if the store, or text to be read, lies elsewhere; symbolic links count as what they lead to."""
+    """ValueError if the store, or text to be read, lies elsewhere; symbolic links count as what they lead to.
+
+    A store without a name is refused of everybody: to whoever joins paths it is the working directory.
+    """
+    if not store.strip():
+        raise Mistake(f"store: got {store[:40]!r}, wanted: the folder of a store")
     if ALLOWED not in os.environ:
         return
     folders = [Path(folder) for folder in json.loads(os.environ[ALLOWED])]
@@ -41,6 +46,8 @@ def check_allowed(store: str, config: StageConfig) -> None:
 
 def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> None:
     for path in paths:
+        if "\0" in str(path):
+            raise Mistake(f"{what}: got {str(path)[:400]!r}, which no file is called; write another path")
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(folder) for folder in folders):
             shown = str(path) if str(real) == str(path) else f"{path}, which is {real}"

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
+        named = re.fullmatch(r"([^\W\d_][\w-]*)=(.+)", text)
         domain, location = named.groups() if named and not os.path.exists(text) else (None, text)
         if not location.removeprefix("hf:").strip():
             raise Mistake(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
@@ -43,7 +44,13 @@ class Source:
 
 
 def _domain_name(written: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", written.lower()).strip("_") or "text"
+    """Letters and digits of any script in lower case, with _ between; of a name without any its characters' numbers."""
+    text = unicodedata.normalize("NFKC", written.lower()).lower()
+    # Vowel signs of many scripts are marks: names that differ in them alone are different names.
+    kept = "".join(one if unicodedata.category(one)[0] in "LNM" else " " for one in text)
+    if name := "_".join(kept.split()):
+        return name
+    return "text" if written.isascii() else "_".join(f"u{ord(one):x}" for one in text if not one.isspace())
 
 
 def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:

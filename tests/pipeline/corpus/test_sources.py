@@ -332,6 +332,29 @@ def test_rows_name_their_domains_and_each_is_split_by_itself(tmp_path):
     assert read(tmp_path / "b.jsonl", domain_field="kind").domains == ("x",)
 
 
+@pytest.mark.parametrize(
+    ("written", "domain"),
+    [
+        ("C++ code", "c_code"), ("Über", "über"), ("U\u0308ber", "über"), ("проза", "проза"), ("проза 2", "проза_2"),
+        ("日本", "日本"), ("中国", "中国"), ("हिन्दी", "हिन्दी"), ("हिन्दू", "हिन्दू"), ("ＡＢ", "ab"), ("🎉", "u1f389"),
+        ("🚀", "u1f680"), ("---", "text"), ("a_b-c", "a_b_c"), ("İ", "i̇"),
+    ],
+)  # fmt: skip
+def test_a_domain_is_called_as_it_was_written_in_whatever_script(tmp_path, written, domain):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "domain": written} for i in range(10)])
+    assert read(tmp_path / "a.jsonl").domains == (domain,)
+
+
+def test_folders_whose_names_are_not_latin_are_domains_of_their_own(tmp_path):
+    for name in ("проза", "стихи"):
+        (tmp_path / name).mkdir()
+        for i in range(9):
+            (tmp_path / name / f"{i}.txt").write_text(f"{name} number {i} of its own kind")
+    splits = read_sources([str(tmp_path / "проза"), str(tmp_path / "стихи"), f"книги={tmp_path / 'стихи'}"], READING)
+    assert splits.domains == ("проза", "стихи")  # what the third would give stands in the second already
+    assert Source.parse(f"книги={tmp_path / 'стихи'}").domain == "книги"
+
+
 def test_too_many_domains_are_refused_at_once_and_a_domain_too_small_by_name(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "domain": f"host{i}"} for i in range(2000)])
     with pytest.raises(ValueError, match=r"2,000 domains were named and 256 is the most; .* an empty domain_field"):
