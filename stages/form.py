@@ -5,7 +5,7 @@ blank, then where to run; all other settings of a stage are folded. A field's ti
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pipeline.run import LEAST_SEED, MOST_SEED
 from pipeline.stage import Device, StageConfig
 from stages.chain import NAMES, Step
+from stages.everyday import everyday
 from stages.parser import overridden
 from stages.presets import PRESETS, preset_of
 from stages.settings import EXAMPLE, leaves, nearest, require_known
@@ -23,25 +24,13 @@ REST = "rest"
 MOST_INPUTS = 3
 """Of a stage with more, the form has the one that the others follow from."""
 
-_TRAINED = ("training.steps", "training.learning_rate", "training.batch_size")
-_SHAPE = ("transformer.d_model", "transformer.num_layers")
-EVERYDAY: Mapping[str, tuple[str, ...]] = {
-    "prepare-corpus": ("sources", "vocab_size", "max_bytes"),
-    "train-dense": (*_TRAINED, *_SHAPE),
-    "train-monet": (*_TRAINED, *_SHAPE, "monet.num_sub_experts"),
-    "train-peer": (*_TRAINED[:2], *_SHAPE, "peer.num_keys", "peer.num_experts", "peer.precision"),
-    "distill-peer": ("training.steps", "training.learning_rate", "num_experts", "pairs_per_head"),
-    "quantize-int8": ("distillation.steps", "measure.tokens"),
-    "quantize-int4": ("clips", "distillation.steps", "measure.tokens"),
-    "finetune-int4": ("training.steps", "training.learning_rate", "table_rate", "objective"),
-    "grow-int4": ("doublings",),
-    "distill-symbols": ("sample_tokens", "least_r2", "least_recovered", "kan_experts"),
-    "report": ("dots_per_inch",),
-    "record-activations": ("split", "tokens", "experts_per_token"),
-    "study-int4-ablation": ("arm.training.steps", "arm.peer.num_experts", "num_seeds", "num_tuning_seeds"),
-    "study-precision": ("arm.training.steps", "doublings", "num_seeds", "num_tuning_seeds"),
-}
-"""Of each stage the settings that are changed most, by dotted name."""
+MOST_EVERYDAY = 7
+"""Settings of a stage that its form asks for before it folds the others."""
+
+
+def everyday_of(step: Step) -> Sequence[str]:
+    """Dotted names of the settings that the form of this stage asks for."""
+    return everyday(preset_of(FIRST_PRESET).config_of(step))[:MOST_EVERYDAY]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +52,7 @@ def fields_of(step: Step, default_store: str) -> list[Field]:
     return [
         *_inputs(step),
         _preset(),
-        *(_everyday(step, name) for name in EVERYDAY[step.name]),
+        *(_everyday(step, name) for name in everyday_of(step)),
         *_where(default_store),
         Field(
             name="force",
@@ -155,7 +144,7 @@ def config_from(step: Step, preset: str, values: Mapping[str, Any]) -> StageConf
     given = dict(_flat(values.get(REST) or {}))
     for name in given:
         require_known(f"--config of {step.name}", name, leaves(base))
-    everyday = {name: values.get(_parameter(name)) for name in EVERYDAY[step.name]}
+    everyday = {name: values.get(_parameter(name)) for name in everyday_of(step)}
     given |= {name: value for name, value in everyday.items() if value is not None}
     return overridden(base, {f"config.{name}": value for name, value in given.items()}, "config")
 
@@ -164,10 +153,10 @@ def config_written(step: Step, config: StageConfig) -> dict[str, Any]:
     """What `config_from` makes this config of: the nearest preset, everyday settings, and what else is otherwise."""
     preset, others = nearest(config, lambda name: preset_of(name).config_of(step))
     own = leaves(config)
-    everyday = {_parameter(name): _listed(own[name]) for name in EVERYDAY[step.name]}
+    everyday = {_parameter(name): _listed(own[name]) for name in everyday_of(step)}
     rest: dict[str, Any] = {}
     for name, value in others.items():
-        if name not in EVERYDAY[step.name]:
+        if name not in everyday_of(step):
             *above, last = name.split(".")
             place = rest
             for part in above:

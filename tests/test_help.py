@@ -168,10 +168,10 @@ def test_settings_of_every_day_are_fields_of_the_stage_and_none_of_how_it_is_mea
     for step in CHAIN:
         config = Plan().config_of(step)
         paths = {".".join(path) for path in leaves(config)}
-        shown = everyday(config)
+        shown = set(everyday(config))
         assert shown
         assert shown <= paths
         assert shown == paths or len(paths) > FEW
-    shown = everyday(Plan().train_monet)
+    shown = set(everyday(Plan().train_monet))
     assert {"training.steps", "transformer.d_model", "monet.num_sub_experts"} <= shown
     assert not shown & {"measure.batch_size", "training.beta2"}
