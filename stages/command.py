@@ -19,7 +19,7 @@ from stages.everyday import everyday, leaves
 from stages.like import Settings, settings_of
 from stages.parser import Group, Parser, add_fields, add_some_fields, dashed, overridden
 from stages.plan import Plan
-from stages.presets import PRESETS, preset_of
+from stages.presets import DEFAULT, PRESETS, preset_of
 from stages.scaling import MOST, factor, scaled, scaling_said
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -143,7 +143,7 @@ def _presets() -> str:
 
 
 def _add_run_options(parser: Parser) -> None:
-    parser.add_argument("--preset", metavar="NAME", help="where settings start from (default: tiny)")
+    parser.add_argument("--preset", metavar="NAME", help=f"where settings start from (default: {DEFAULT})")
     _add_scale(parser)
     parser.add_argument(
         "--corpus", nargs="+", metavar="TEXT", help="files, folders or hf:NAME to read, each optionally after domain="
@@ -226,7 +226,7 @@ def _add_stage_options(parser: Parser, step: Step) -> None:
             inputs.add_argument(f"--{role}", metavar="ID", help=f"a {kinds}; the chain's is made by {producer}")
     run = parser.add_argument_group("run")
     run.add_argument(
-        "--preset", metavar="NAME", help=f"where settings start from: {', '.join(PRESETS)} (default: tiny)"
+        "--preset", metavar="NAME", help=f"where settings start from: {', '.join(PRESETS)} (default: {DEFAULT})"
     )
     run.add_argument(
         "--like", metavar="ID", help=f"start from the settings, inputs and seed of this artifact of {step.name}"
@@ -324,7 +324,7 @@ def _preset(arguments: Sequence[str]) -> Plan:
     """The plan that --preset names, read ahead of the rest: the other flags' defaults are the preset's."""
     ahead = Parser(add_help=False)
     ahead.add_argument("--preset")
-    name = ahead.parse_known_args([dashed(argument) for argument in arguments])[0].preset or "tiny"
+    name = ahead.parse_known_args([dashed(argument) for argument in arguments])[0].preset or DEFAULT
     return preset_of(name.replace("-", "_"))
 
 

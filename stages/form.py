@@ -16,10 +16,9 @@ from pipeline.stage import Device, StageConfig
 from stages.chain import NAMES, Step
 from stages.everyday import everyday
 from stages.parser import overridden
-from stages.presets import PRESETS, preset_of
+from stages.presets import DEFAULT, PRESETS, preset_of
 from stages.settings import EXAMPLE, leaves, nearest, require_known
 
-FIRST_PRESET = next(iter(PRESETS))
 REST = "rest"
 MOST_INPUTS = 3
 """Of a stage with more, the form has the one that the others follow from."""
@@ -30,7 +29,7 @@ MOST_EVERYDAY = 7
 
 def everyday_of(step: Step) -> Sequence[str]:
     """Dotted names of the settings that the form of this stage asks for."""
-    return everyday(preset_of(FIRST_PRESET).config_of(step))[:MOST_EVERYDAY]
+    return everyday(preset_of(DEFAULT).config_of(step))[:MOST_EVERYDAY]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -215,7 +214,7 @@ def _preset() -> Field:
         description=f"Where settings start from. {said}",
         schema={"type": "string", "enum": list(PRESETS)},
         annotation=str,
-        default=FIRST_PRESET,
+        default=DEFAULT,
     )
 
 
@@ -233,7 +232,7 @@ def _everyday(step: Step, name: str) -> Field:
     found = owner.model_json_schema()["properties"][last]
     bounds = {key: value for key, value in found.items() if key not in ("default", "description", "title")}
     by_value: dict[str, list[str]] = {}
-    for preset in PRESETS:
+    for preset in sorted(PRESETS, key=lambda name: name != DEFAULT):
         value = leaves(preset_of(preset).config_of(step))[name]
         by_value.setdefault(_said(value), []).append(preset)
     (usual, _), *others = by_value.items()

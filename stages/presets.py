@@ -141,6 +141,7 @@ def monet_4_1b() -> Plan:
 PRESETS: Mapping[str, Callable[[], Plan]] = {
     preset.__name__: preset for preset in (smoke, tiny, small, gpu, shakespeare, monet_850m, monet_1_4b, monet_4_1b)
 }
+DEFAULT = tiny.__name__
 
 
 def preset_of(name: str) -> Plan:

@@ -76,7 +76,7 @@ def test_a_form_fills_in_nothing_that_a_preset_decides():
     assert "'default'" not in str(properties[form.REST])
     assert properties["steps"]["minimum"] == 1
     assert "int4" in properties["precision"]["enum"]
-    assert properties["steps"]["description"].startswith("Optimizer steps. Blank: the preset's (1,500; 2,000 of small")
+    assert properties["steps"]["description"].startswith("Optimizer steps. Blank: the preset's (1,500; 300 of smoke; 2,000 of small")
 
 
 def test_many_inputs_are_one_field_and_the_others_follow_from_it():
