@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from artifacts.meanings import MODEL
 from pipeline.corpus.splits import Corpus
-from pipeline.corpus.windows import random_windows
+from pipeline.corpus.windows import held_out_windows, random_windows
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts, SymbolSpec
@@ -25,6 +25,7 @@ from pipeline.symbolic.recording import record
 from pipeline.symbolic.rules import search as rules
 from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.showing.firing_rules import rule_circuit
+from pipeline.symbolic.showing.showcase import BY_ENERGY, BY_LOGIC
 from pipeline.symbolic.tiers import Options, Tier
 from pipeline.symbolic.writing.assembly import fit_block
 from pipeline.symbolic.writing.held_out import statements_on, worth_on
@@ -263,7 +264,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         self.count[tag] += 1
         self.fetched += [value for name, value in attrs if name in ("src", "href")]
-        if tag not in ("meta", "circle", "path", "polyline"):
+        if tag not in ("meta", "input", "circle", "path", "polyline"):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
@@ -271,18 +272,30 @@ class Page(HTMLParser):
             assert self.open.pop() == tag
 
 
-def test_the_page_is_complete_in_itself_and_shows_experts_with_graphs_and_contexts(made):
+def writing_on_held_out(model, corpus) -> int:
+    """Experts of all blocks that add anything on the tokens that are reported on."""
+    tokens_WT, _ = held_out_windows(corpus.held_out, num_tokens=16_384, length=32)
+    with torch.no_grad():
+        pairs = [visit.pairs() for visit in model.walk(tokens_WT)]
+    return sum(len({*of_block.expert_P[of_block.norm_P > 0].tolist()}) for of_block in pairs)
+
+
+def test_the_page_is_complete_in_itself_and_shows_experts_with_graphs_and_contexts(made, int4, corpus):
     page = Page()
     text = made.files["symbols.html"].decode()
     page.feed(text)
     assert page.open == []
-    assert page.fetched == []
-    assert page.count["script"] == 0
+    assert all(link.startswith("#") for link in page.fetched)
+    assert page.count["script"] == 1
     readable = int(((tiers(made) >= Tier.T1) & (tiers(made) <= Tier.T3)).sum())
-    assert 0 < page.count["article"] == page.count["svg"] <= min(10, readable)
+    assert 0 < page.count["article"] == page.count["svg"] <= min(BY_ENERGY * LAYERS + BY_LOGIC, readable)
     assert page.count["mark"] >= page.count["article"]
+    index = text.split('<table id="index">')[1].split("</table>")[0]
+    assert index.count("<tr data-energy") == writing_on_held_out(int4, corpus)
+    for link in page.fetched:
+        assert link == "#" or f'<article id="{link[1:]}"' in text
     for word in (
-        "loss_recovered_constant_magnitude", "score_name_f1_permuted_mean", "T4", "by tokens alone",
+        "loss_recovered_constant_magnitude", "score_name_f1_permuted_mean", "T4", "By tokens alone",
         "loss_recovered_gate_constant_magnitude_over_biases", "loss_recovered_biases_alone", "verbatim_energy_share",
         "rule_gates_pass_through", "description_bits_per_expert_with_biases", "rule_firing_f1_mean",
     ):  # fmt: skip

@@ -192,8 +192,8 @@ def _compared(
     fires_N = torch.cat(fires)
     if not fires_N.any():
         raise Mistake(
-            f"layer {layer}: {_named(chosen)} add nothing on {len(fires_N):,} held-out tokens, so that nothing changes "
-            "without them; name another expert, or count on more text with --tokens"
+            f"layer {layer}, {_named(chosen)}: nothing is added on {len(fires_N):,} held-out tokens, so that nothing "
+            "changes without it; name another expert, or count on more text with --tokens"
         )
     return output_E, fires_N, torch.cat(whole), torch.cat(without), shift_V / int(fires_N.sum())
 

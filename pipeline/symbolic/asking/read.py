@@ -91,7 +91,7 @@ def _of_layer(visit: Visit, layer: int, words: KnownWords, most: int) -> list[La
     tokens, experts = len(visit.x_ND), visit.experts.num_experts
     pairs = visit.pairs()
     sum_N = torch.zeros(tokens).index_add(0, pairs.token_P.cpu(), pairs.norm_P.float().cpu()).tolist()
-    kept = strongest(pairs, tokens=tokens, experts=experts, most=most)
+    kept = strongest(pairs, tokens=tokens, experts=experts, most=min(most, experts))
     order_NM = torch.argsort(kept.contribution_TK, dim=1, descending=True, stable=True)
     rows = zip(
         kept.expert_TK.gather(1, order_NM).tolist(),

@@ -1,10 +1,12 @@
 "use strict";
 // One screen at a time: the part after # names an expert; without it the layers and the index are shown.
-const MOST = 50;
+const MOST = 12;
+let most = MOST;
 const home = document.getElementById("home");
 const experts = [...document.querySelectorAll("article.expert")];
 const body = document.querySelector("#index tbody");
 const rows = [...body.rows];
+const more = document.getElementById("more");
 const [search, layer, order] = ["search", "layer", "order"].map((id) => document.getElementById(id));
 
 function number(row, name) {
@@ -25,14 +27,16 @@ function matches(row) {
       || row.cells[7].textContent.includes(wanted));
 }
 
-function list() {
+function list(count) {
+  most = count;
   const found = rows.filter(matches).sort(BEFORE[order.value]);
   for (const row of rows) row.classList.add("hidden");
-  for (const row of found.slice(0, MOST)) {
+  for (const row of found.slice(0, most)) {
     row.classList.remove("hidden");
     body.append(row);
   }
-  document.getElementById("count").textContent = `${Math.min(MOST, found.length)} of ${found.length} shown`;
+  document.getElementById("count").textContent = `${Math.min(most, found.length)} of ${found.length}`;
+  more.classList.toggle("hidden", found.length <= most);
 }
 
 function turn() {
@@ -43,7 +47,8 @@ function turn() {
 }
 
 document.body.classList.add("scripted");
-for (const control of [search, layer, order]) control.addEventListener("input", list);
+for (const control of [search, layer, order]) control.addEventListener("input", () => list(MOST));
+more.addEventListener("click", () => list(5 * most));
 addEventListener("hashchange", turn);
-list();
+list(MOST);
 turn();
