@@ -26,6 +26,8 @@ from pipeline.models.trained_length import trained_length
 from pipeline.records.recording import check_speaks_as
 
 MODELING = "modeling_legible"
+LENS = "transformer_lens_legible.py"
+"""Only TransformerLens needs it."""
 MODEL_TYPE = "legible"
 SHARD_BYTES = 4 * 10**9
 EXPORTED = frozenset(("dense", "monet", "peer", "symbols"))
@@ -53,7 +55,7 @@ def export(store: Store, id: str, folder: Path, shard_bytes: int = SHARD_BYTES) 
         "config.json": _json(_config(model, context, tokens.end)),
         "generation_config.json": _json({"eos_token_id": tokens.end, "pad_token_id": tokens.end, "do_sample": False}),
         "README.md": f"{card}\n{_USE}".encode(),
-        f"{MODELING}.py": Path(__file__).with_name(f"{MODELING}.py").read_bytes(),
+        **{name: Path(__file__).with_name(name).read_bytes() for name in (f"{MODELING}.py", LENS)},
         **tokens.files(context),
     }
     with _appearing(folder) as made:
@@ -75,7 +77,8 @@ output = model(**tokenizer("def ", return_tensors="pt"), output_routed_experts=T
 output.routed_experts  # (batch, tokens, blocks, experts kept), -1 for none; output.routed_gates are their gates
 ```
 
-Hook points of every expert layer are named at the top of `modeling_legible.py`.
+Hook points of every expert layer are named at the top of `modeling_legible.py`; `transformer_lens_legible.py` opens
+the model in TransformerLens 4, and nnsight needs nothing.
 """
 
 
@@ -163,8 +166,8 @@ def _tokenizer_files(store: Store, id: str, model: LanguageModel) -> _Tokens:
         beside = {
             name: files[name].read_bytes() for name in BESIDE if name in files and name != "generation_config.json"
         }
-        end = json.loads(files["config.json"].read_bytes()).get("eos_token_id")
-        end = end[0] if isinstance(end, list) and end else end
+        ends = json.loads(files["config.json"].read_bytes()).get("eos_token_id")
+        end = next((end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int), None)
         return _Tokens(tokenizer=files[TOKENIZER].read_bytes(), config=config, beside=beside, end=end)
     raise ArtifactError(f"{id} was made from no corpus and brought no tokenizer, so nothing says what its tokens are")
 
