@@ -15,7 +15,7 @@ from artifacts import Store
 from artifacts.ancestry import known_ancestry
 from artifacts.errors import ArtifactError
 from artifacts.foreign_tensors import DTYPES, read_stored, write_shards
-from artifacts.model_card import model_card
+from artifacts.model_card import LIBRARY, model_card
 from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
@@ -51,6 +51,7 @@ def export(store: Store, id: str, folder: Path, shard_bytes: int = SHARD_BYTES) 
     context = trained_length(store, artifact.id)
     ancestry = known_ancestry(store, [artifact.id])
     card = model_card(artifact.manifest, ancestry.manifests, ancestry.missing)
+    card = card.replace(f"library_name: {LIBRARY}\n", "library_name: transformers\n", 1)  # which opens this folder
     files = {
         "config.json": _json(_config(model, context, tokens.end)),
         "generation_config.json": _json({"eos_token_id": tokens.end, "pad_token_id": tokens.end, "do_sample": False}),
