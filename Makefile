@@ -63,7 +63,18 @@ faults: $(VENV)/ready ## Every fault at every file operation, counted: what was 
 science: $(VENV)/ready ## Planted superposition at full size, looked for by the tests of pipeline/examining, counted
 	$(BIN)/python -m tests.science.planted
 
+INTEROP ?= .venv-interop
+
+$(INTEROP)/ready: tests/interop/requirements.txt
+	test -x $(INTEROP)/bin/python || $(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/python -m pip install --quiet --disable-pip-version-check -r tests/interop/requirements.txt
+	touch $@
+
+interop: $(VENV)/ready $(INTEROP)/ready ## Exports under transformers, lm-eval, TransformerLens and nnsight, in a .venv of its own
+	$(BIN)/python -m tests.interop.prepare build/interop
+	$(INTEROP)/bin/python tests/interop/check.py build/interop
+
 tree: $(VENV)/ready ## Lineage of everything in the store
 	$(BIN)/python -m artifacts tree
 
-.PHONY: help setup run ui test clicks gpu format lint types imports check native bench aot faults science tree
+.PHONY: help setup run ui test clicks gpu format lint types imports check native bench aot faults science interop tree

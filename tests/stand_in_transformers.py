@@ -55,10 +55,11 @@ class Output:
 
 def opened(folder: Path) -> nn.Module:
     """The model in an exported folder, by its own modeling file."""
-    made = {name: ModuleType(name) for name in ("transformers", "transformers.cache_utils", "transformers.utils")}
-    vars(made["transformers"]).update(GenerationMixin=type("GenerationMixin", (), {}), PreTrainedConfig=Config,
-                                      PreTrainedModel=Model)  # fmt: skip
-    vars(made["transformers.cache_utils"]).update(DynamicCache=Cache)
+    made = {name: ModuleType(name) for name in ("transformers", "transformers.utils")}
+    vars(made["transformers"]).update(
+        DynamicCache=Cache, GenerationMixin=type("GenerationMixin", (), {}), PreTrainedConfig=Config,
+        PreTrainedModel=Model,
+    )  # fmt: skip
     vars(made["transformers.utils"]).update(ModelOutput=Output)
     before = {name: sys.modules.get(name) for name in made}
     sys.modules.update(made)

@@ -15,7 +15,7 @@ from artifacts import Store
 from artifacts.ancestry import known_ancestry
 from artifacts.errors import ArtifactError
 from artifacts.foreign_tensors import DTYPES, read_stored, write_shards
-from artifacts.model_card import model_card
+from artifacts.model_card import LIBRARY, model_card
 from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus
@@ -26,6 +26,8 @@ from pipeline.models.trained_length import trained_length
 from pipeline.records.recording import check_speaks_as
 
 MODELING = "modeling_legible"
+LENS = "transformer_lens_legible.py"
+"""Only TransformerLens needs it."""
 MODEL_TYPE = "legible"
 SHARD_BYTES = 4 * 10**9
 EXPORTED = frozenset(("dense", "monet", "peer", "symbols"))
@@ -49,11 +51,12 @@ def export(store: Store, id: str, folder: Path, shard_bytes: int = SHARD_BYTES) 
     context = trained_length(store, artifact.id)
     ancestry = known_ancestry(store, [artifact.id])
     card = model_card(artifact.manifest, ancestry.manifests, ancestry.missing)
+    card = card.replace(f"library_name: {LIBRARY}\n", "library_name: transformers\n", 1)  # which opens this folder
     files = {
         "config.json": _json(_config(model, context, tokens.end)),
         "generation_config.json": _json({"eos_token_id": tokens.end, "pad_token_id": tokens.end, "do_sample": False}),
         "README.md": f"{card}\n{_USE}".encode(),
-        f"{MODELING}.py": Path(__file__).with_name(f"{MODELING}.py").read_bytes(),
+        **{name: Path(__file__).with_name(name).read_bytes() for name in (f"{MODELING}.py", LENS)},
         **tokens.files(context),
     }
     with _appearing(folder) as made:
@@ -75,7 +78,8 @@ output = model(**tokenizer("def ", return_tensors="pt"), output_routed_experts=T
 output.routed_experts  # (batch, tokens, blocks, experts kept), -1 for none; output.routed_gates are their gates
 ```
 
-Hook points of every expert layer are named at the top of `modeling_legible.py`.
+Hook points of every expert layer are named at the top of `modeling_legible.py`; `transformer_lens_legible.py` opens
+the model in TransformerLens 4, and nnsight needs nothing.
 """
 
 
@@ -163,8 +167,8 @@ def _tokenizer_files(store: Store, id: str, model: LanguageModel) -> _Tokens:
         beside = {
             name: files[name].read_bytes() for name in BESIDE if name in files and name != "generation_config.json"
         }
-        end = json.loads(files["config.json"].read_bytes()).get("eos_token_id")
-        end = end[0] if isinstance(end, list) and end else end
+        ends = json.loads(files["config.json"].read_bytes()).get("eos_token_id")
+        end = next((end for end in (ends if isinstance(ends, list) else [ends]) if type(end) is int), None)
         return _Tokens(tokenizer=files[TOKENIZER].read_bytes(), config=config, beside=beside, end=end)
     raise ArtifactError(f"{id} was made from no corpus and brought no tokenizer, so nothing says what its tokens are")
 

@@ -23,8 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicCache
+from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
 PIECE = 2**22
@@ -569,7 +568,7 @@ class SymbolExperts(SparseExperts):
         while not bool(known.all()):
             ready = torch.nonzero(~known[len(literals) :] & known[a] & known[b])[:, 0]
             if len(ready) == 0:
-                raise ValueError("the logic of a layer has a cycle; download its weights again")
+                raise AssertionError("the logic of a layer has a cycle; download its weights again")
             bit = 3 - (2 * value[a[ready]] + value[b[ready]])
             value[len(literals) + ready] = (self.gate_G[ready, None] >> bit) & 1
             known[len(literals) + ready] = True
@@ -675,7 +674,7 @@ class LegibleModel(LegiblePreTrainedModel):
         mask, real = self._mask(attention_mask, seen, length, past_key_values, stream.device)
         symbolic = self.config.experts["layer"] == "symbols"
         if symbolic and input_ids is None:
-            raise ValueError("rules of symbols read tokens; give input_ids, not inputs_embeds")
+            raise TypeError("rules of symbols read tokens; give input_ids, not inputs_embeds")
         states, routed, routing, ids = [stream], [], None, None
         for layer, block in enumerate(self.layers):
             stream, routing, reached, ids = block(

@@ -22,6 +22,8 @@ from stages.plan import Plan
 from tests.faults.operations import STEP, Fault, Point, thinned
 from tests.faults.places import copied, moved
 from tests.faults.sweep import Known, Scenario, Strike, lend
+from tests.public_monet import write_checkpoint
+from tests.public_peer import write_layers
 from tests.shapes import SMALL, flags
 
 STEPS = 4
@@ -65,7 +67,7 @@ class Library:
         """Runs these stages, in this process, so that its children find torch warmed up."""
         text = folder / "text.txt"
         text.write_text("\n".join(f"{i % 397}. {_SENTENCES[i * i % 3]} {_SENTENCES[i % 3]}" for i in range(500)))
-        command = read(["run", "--corpus", f"mixed={text}", *flags(_SHAPES)])
+        command = read(["run", "--corpus", f"mixed={text}", *flags(_SHAPES | _checkpoints(folder))])
         assert isinstance(command, RunCommand)
         store, made = Store(folder / "library"), {}
         with _quick():
@@ -119,6 +121,17 @@ def scenarios(library: Library) -> Iterator[Scenario]:
             name=f"train-monet, store {between.__name__}",
             between=between,
         )
+
+
+def _checkpoints(folder: Path) -> dict[str, object]:
+    """What the stages that import read: a checkpoint of Monet, and a layer for the host that train-dense makes."""
+    write_checkpoint(folder / "release")
+    write_layers(folder / "layers.safetensors", width=16, layers=1)
+    return {
+        "import-monet.source": folder / "release",
+        "import-monet.tokenizer": "none",
+        "import-peer.source": folder / "layers.safetensors",
+    }
 
 
 @contextmanager

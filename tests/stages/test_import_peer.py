@@ -1,10 +1,7 @@
 """import-peer: a layer computes what lucidrains' code does, in a host, and one sentence for what is no such layer."""
 
-import math
-
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from artifacts import Store
 from artifacts.meanings import meaning
@@ -13,51 +10,16 @@ from pipeline import codec
 from pipeline.stage import run_stage
 from stages.import_peer import ImportPeerConfig, import_peer
 from tests.pipeline.test_codec import published
+from tests.public_peer import H, n, peer, write
+from tests.public_peer import state as of_width
 from tests.tiny import DENSE, SHAPE, tiny_model, tiny_tokens
 from tests.tolerances import assert_close
 
-D, H, n, Q, BLOCKS = SHAPE.d_model, 3, 7, 5, SHAPE.num_layers
+D, BLOCKS = SHAPE.d_model, SHAPE.num_layers
 
 
-def state(*, seed=0, separate=False, norm=False, heads=H):
-    """What the state dict of a layer of this shape holds."""
-    draw = torch.Generator().manual_seed(seed)
-    rows = n * n * (heads if separate else 1)
-    shapes = {
-        "weight_down_embed.weight": (rows, D), "weight_up_embed.weight": (rows, D), "keys": (heads, n, 2, Q),
-        "to_queries.0.weight": (2 * heads * Q, D), **({"norm.gamma": (D,)} if norm else {}),
-    }  # fmt: skip
-    return {
-        name: torch.randn(shape, generator=draw) * (0.3 if name == "norm.gamma" else 1)
-        for name, shape in shapes.items()
-    }
-
-
-def peer(w, x_ND, *, k=16, topk=None, non_competing=True, act=torch.nn.functional.gelu):
-    """The layer's output as its code reads, in loops: token by token and head by head."""
-    heads, keys = w["keys"].shape[:2]
-    if "norm.gamma" in w:
-        x_ND = x_ND / x_ND.norm(dim=-1, keepdim=True).clamp(min=1e-12) * math.sqrt(D) * (w["norm.gamma"] + 1)
-    separate = len(w["weight_down_embed.weight"]) > keys * keys
-    out_ND = torch.zeros_like(x_ND)
-    for token, x in enumerate(x_ND):
-        query = (w["to_queries.0.weight"] @ x).reshape(2, heads, Q)
-        for head in range(heads):
-            row, column = (w["keys"][head, :, axis] @ query[axis, head] for axis in range(2))
-            (best_row, r), (best_column, c) = row.topk(topk or k), column.topk(topk or k)
-            score = (best_row[:, None] + best_column[None]).flatten()
-            cell = (r[:, None] * keys + c[None]).flatten()
-            kept, at = score.topk(1 if non_competing else k)
-            gate = torch.relu(kept) if non_competing else torch.softmax(kept, -1)
-            for g, expert in zip(gate, cell[at] + (head * keys * keys if separate else 0), strict=True):
-                hidden = act(w["weight_down_embed.weight"][expert] @ x)
-                out_ND[token] += g * hidden * w["weight_up_embed.weight"][expert]
-    return out_ND
-
-
-def write(path, layers):
-    save_file({f"blocks.{7 + at}.peer.{name}": t for at, layer in enumerate(layers) for name, t in layer.items()}, path)
-    return str(path)
+def state(**shape):
+    return of_width(width=D, **shape)
 
 
 VARIANTS = {

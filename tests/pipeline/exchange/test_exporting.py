@@ -203,9 +203,11 @@ def test_the_folder_is_whole_or_not_there(store, tmp_path, capsys, monkeypatch):
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o755
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "README.md", "config.json", "generation_config.json", "model.safetensors", "modeling_legible.py",
-        "tokenizer.json", "tokenizer_config.json",
+        "tokenizer.json", "tokenizer_config.json", "transformer_lens_legible.py",
     }  # fmt: skip
-    assert id in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert id in card
+    assert "\nlibrary_name: transformers\n" in card.split("---\n")[1]
     for to, said in ((tmp_path / "out", "is there already"), (tmp_path / "no" / "out", "there is no folder")):
         assert main(["export", id, "--to", str(to), "--store", str(store.root)]) == 2
         assert re.search(said, capsys.readouterr().err)
