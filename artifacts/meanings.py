@@ -244,6 +244,12 @@ _RANKINGS: Mapping[str, str] = {
     "energy": "summed squared contributions",
     "partners": "how many experts it is co-active with beyond chance",
     "lift": "the mean logarithm of its lifts",
+    "halves": "the same effect in the other half of the windows",
+}
+_EFFECTS: Mapping[str, str] = {
+    "everywhere": "the loss increase without the expert over all tokens",
+    "where_it_fires": "the loss increase without the expert on the tokens where it fires",
+    "change": "the absolute change of the loss without the expert, mean over all tokens",
 }
 _LINKS: Mapping[str, str] = {
     "dense": "dense", "monet": "Monet", "peer": "PEER", "int8": "PEER int8", "int4": "PEER int4",
@@ -288,9 +294,8 @@ def _of_superposition(name: str) -> str:
         share = "share no sub-key" if found[2] == "neither" else f"share a {found[2]} of the key grid"
         what = {"pairs_significant": "pairs beyond chance", "pairs_tested": "those tested for joint codes"}
         return f"{what.get(found[1], 'tested pairs that are joint codes')}, of experts that {share}, mean over blocks"
-    if found := re.fullmatch(r"rank_correlation_([a-z]+)_(everywhere|where_it_fires)(_null)?", name):
-        where = "over all tokens" if found[2] == "everywhere" else "on the tokens where it fires"
-        words = f"Spearman's correlation of {_RANKINGS[found[1]]} with the loss increase without the expert {where}"
+    if found := re.fullmatch(rf"rank_correlation_([a-z]+)_({'|'.join(_EFFECTS)})(_null)?", name):
+        words = f"Spearman's correlation of {_RANKINGS[found[1]]} with {_EFFECTS[found[2]]}"
         return f"what 95 % of permutations stay within of {words}" if found[3] else words
     return SUPERPOSITION.get(name, "")
 
