@@ -76,6 +76,7 @@ COLUMNS = (
     Column("active_experts_per_token", "active experts/token", "{:.1f}", at={REPORT: 8}, comparable=True),
     Column("num_parameters", "parameters", "{:,.0f}", at={PAIRS: 3, REPORT: 9}, comparable=True),
     Column("train_tokens", "train tokens", "{:,.0f}", at={SEEDS: 7, PAIRS: 4, REPORT: 10, HEADLINE: 4}),
+    Column("jcs", at={HEADLINE: 5}),
     Column("context_tokens", "context", "{:,.0f}", at={REPORT: 11}),
     Column("loss_recovered_over_biases", at={HUB: 6, SYMBOLS: 1},
            beside=("loss_recovered_gate_constant_magnitude_over_biases",
