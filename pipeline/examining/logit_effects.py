@@ -9,7 +9,6 @@ Centred, since a constant on all logits says nothing.
 
 # P co-active pairs on a token, S the states of each, V vocabulary, C pairs of experts
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -48,12 +47,14 @@ class Effects:
         return len(self.first_P)
 
     @classmethod
-    def joined(cls, parts: Sequence["Effects"]) -> "Effects":
-        """One after the other."""
-        empty = [np.zeros(0)]
-        return cls(
-            **{of.name: np.concatenate(empty + [getattr(part, of.name) for part in parts]) for of in fields(cls)}
-        )
+    def empty(cls, pairs: int) -> "Effects":
+        """To be filled by `put`."""
+        return cls(**{of.name: np.zeros(pairs) for of in fields(cls)})
+
+    def put(self, place: NDArray[np.int64], some: "Effects") -> None:
+        """Fills in these. They are copied: small arrays that stay between large ones leave the heap in pieces."""
+        for of in fields(self):
+            getattr(self, of.name)[place] = getattr(some, of.name)
 
     def of(self, place: NDArray[np.int64] | slice) -> "Effects":
         return Effects(**{of.name: getattr(self, of.name)[place] for of in fields(self)})

@@ -217,18 +217,16 @@ def _measure(states: States, asked: Sequence[_Asked], label_T: NDArray[np.intege
         np.concatenate([getattr(of, name) for of in asked]) for name in ("row_P", "first_P", "second_P")
     )
     label_P = torch.from_numpy(label_T[row_P].astype(np.int64))
-    places, free, frozen, rerouting = list[Ints](), list[Effects](), list[Effects](), [np.zeros(0)]
-    for some in states.of(*(torch.from_numpy(of_P) for of_P in (row_P, first_P, second_P))):
-        label_X = label_P[some.place_P].to(some.by_mode[FREE].device)
-        free.append(effects_of(some.by_mode[FREE], label_X))
-        frozen.append(effects_of(some.by_mode[FROZEN], label_X))
-        apart_XV = second_difference(some.by_mode[FREE]) - second_difference(some.by_mode[FROZEN])
-        rerouting.append(apart_XV.norm(dim=-1).cpu().numpy())
-        places.append(some.place_P.numpy())
-    order_P = np.argsort(np.concatenate([np.zeros(0, np.int64), *places]))
     every = _Measured(
-        free=Effects.joined(free), frozen=Effects.joined(frozen), rerouting_P=np.concatenate(rerouting)
-    ).of(order_P)
+        free=Effects.empty(len(row_P)), frozen=Effects.empty(len(row_P)), rerouting_P=np.zeros(len(row_P))
+    )
+    for some in states.of(*(torch.from_numpy(of_P) for of_P in (row_P, first_P, second_P))):
+        free_XSV, frozen_XSV, place_X = some.by_mode[FREE], some.by_mode[FROZEN], some.place_P.numpy()
+        label_X = label_P[some.place_P].to(free_XSV.device)
+        every.free.put(place_X, effects_of(free_XSV, label_X))
+        every.frozen.put(place_X, effects_of(frozen_XSV, label_X))
+        apart_XV = second_difference(free_XSV) - second_difference(frozen_XSV)
+        every.rerouting_P[place_X] = apart_XV.norm(dim=-1).cpu().numpy()
     ends = np.cumsum([len(of.row_P) for of in asked]).tolist()
     return [every.of(slice(first, last)) for first, last in zip([0, *ends], ends, strict=False)]
 
