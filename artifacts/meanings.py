@@ -210,6 +210,9 @@ SUPERPOSITION: Mapping[str, str] = {
     "jcs": "joint code share: co-active pairs of joint codes over all co-active pairs, labels being next tokens, mean "
     "over blocks",
     "jcs_shuffled_labels": "null: the same with labels in random order, of the random draws alone",
+    "jcs_shuffled_in_token": "null: the same with next tokens in random order among the places where the same token "
+    "stands: the codes that only tell which token it is",
+    "jcs_untrained_shuffled_in_token": "the same of the untrained model",
     "jcs_untrained": "control: the same of an untrained model of this shape in which as many experts fire",
     "jcs_untrained_shuffled_labels": "null of that control",
     "jcs_not_testable": "share of co-active pairs that fire too seldom to be tested; they count as no codes",
