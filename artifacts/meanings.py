@@ -29,6 +29,7 @@ MODEL: Mapping[str, str] = {
     "firing_mismatches": "pairs of 16,384 held-out tokens on which retrieval and the rule "
     "A_r + B_c > threshold do not agree",
     "train_tokens": "tokens trained on by this stage, forward-only ones included",
+    "context_tokens": "tokens of context that an imported checkpoint's config allows",
     "tokens_per_second": "training tokens a second",
     "num_parameters": "parameters in all",
     "train_loss_nats": "next-token loss over the last tenth of the training steps, nats a token",

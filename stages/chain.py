@@ -11,6 +11,8 @@ from stages.distill_symbols import distill_symbols
 from stages.errors import unknown
 from stages.finetune_int4 import finetune_int4
 from stages.grow_int4 import grow_int4
+from stages.import_monet import import_monet
+from stages.import_peer import import_peer
 from stages.measure_superposition import measure_superposition
 from stages.prepare_corpus import prepare_corpus
 from stages.quantize_int4 import quantize_int4
@@ -53,6 +55,8 @@ CHAIN: tuple[Step, ...] = (
     Step(train_dense, {"corpus": "prepare-corpus"}),
     Step(train_monet, {"corpus": "prepare-corpus"}),
     Step(train_peer, {"corpus": "prepare-corpus"}),
+    Step(import_monet, {}),
+    Step(import_peer, {"host": "train-dense"}),
     Step(distill_peer, {"corpus": "prepare-corpus", "monet": "train-monet"}, teacher="monet"),
     Step(quantize_int8, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
     Step(quantize_int4, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
@@ -99,8 +103,8 @@ NAMES: tuple[str, ...] = tuple(step.name for step in CHAIN)
 
 BESIDE = frozenset(
     (
-        "train-peer", "grow-int4", "record-activations", "measure-superposition", "compare-superposition",
-        "study-int4-ablation", "study-precision",
+        "train-peer", "import-monet", "import-peer", "grow-int4", "record-activations", "measure-superposition",
+        "compare-superposition", "study-int4-ablation", "study-precision",
     )
 )  # fmt: skip
 """Stages that a run leaves out unless its plan names them."""

@@ -12,6 +12,8 @@ from stages.distill_peer import DistillPeerConfig
 from stages.distill_symbols import DistillSymbolsConfig
 from stages.finetune_int4 import FinetuneInt4Config
 from stages.grow_int4 import GrowInt4Config
+from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
 from stages.measure_superposition import MeasureSuperpositionConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 from stages.quantize_int4 import QuantizeInt4Config
@@ -43,6 +45,10 @@ class Plan(BaseModel):
         default=TrainPeerConfig(),
         description="PEER trained from random weights.",
     )
+    import_monet: ImportMonetConfig = Field(
+        default=ImportMonetConfig(), description="A checkpoint of Monet's public release."
+    )
+    import_peer: ImportPeerConfig = Field(default=ImportPeerConfig(), description="PEER layers of lucidrains' code.")
     distill_peer: DistillPeerConfig = Field(default=DistillPeerConfig(), description="Monet's conversion to PEER.")
     quantize_int8: QuantizeInt8Config = Field(default=QuantizeInt8Config(), description="Its tables in int8.")
     quantize_int4: QuantizeInt4Config = Field(default=QuantizeInt4Config(), description="Its tables in int4.")

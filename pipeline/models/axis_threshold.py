@@ -23,7 +23,7 @@ def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margi
 
 def axis_deviations(active: int, num_keys: int) -> float:
     """Standard deviations above the mean that a fraction active / num_keys of normal logits exceeds."""
-    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64)
+    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64, device="cpu")
     return float(torch.special.ndtri(quantile))
 
 
