@@ -82,6 +82,7 @@ COLUMNS = (
     Column("train_tokens", "train tokens", "{:,.0f}", words="{:,.0f} train tokens",
            at={SEEDS: 7, PAIRS: 4, REPORT: 10, HEADLINE: 4}),
     Column("symbols_bits_per_byte", words="symbols {:.4f} bits a byte", at={HEADLINE: 5}),
+    Column("jcs", words="{:.3f} of co-activity in joint codes", at={HEADLINE: 6}),
     Column("context_tokens", "context", "{:,.0f}", at={REPORT: 11}),
     Column("loss_recovered_over_biases", at={HUB: 6, SYMBOLS: 1},
            beside=("loss_recovered_gate_constant_magnitude_over_biases",

@@ -211,6 +211,9 @@ SUPERPOSITION: Mapping[str, str] = {
     "jcs": "joint code share: co-active pairs of joint codes over all co-active pairs, labels being next tokens, mean "
     "over blocks",
     "jcs_shuffled_labels": "null: the same with labels in random order, of the random draws alone",
+    "jcs_shuffled_in_token": "null: the same with next tokens in random order among the places where the same token "
+    "stands: the codes that only tell which token it is",
+    "jcs_untrained_shuffled_in_token": "the same of the untrained model",
     "jcs_untrained": "control: the same of an untrained model of this shape in which as many experts fire",
     "jcs_untrained_shuffled_labels": "null of that control",
     "jcs_not_testable": "share of co-active pairs that fire too seldom to be tested; they count as no codes",
@@ -245,6 +248,12 @@ _RANKINGS: Mapping[str, str] = {
     "energy": "summed squared contributions",
     "partners": "how many experts it is co-active with beyond chance",
     "lift": "the mean logarithm of its lifts",
+    "halves": "the same effect in the other half of the windows",
+}
+_EFFECTS: Mapping[str, str] = {
+    "everywhere": "the loss increase without the expert over all tokens",
+    "where_it_fires": "the loss increase without the expert on the tokens where it fires",
+    "change": "the absolute change of the loss without the expert, mean over all tokens",
 }
 _LINKS: Mapping[str, str] = {
     "dense": "dense", "monet": "Monet", "peer": "PEER", "int8": "PEER int8", "int4": "PEER int4",
@@ -289,9 +298,8 @@ def _of_superposition(name: str) -> str:
         share = "share no sub-key" if found[2] == "neither" else f"share a {found[2]} of the key grid"
         what = {"pairs_significant": "pairs beyond chance", "pairs_tested": "those tested for joint codes"}
         return f"{what.get(found[1], 'tested pairs that are joint codes')}, of experts that {share}, mean over blocks"
-    if found := re.fullmatch(r"rank_correlation_([a-z]+)_(everywhere|where_it_fires)(_null)?", name):
-        where = "over all tokens" if found[2] == "everywhere" else "on the tokens where it fires"
-        words = f"Spearman's correlation of {_RANKINGS[found[1]]} with the loss increase without the expert {where}"
+    if found := re.fullmatch(rf"rank_correlation_([a-z]+)_({'|'.join(_EFFECTS)})(_null)?", name):
+        words = f"Spearman's correlation of {_RANKINGS[found[1]]} with {_EFFECTS[found[2]]}"
         return f"what 95 % of permutations stay within of {words}" if found[3] else words
     return SUPERPOSITION.get(name, "")
 

@@ -27,8 +27,9 @@ LINKS: Mapping[str, str] = {
 
 MEASURES = "measure-superposition"
 SHARED = (
-    "jcs", "jcs_untrained", "jcs_shuffled_labels", "jcs_token_class", "jcs_domain", "jcs_by_mass", "jcs_not_testable",
-    "co_active_experts_per_token", "hs", "additivity_r2", "contribution_correlation", "contributions_survive",
+    "jcs", "jcs_untrained", "jcs_shuffled_labels", "jcs_shuffled_in_token", "jcs_token_class", "jcs_domain",
+    "jcs_by_mass", "jcs_not_testable", "co_active_experts_per_token", "hs", "additivity_r2",
+    "contribution_correlation", "contributions_survive",
 )  # fmt: skip
 """Figures of each link that are metrics of the comparison too, with their intervals."""
 BITS = "held_out_bits_per_byte"
@@ -109,6 +110,7 @@ COLUMNS = (
     ("JCS, next token", "jcs"),
     ("untrained", "jcs_untrained"),
     ("shuffled labels", "jcs_shuffled_labels"),
+    ("shuffled in token", "jcs_shuffled_in_token"),
     ("JCS, class", "jcs_token_class"),
     ("JCS, domain", "jcs_domain"),
     ("JCS by contribution", "jcs_by_mass"),
@@ -180,7 +182,7 @@ def _picture(rows: Sequence[Row], config: CompareSuperpositionConfig) -> bytes:
     return shares_along_chain(
         "Joint codes and drift along the chain",
         [row.name for row in rows],
-        {words: shares(name) for words, name in (COLUMNS[0], COLUMNS[3], COLUMNS[1], COLUMNS[2])},
+        {words: shares(name) for words, name in (COLUMNS[0], COLUMNS[3], COLUMNS[4], COLUMNS[1], COLUMNS[2])},
         {"r with the PEER's contributions": shares(DRIFT[0][1]), "survive, r of 0.9 or more": shares(DRIFT[2][1])},
         width=config.width_inches,
         dots_per_inch=config.dots_per_inch,

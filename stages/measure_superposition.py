@@ -16,7 +16,7 @@ from artifacts.markdown import table
 from pipeline.corpus.splits import Corpus
 from pipeline.examining.contribution_drift import check_same_tokens, contribution_drift, same_pool
 from pipeline.examining.geometry import rows_of_layer
-from pipeline.examining.rankings import EFFECTS, RANKINGS, Correlation, correlation, effects_of_ablation, pooled
+from pipeline.examining.rankings import EFFECTS, HALVES, RANKINGS, Correlation, correlation, effects_of_ablation, pooled
 from pipeline.examining.rankings import rankings_of as rankings
 from pipeline.examining.second_difference import SecondDifferenceConfig, second_differences
 from pipeline.examining.superposition import (
@@ -168,6 +168,9 @@ def _block(
             for effect in EFFECTS:
                 of = correlation(of_E[effects.expert_X], getattr(effects, f"{effect}_X"), rng)
                 correlations |= {} if of is None else {(ranking, effect): of}
+        for effect, (one, other) in effects.halves.items():
+            of = correlation(one, other, rng)
+            correlations |= {} if of is None else {(HALVES, effect): of}
     return Block(
         number=number,
         examination=found,
@@ -189,7 +192,7 @@ def _extent(config: MeasureSuperpositionConfig, by_mass: int | None = None) -> E
 def _pooled_correlations(blocks: Sequence[Block]) -> dict[str, float]:
     """Over the experts of all blocks, whose samples are independent."""
     numbers = {}
-    for ranking in RANKINGS:
+    for ranking in (*RANKINGS, HALVES):
         for effect in EFFECTS:
             found = [block.correlations[ranking, effect] for block in blocks if (ranking, effect) in block.correlations]
             if found:
@@ -200,6 +203,7 @@ def _pooled_correlations(blocks: Sequence[Block]) -> dict[str, float]:
 
 HEADLINES = (
     ("JCS, next token", "jcs", "jcs_shuffled_labels", "jcs_untrained"),
+    ("the same, next tokens shuffled among places of one token", "jcs_shuffled_in_token", "", ""),
     ("JCS, class of the token", "jcs_token_class", "", "jcs_untrained_token_class"),
     ("JCS, domain", "jcs_domain", "", "jcs_untrained_domain"),
     ("JCS, next token, by contribution", "jcs_by_mass", "", ""),
@@ -287,7 +291,7 @@ def _classes(blocks: Sequence[Block]) -> str:
 def _rankings(metrics: dict[str, float]) -> str:
     """Nothing where no expert was left out."""
     rows = []
-    for ranking, words in RANKINGS.items():
+    for ranking, words in {**RANKINGS, HALVES: "the same effect in other windows"}.items():
         names = [f"rank_correlation_{ranking}_{effect}" for effect in EFFECTS]
         if any(name in metrics for name in names):
             null = next(metrics[f"{name}_null"] for name in names if name in metrics)
@@ -296,7 +300,8 @@ def _rankings(metrics: dict[str, float]) -> str:
         return ""
     return (
         "## Do rankings foretell what leaving an expert out does?\n\nSpearman's rank correlation over a random sample "
-        "of experts; the null is what 95 % of permutations stay within.\n\n"
+        "of experts; the null is what 95 % of permutations stay within. The last row is how well an effect foretells "
+        "itself: measured in one half of the windows and in the other.\n\n"
         f"{table(('ranking', *EFFECTS.values(), 'null'), rows, numbers_from=1)}\n\n"
     )
 

@@ -32,7 +32,10 @@ RANKINGS: Mapping[str, str] = {
 EFFECTS: Mapping[str, str] = {
     "everywhere": "loss increase over all tokens",
     "where_it_fires": "loss increase on the tokens where it fires",
+    "change": "absolute change of the loss, mean over all tokens",
 }
+HALVES = "halves"
+"""In place of a ranking: an effect in one half of the windows beside itself in the other."""
 ROWS_A_BATCH = 32
 PERMUTATIONS = 1_000
 LEAST_EXPERTS = 10
@@ -46,6 +49,10 @@ class Effects:
     expert_X: NDArray[np.int64]
     everywhere_X: Floats
     where_it_fires_X: Floats
+    change_X: Floats
+    halves: Mapping[str, tuple[Floats, Floats]]
+    """Of those with two windows at least, each effect in one half of its windows and in the other: what is not the same
+    in both cannot be foretold."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,15 +83,16 @@ def effects_of_ablation(
     chosen_X = np.sort(rng.choice(len(fired), min(experts, len(fired)), replace=False))
     rows_of = np.split(row_N, start_F[1:])
     jobs = [
-        (place, int(row))
+        (place, turn % 2, int(row))
         for place, number in enumerate(chosen_X)
-        for row in rng.choice(rows_of[number], min(rows, len(rows_of[number])), replace=False)
+        for turn, row in enumerate(rng.choice(rows_of[number], min(rows, len(rows_of[number])), replace=False))
     ]
-    everywhere_X, fires_X, tokens_X, rows_X = (np.zeros(len(chosen_X)) for _ in range(4))
+    # Of each expert and half of its windows: sums of the effects, tokens on which it fires, windows.
+    sums = {name: np.zeros((2, len(chosen_X))) for name in (*EFFECTS, "fires", "rows")}
     device, expert_RLK = model.lm_head.weight.device, expert_TK.reshape(-1, length, expert_TK.shape[1])
     for batch in steps(f"leave out experts of block {block}", math.ceil(len(jobs) / ROWS_A_BATCH)):
         some = jobs[batch * ROWS_A_BATCH :][:ROWS_A_BATCH]
-        place_B, row_B = (torch.tensor(of) for of in zip(*some, strict=True))
+        place_B, half_B, row_B = (torch.tensor(of) for of in zip(*some, strict=True))
         left_out_B = torch.from_numpy(fired[chosen_X])[place_B]
         places = Places(tokens=torch.arange(len(some) * length), experts=left_out_B.repeat_interleave(length))
         with ablated(model, {block: places}):
@@ -92,16 +100,31 @@ def effects_of_ablation(
         losses_BL = token_losses(logits_BLV, label_RL[row_B].long().to(device)).cpu()
         increase_BL = (losses_BL - loss_RL[row_B]).double().numpy()
         fires_BL = (expert_RLK[row_B.numpy()] == left_out_B.numpy()[:, None, None]).any(2)
-        for of_X, values_BL in (
-            (everywhere_X, increase_BL), (fires_X, increase_BL * fires_BL), (tokens_X, fires_BL),
+        for name, values_BL in (
+            ("everywhere", increase_BL), ("where_it_fires", increase_BL * fires_BL), ("change", np.abs(increase_BL)),
+            ("fires", fires_BL), ("rows", np.ones((len(some), 1))),
         ):  # fmt: skip
-            np.add.at(of_X, place_B.numpy(), values_BL.sum(1))
-        np.add.at(rows_X, place_B.numpy(), 1)
-    share_X = np.array([len(rows_of[number]) for number in chosen_X]) / len(token_RL)
+            np.add.at(sums[name], (half_B.numpy(), place_B.numpy()), values_BL.sum(1))
+    share_X = np.array([len(rows_of[number]) for number in chosen_X]) / len(token_RL) / length
+
+    def effects(of: NDArray[np.int64]) -> dict[str, Floats]:
+        """By these halves together."""
+        total = {name: values[of].sum(0) for name, values in sums.items()}
+        over_all_X = share_X / np.maximum(total["rows"], 1)
+        where_X = total["where_it_fires"] / np.maximum(total["fires"], 1)
+        return {
+            "everywhere": total["everywhere"] * over_all_X, "where_it_fires": where_X,
+            "change": total["change"] * over_all_X,
+        }  # fmt: skip
+
+    whole, one, other = (effects(np.array(of)) for of in ([0, 1], [0], [1]))
+    twice_X = sums["rows"][1] > 0
     return Effects(
         expert_X=fired[chosen_X].astype(np.int64),
-        everywhere_X=everywhere_X / np.maximum(rows_X, 1) * share_X / length,
-        where_it_fires_X=fires_X / np.maximum(tokens_X, 1),
+        everywhere_X=whole["everywhere"],
+        where_it_fires_X=whole["where_it_fires"],
+        change_X=whole["change"],
+        halves={name: (one[name][twice_X], other[name][twice_X]) for name in EFFECTS},
     )
 
 

@@ -23,8 +23,9 @@ from pipeline.examining.second_difference import SecondDifferences
 from pipeline.records.exports import layer_tensors
 from pipeline.records.record import ActivationRecord
 
-SHUFFLED, CLASS, DOMAIN = "shuffled_labels", "token_class", "domain"
-"""Other labels beside the next token: none, what the token is as text, and the domain, which strata then are not."""
+SHUFFLED, IN_TOKEN, CLASS, DOMAIN = "shuffled_labels", "shuffled_in_token", "token_class", "domain"
+"""Other labels beside the next token: it in random order, it among the places where the same token stands, what the
+token is as text, and the domain, which strata then are not."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +131,7 @@ def examined(record: Record, corpus: Corpus, extent: Extent, seed: int, *, rows:
     """
     relabelled = {
         SHUFFLED: with_shuffled_labels(record, seed),
+        IN_TOKEN: shuffled_in_token(record, seed),
         CLASS: replace(record, label_T=classes_of_tokens(corpus.tokenizer)[record.token_T]),
         # Within a domain there is one label only: chance is that of all tokens.
         DOMAIN: replace(record, label_T=record.stratum_T, stratum_T=np.zeros_like(record.stratum_T)),
@@ -143,6 +145,15 @@ def examined(record: Record, corpus: Corpus, extent: Extent, seed: int, *, rows:
         relabelled=relabelled,
         rows=rows,
     )
+
+
+def shuffled_in_token(record: Record, seed: int) -> Record:
+    """The same, each next token moved to another place where the same token stands: the codes that are left tell which
+    token it is, and nothing more."""
+    rng, label_T = np.random.default_rng(seed), np.empty_like(record.label_T)
+    place_T, drawn_T = np.arange(record.tokens), rng.random(record.tokens)
+    label_T[np.lexsort((place_T, record.token_T))] = record.label_T[np.lexsort((drawn_T, record.token_T))]
+    return replace(record, label_T=label_T)
 
 
 def interacting(found: Examination, most: int) -> list[tuple[int, int]]:

@@ -1,6 +1,7 @@
 """measure-superposition: a whole report of a tiny model, its words, its files, and what it refuses in a sentence."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,8 +123,7 @@ def test_a_record_of_another_model_tokenizer_or_text_is_refused(run_in):
     foreign = ActivationRecord(spec, given["record"].tensors)
     with pytest.raises(ValueError, match="the record is of another tokenizer"):
         run_in(measure_superposition, CONFIG, **given | {"record": foreign})
-    shorter = Recording(**{name: getattr(RECORDING, name) for name in RECORDING.__slots__} | {"context_length": 9})
-    beside = record_activations(given["model"], given["corpus"], shorter)
+    beside = record_activations(given["model"], given["corpus"], replace(RECORDING, context_length=9))
     with pytest.raises(ValueError, match=r"in windows of 10, the other of .* in windows of 9"):
         run_in(measure_superposition, CONFIG, **given | {"beside": beside})
 

@@ -43,9 +43,24 @@ def test_effects_are_those_of_weights_that_are_zero(model, record):
             without.blocks()[BLOCK].moe.down.weight[:, expert] = 0
             increase_T = token_losses(without(token_RL), label_RL).flatten() - before_T
             assert found.everywhere_X[at] == pytest.approx(increase_T.mean().item(), abs=1e-6)
+            assert found.change_X[at] == pytest.approx(increase_T.abs().mean().item(), abs=1e-6)
             own = increase_T[fires_TE[:, expert]]
             assert found.where_it_fires_X[at] == pytest.approx(own.mean().item(), abs=1e-6)
             assert increase_T.abs().max() > 1e-4
+
+
+def test_halves_of_the_windows_are_of_different_ones_and_their_mean_is_the_whole(model, record):
+    """Of an even number of windows of all."""
+    found = effects_of_ablation(model, record, BLOCK, experts=18, rows=14, rng=np.random.default_rng(1))
+    one_X, other_X = found.halves["everywhere"]
+    assert len(one_X) == len(found.expert_X)
+    assert (one_X != other_X).all()
+    fired = record.of_block(BLOCK, "expert").view(-1, LENGTH * 18)
+    windows_X = [int((fired == expert).any(1).sum()) for expert in found.expert_X.tolist()]
+    even = [at for at, windows in enumerate(windows_X) if min(windows, 14) % 2 == 0]
+    assert even
+    np.testing.assert_allclose((one_X + other_X)[even] / 2, found.everywhere_X[even], atol=1e-9)
+    assert found.halves.keys() == {"everywhere", "where_it_fires", "change"}
 
 
 def test_on_some_windows_the_effect_is_scaled_to_all(model, record):
@@ -87,7 +102,7 @@ def test_a_rank_correlation_is_spearmans_with_its_null():
     other = one + rng.normal(0, 2, 150)
     found = correlation(one, other, rng)
     assert found is not None
-    assert found.rho == pytest.approx(stats.spearmanr(one, other).statistic)
+    assert found.rho == pytest.approx(stats.spearmanr(one, other)[0])
     assert found.low < found.rho < found.high
     assert found.null == pytest.approx(1.96 / np.sqrt(149), rel=0.15)
     both = pooled([found, found, found])

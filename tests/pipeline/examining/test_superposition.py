@@ -16,7 +16,7 @@ from pipeline.examining.firings import firings_of
 from pipeline.examining.headlines import draw_by_mass, drawn_share
 from pipeline.examining.labels import CLASSES, classes_of_tokens
 from pipeline.examining.record import record_of
-from pipeline.examining.superposition import mean_metrics, strongest
+from pipeline.examining.superposition import mean_metrics, shuffled_in_token, strongest
 
 EXPERT_TK = np.array([[3, 8, 5], [8, -1, -1], [5, 3, -1], [2, 8, 3], [-1, -1, -1]])
 CONTRIBUTION_TK = np.array([[1.0, 2.0, 4.0], [9.0, 9.0, 9.0], [0.5, 3.0, 7.0], [1.0, 1.0, 0.25], [5.0, 5.0, 5.0]])
@@ -114,6 +114,31 @@ def test_other_labels_are_tested_on_the_drawn_pairs_alone():
     assert found.jcs.value == 0
     assert found.jcs_of["plain"].value == 0
     assert found.jcs_of["state"].value == pytest.approx(share, abs=0.06)
+
+
+def test_labels_shuffled_in_a_token_stay_with_it_and_keep_codes_that_only_tell_the_token():
+    rng = np.random.default_rng(5)
+    token_T, label_T = rng.integers(0, 4, 6_000), rng.integers(0, 3, 6_000)
+    # The first two fire by the token alone, both on token 3; the label of token 3 is another one.
+    label_T[token_T == 3] = 7
+    expert_TK = np.array([[-1, -1, 2], [0, -1, 2], [1, -1, 2], [0, 1, 2]])[token_T]
+    columns = {"token": token_T, "label": label_T, "document": np.arange(6_000) // 40}
+    plain = record(expert_TK, np.ones(expert_TK.shape), **columns)
+    moved = shuffled_in_token(plain, 0)
+    for token in range(4):
+        own = token_T == token
+        assert sorted(moved.label_T[own]) == sorted(label_T[own])
+    assert (moved.label_T != label_T).mean() > 0.3
+    found = examine(plain, random_pairs=200, relabelled={"moved": moved})
+    assert found.jcs.value == pytest.approx(found.jcs_of["moved"].value, abs=0.08)
+    # By a label that the token does not tell, the code is gone.
+    label_T[:] = np.where((token_T == 3) & (np.arange(6_000) % 2 == 0), 7, rng.integers(0, 3, 6_000))
+    state_T = np.where((token_T == 3) & (label_T != 7), 1, token_T)
+    expert_TK = np.array([[-1, -1, 2], [0, -1, 2], [1, -1, 2], [0, 1, 2]])[state_T]
+    told = record(expert_TK, np.ones(expert_TK.shape), **columns | {"label": label_T, "token": token_T % 2})
+    found = examine(told, random_pairs=200, relabelled={"moved": shuffled_in_token(told, 0)})
+    assert found.jcs.value == pytest.approx(0.14, abs=0.06)
+    assert found.jcs_of["moved"].value == 0
 
 
 def test_a_token_is_of_the_first_class_that_holds():
