@@ -7,18 +7,18 @@ blank, then where to run; all other settings of a stage are folded. A field's ti
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from pipeline.run import LEAST_SEED, MOST_SEED
 from pipeline.stage import Device, StageConfig
-from stages.chain import NAMES, Step
+from stages.chain import NAMES, Step, step_of
 from stages.parser import overridden
 from stages.presets import PRESETS, preset_of
-from stages.settings import EXAMPLE, leaves, nearest, require_known
+from stages.settings import EXAMPLE, USUAL, leaves, nearest, preset_names, require_known
 
-FIRST_PRESET = next(iter(PRESETS))
 REST = "rest"
 MOST_INPUTS = 3
 """Of a stage with more, the form has the one that the others follow from."""
@@ -226,7 +226,7 @@ def _preset() -> Field:
         description=f"Where settings start from. {said}",
         schema={"type": "string", "enum": list(PRESETS)},
         annotation=str,
-        default=FIRST_PRESET,
+        default=USUAL,
     )
 
 
@@ -244,8 +244,8 @@ def _everyday(step: Step, name: str) -> Field:
     found = owner.model_json_schema()["properties"][last]
     bounds = {key: value for key, value in found.items() if key not in ("default", "description", "title")}
     by_value: dict[str, list[str]] = {}
-    for preset in PRESETS:
-        value = leaves(preset_of(preset).config_of(step))[name]
+    for preset in preset_names():
+        value = _of_preset(preset, step.name)[name]
         by_value.setdefault(_said(value), []).append(preset)
     (usual, _), *others = by_value.items()
     said = "; ".join([usual, *(f"{value} of {', '.join(presets)}" for value, presets in others)])
@@ -256,6 +256,12 @@ def _everyday(step: Step, name: str) -> Field:
         schema=bounds,
         annotation=owner.model_fields[last].annotation | None,  # type: ignore[operator]
     )
+
+
+@cache
+def _of_preset(preset: str, stage: str) -> Mapping[str, Any]:
+    """The preset's settings of a stage by dotted name."""
+    return leaves(preset_of(preset).config_of(step_of(stage)))
 
 
 def _said(value: Any) -> str:
