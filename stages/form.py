@@ -41,7 +41,11 @@ EVERYDAY: Mapping[str, tuple[str, ...]] = {
     "study-int4-ablation": ("arm.training.steps", "arm.peer.num_experts", "num_seeds", "num_tuning_seeds"),
     "study-precision": ("arm.training.steps", "doublings", "num_seeds", "num_tuning_seeds"),
 }
-"""Of each stage the settings that are changed most, by dotted name."""
+"""Of stages the settings that are changed most, by dotted name; of one that is not here all are folded."""
+
+
+def everyday(step: Step) -> tuple[str, ...]:
+    return EVERYDAY.get(step.name, ())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,7 +67,7 @@ def fields_of(step: Step, default_store: str) -> list[Field]:
     return [
         *_inputs(step),
         _preset(),
-        *(_everyday(step, name) for name in EVERYDAY[step.name]),
+        *(_everyday(step, name) for name in everyday(step)),
         *_where(default_store),
         Field(
             name="force",
@@ -155,8 +159,8 @@ def config_from(step: Step, preset: str, values: Mapping[str, Any]) -> StageConf
     given = dict(_flat(values.get(REST) or {}))
     for name in given:
         require_known(f"--config of {step.name}", name, leaves(base))
-    everyday = {name: values.get(_parameter(name)) for name in EVERYDAY[step.name]}
-    given |= {name: value for name, value in everyday.items() if value is not None}
+    above = {name: values.get(_parameter(name)) for name in everyday(step)}
+    given |= {name: value for name, value in above.items() if value is not None}
     return overridden(base, {f"config.{name}": value for name, value in given.items()}, "config")
 
 
@@ -164,16 +168,16 @@ def config_written(step: Step, config: StageConfig) -> dict[str, Any]:
     """What `config_from` makes this config of: the nearest preset, everyday settings, and what else is otherwise."""
     preset, others = nearest(config, lambda name: preset_of(name).config_of(step))
     own = leaves(config)
-    everyday = {_parameter(name): _listed(own[name]) for name in EVERYDAY[step.name]}
+    above_fold = {_parameter(name): _listed(own[name]) for name in everyday(step)}
     rest: dict[str, Any] = {}
     for name, value in others.items():
-        if name not in EVERYDAY[step.name]:
+        if name not in everyday(step):
             *above, last = name.split(".")
             place = rest
             for part in above:
                 place = place.setdefault(part, {})
             place[last] = _listed(value)
-    return {"preset": preset, **everyday, REST: rest or None}
+    return {"preset": preset, **above_fold, REST: rest or None}
 
 
 def given_inputs(step: Step, values: Mapping[str, Any]) -> dict[str, str]:
