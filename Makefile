@@ -25,9 +25,9 @@ ui: $(VENV)/ready ## Start the Prefect UI over the same history
 test: $(VENV)/ready ## All tests, the whole chain through Prefect among them
 	$(BIN)/python -m pytest
 
-clicks: $(VENV)/ready ## Clicks through the UI, and from a hostile page, in headless Chromium, which must be on the PATH
+clicks: $(VENV)/ready ## Clicks through the UI in headless Chromium (on the PATH), and its pictures for docs/images
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser]'
-	$(BIN)/python -m pytest -m browser tests/browser
+	SCREENSHOTS=docs/images $(BIN)/python -m pytest -m browser tests/browser
 
 gpu: $(VENV)/ready ## The Triton kernels' tests on a CUDA device instead of the interpreter
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/kernels/triton

@@ -78,7 +78,7 @@ _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else Non
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
-from artifacts.cards import Stopped, brief, failure_card
+from artifacts.cards import Stopped, brief, failure_card, in_words
 from pipeline.run import Progress
 from pipeline.running.live_card import LiveCurve, tile
 from pipeline.running.live_runs import alive, forget, gone, is_uuid
@@ -330,7 +330,8 @@ def run_plan(plan: Plan, again_from: str | None, *, store: str, **settings: Any)
             inputs = {role: made[producer].id for role, producer in step.inputs.items()}
             config = plan.config_of(step)
             made[at] = run_one(step, config, inputs, store=store, force=at in forced, **settings)
-            get_run_logger().info(f"{made[at].id}: {_how(made[at])}")
+            said = in_words(Store(Path(store)).manifest(made[at].id))
+            get_run_logger().info(f"{made[at].id}: {', '.join(filter(None, (_how(made[at]), said)))}")
     except BaseException as error:
         publish_run_card(made.values(), Store(Path(store)), stopped=_stopped(error, at))
         raise
@@ -398,9 +399,10 @@ def publish_run_card(made: Collection[Made], store: Store, stopped: Stopped | No
         card = board.link(pin_run_card(how, store, board, stopped=stopped))
         get_run_logger().info(f"all that this run came to, as a graph: {_address(card)}")
         if how:
-            last = store.manifest(list(how)[-1])
-            said = brief(last, store.root.name)
-            _rename(client, f"chain-{_digits(last)}", said)
+            manifests = [store.manifest(id) for id in how]
+            measured = [m for m in manifests if "held_out_loss_nats" in m.metrics]  # the last of them are the symbols
+            said = brief((measured or manifests)[-1], store.root.name)
+            _rename(client, f"chain-{_digits(manifests[-1])}", said)
             _tag(client, [f"{name}:{value}" for name, value in said.items()])
 
 

@@ -240,7 +240,7 @@ def _expert(shown: ShownExpert) -> str:
 def _context(context: ShownContext) -> str:
     before = _end(context.before.replace("\n", "⏎"))
     token = context.token.replace("\n", "⏎") or " "
-    return f"{code(before)} **{code(token)}**" if before else f"**{code(token)}**"
+    return f"{code(before)} **→** {code(token)}" if before else f"**→** {code(token)}"
 
 
 def _end(text: str) -> str:

@@ -7,17 +7,18 @@ blank, then where to run; all other settings of a stage are folded. A field's ti
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from pipeline.run import LEAST_SEED, MOST_SEED
 from pipeline.stage import Device, StageConfig
-from stages.chain import NAMES, Step
+from stages.chain import NAMES, Step, step_of
 from stages.everyday import everyday
 from stages.parser import overridden
 from stages.presets import DEFAULT, PRESETS, preset_of
-from stages.settings import EXAMPLE, leaves, nearest, require_known
+from stages.settings import EXAMPLE, leaves, nearest, preset_names, require_known
 
 REST = "rest"
 MOST_INPUTS = 3
@@ -143,8 +144,8 @@ def config_from(step: Step, preset: str, values: Mapping[str, Any]) -> StageConf
     given = dict(_flat(values.get(REST) or {}))
     for name in given:
         require_known(f"--config of {step.name}", name, leaves(base))
-    everyday = {name: values.get(_parameter(name)) for name in everyday_of(step)}
-    given |= {name: value for name, value in everyday.items() if value is not None}
+    above = {name: values.get(_parameter(name)) for name in everyday_of(step)}
+    given |= {name: value for name, value in above.items() if value is not None}
     return overridden(base, {f"config.{name}": value for name, value in given.items()}, "config")
 
 
@@ -152,7 +153,7 @@ def config_written(step: Step, config: StageConfig) -> dict[str, Any]:
     """What `config_from` makes this config of: the nearest preset, everyday settings, and what else is otherwise."""
     preset, others = nearest(config, lambda name: preset_of(name).config_of(step))
     own = leaves(config)
-    everyday = {_parameter(name): _listed(own[name]) for name in everyday_of(step)}
+    above_fold = {_parameter(name): _listed(own[name]) for name in everyday_of(step)}
     rest: dict[str, Any] = {}
     for name, value in others.items():
         if name not in everyday_of(step):
@@ -161,7 +162,7 @@ def config_written(step: Step, config: StageConfig) -> dict[str, Any]:
             for part in above:
                 place = place.setdefault(part, {})
             place[last] = _listed(value)
-    return {"preset": preset, **everyday, REST: rest or None}
+    return {"preset": preset, **above_fold, REST: rest or None}
 
 
 def given_inputs(step: Step, values: Mapping[str, Any]) -> dict[str, str]:
@@ -232,8 +233,8 @@ def _everyday(step: Step, name: str) -> Field:
     found = owner.model_json_schema()["properties"][last]
     bounds = {key: value for key, value in found.items() if key not in ("default", "description", "title")}
     by_value: dict[str, list[str]] = {}
-    for preset in sorted(PRESETS, key=lambda name: name != DEFAULT):
-        value = leaves(preset_of(preset).config_of(step))[name]
+    for preset in preset_names():
+        value = _of_preset(preset, step.name)[name]
         by_value.setdefault(_said(value), []).append(preset)
     (usual, _), *others = by_value.items()
     said = "; ".join([usual, *(f"{value} of {', '.join(presets)}" for value, presets in others)])
@@ -244,6 +245,12 @@ def _everyday(step: Step, name: str) -> Field:
         schema=bounds,
         annotation=owner.model_fields[last].annotation | None,  # type: ignore[operator]
     )
+
+
+@cache
+def _of_preset(preset: str, stage: str) -> Mapping[str, Any]:
+    """The preset's settings of a stage by dotted name."""
+    return leaves(preset_of(preset).config_of(step_of(stage)))
 
 
 def _said(value: Any) -> str:

@@ -11,7 +11,7 @@ from kernels.errors import Mistake
 from stages.errors import did_you_mean
 from stages.parser import overridden
 from stages.plan import Plan, plain
-from stages.presets import PRESETS, preset_of
+from stages.presets import DEFAULT, PRESETS, preset_of
 
 EXAMPLE = "train-monet.training.steps=200"
 _STAGES, _SOURCES = "chain", "prepare_corpus.sources"
@@ -36,12 +36,17 @@ def plan_written(plan: Plan) -> dict[str, Any]:
     return {"preset": preset, "stages": list(stages), "corpus": list(corpus), "settings": "\n".join(lines)}
 
 
+def preset_names() -> list[str]:
+    """All presets, the usual one first."""
+    return [DEFAULT, *(name for name in PRESETS if name != DEFAULT)]
+
+
 def nearest(model: BaseModel, of_preset: Callable[[str], BaseModel]) -> tuple[str, dict[str, Any]]:
     """The preset with the fewest other values, and those that this has instead, by dotted name."""
     own = leaves(model)
     differences = {
         name: {leaf: value for leaf, value in own.items() if leaves(of_preset(name)).get(leaf) != value}
-        for name in PRESETS
+        for name in preset_names()
     }
     preset = min(differences, key=lambda name: len(differences[name]))  # of several, the first
     return preset, differences[preset]

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 import pytest
 
 from pipeline.running.prefect_server import ROOT, free_port
+from stages.chain import NAMES
 from tests.attacks import asked, attacks, shell_step, told
 from tests.shapes import SHAPES
 
@@ -113,8 +114,9 @@ def server_port(parent: int) -> int | None:
 
 
 def served(server: str, auth: str) -> dict[str, str] | None:
-    found = {one["name"]: one["id"] for one in told(server, auth, "POST", "/api/deployments/filter", {})}
-    return found if "chain" in found and len(found) == 14 else None
+    """Its id by name, without the number that sorts it."""
+    found = {one["name"][3:]: one["id"] for one in told(server, auth, "POST", "/api/deployments/filter", {})}
+    return found if found.keys() == {"chain", *NAMES} else None
 
 
 @pytest.mark.parametrize("command", ["run", "ui"])
@@ -250,10 +252,14 @@ def test_served_runs_read_and_write_below_the_allowed_folder_alone(house, tmp_pa
     outside = house.finished("report", {"store": str(tmp_path / "store")})
     assert outside["type"] == "FAILED"
     assert f"store: got {tmp_path / 'store'}; {rule}" in outside["message"]
-    config = {"sources": [str(text_file)]}
-    read = house.finished("prepare-corpus", {"store": str(house.allowed / "new"), "config": config})
-    assert read["type"] == "FAILED"
-    assert f"sources: got {text_file}; {rule}" in read["message"]
+    sources = [str(text_file)]
+    for given in ({"sources": sources}, {"rest": {"sources": sources}}):
+        read = house.finished("prepare-corpus", {"store": str(house.allowed / "new"), **given})
+        assert read["type"] == "FAILED"
+        assert f"sources: got {text_file}; {rule}" in read["message"]
+    for given in ({"corpus": sources}, {"settings": f"prepare-corpus.sources={text_file}"}):
+        read = house.finished("chain", {"store": str(house.allowed / "new"), **given})
+        assert f"sources: got {text_file}; {rule}" in read["message"]
     assert not (tmp_path / "store").exists()
     assert not (house.allowed / "new").exists()
     inside = house.finished("report", {"store": str(house.allowed / "empty")})
