@@ -74,7 +74,7 @@ def judge_shuffled(found: Examination) -> bool:
 
 
 def judge_trained(seed: int) -> bool:
-    """True unless joint codes rise as experts get fewer, as in the truth, and are few with twice as many as concepts."""
+    """True unless joint codes rise as experts get fewer, as they do, and are few with twice as many as concepts."""
     toys = [trained_toy(experts=experts, active=2, seed=seed) for experts in TRAINED]
     truths, found = [toy.joint_codes for toy in toys], [examine(toy.record).jcs.value or 0.0 for toy in toys]
     for experts, toy, share in zip(TRAINED, toys, found, strict=True):
