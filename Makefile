@@ -62,6 +62,7 @@ faults: $(VENV)/ready ## Every fault at every file operation, counted: what was 
 
 science: $(VENV)/ready ## Planted superposition at full size, looked for by the tests of pipeline/examining, counted
 	$(BIN)/python -m tests.science.planted
+	$(BIN)/python -m tests.science.hidden
 
 INTEROP ?= .venv-interop
 

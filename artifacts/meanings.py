@@ -235,6 +235,10 @@ SUPERPOSITION: Mapping[str, str] = {
     "iota_null": "99th percentile of iota over matched co-active partners",
     "hidden_pairs_share": "share of the pairs looked at whose iota is above that and whose sum of effects names "
     "another token on a quarter of tokens or more",
+    "second_screen_agreement": "share of the surveyed pairs that are linked beside all others too, in 75 % of halves "
+    "of the text or more",
+    "largest_code_component": "experts that joint codes among the surveyed pairs join to one component, the largest",
+    "triples_needed_share": "share of the triples looked at whose labels are others without any one of the three",
     "contribution_correlation": "Pearson's r of an expert's contributions with those of the PEER's on the same tokens, "
     "mean over experts that fire there and blocks",
     "contribution_correlation_null": "the same with another expert that fires about as often",

@@ -251,7 +251,7 @@ def _page(
         "## Siblings\n\nPairs by what they share of the key grid: beyond chance, of these tested for joint codes, and "
         f"joint codes.\n\n{_siblings(blocks)}\n\n"
         "## Classes\n\nOf tested pairs: those co-active beyond chance, and drawn ones that are not.\n\n"
-        f"{_classes(blocks)}\n\n{_rankings(metrics)}"
+        f"{_classes(blocks)}\n\n{_beyond_pairs(blocks)}{_geometry(blocks)}{_rankings(metrics)}"
         f"## Examples\n\n`{EXAMPLES}` has pairs with the tokens on which each alone and both fire, and what follows.\n"
     )
 
@@ -286,6 +286,40 @@ def _classes(blocks: Sequence[Block]) -> str:
         (kind, *(f"{of.get((kind, True), 0):,} and {of.get((kind, False), 0):,}" for of in counts)) for kind in kinds
     ]
     return table(("class", *(f"block {block.number}" for block in blocks)), rows, numbers_from=1)
+
+
+def _beyond_pairs(blocks: Sequence[Block]) -> str:
+    head = ("block", "linked beside all others", "largest component", "of codes", "triples", "that need all three")
+    rows = []
+    for block in blocks:
+        found = block.examination
+        agreement = found.second_screen.agreement
+        largest = (max(found.communities[name].component_sizes, default=0) for name in ("significant", "joint_code"))
+        needed = sum(of.needed == 3 for of in found.triples)
+        counts = (*largest, len(found.triples), needed)
+        linked = "" if agreement is None else f"{agreement:.3f}"
+        rows.append((str(block.number), linked, *(f"{count:,}" for count in counts)))
+    return (
+        "## Beyond pairs\n\nOf the surveyed pairs: how many the second screen links too, the experts that they and the "
+        f"joint codes among them join, and triples.\n\n{table(head, rows, numbers_from=1)}\n\n"
+    )
+
+
+def _geometry(blocks: Sequence[Block]) -> str:
+    """Nothing where experts have no vectors."""
+    head = ("block", "class", "pairs", "cos of v", "at random", "cos of u", "at random", "variance of the ratio")
+    rows = []
+    for block in blocks:
+        for kind, of in block.examination.geometry.items():
+            numbers = (of.cos_output, of.cos_output_matched, of.cos_input, of.cos_input_matched, of.ratio_variance)
+            cells = ("" if number is None else f"{number:.3f}" for number in numbers)
+            rows.append((str(block.number), kind, f"{of.pairs:,}", *cells))
+    if not any(of.cos_output is not None for block in blocks for of in block.examination.geometry.values()):
+        return ""
+    return (
+        "## Geometry\n\nMeans over pairs beyond chance, beside random pairs of experts that fire as often.\n\n"
+        f"{table(head, rows, numbers_from=2)}\n\n"
+    )
 
 
 def _rankings(metrics: dict[str, float]) -> str:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline.examining.bookkeeping import Bookkeeping, bookkeeping
 from pipeline.examining.chance import LEAST_COUNT, Screen, by_frequency_alone, lifts, moments, screen
 from pipeline.examining.classes import FUSED_SHARE, Evidence, class_of
+from pipeline.examining.communities import Communities, Triple, communities, triples
 from pipeline.examining.counting import Pairs, count_pairs
 from pipeline.examining.firings import Firings, firings_of
 from pipeline.examining.geometry import GroupGeometry, PairGeometry, Rows, geometry, group_geometry, rows_of_record
@@ -112,6 +113,9 @@ class Examination:
     second_screen: SecondScreen
     geometry: Mapping[str, GroupGeometry]
     """T3 of the significant pairs that were tested: of all, and of each class."""
+    communities: Mapping[str, Communities]
+    """T5 of the significant pairs that were tested, and of those that are joint codes."""
+    triples: list[Triple]
     siblings: list[Relatives]
     """The same counts by what pairs share of the key grid."""
     jcs: Headline
@@ -189,6 +193,11 @@ def examine(
         random_pairs=len(place_R),
         second_screen=_second_screen(partial, len(often)),
         geometry=_by_class(listed),
+        communities={
+            "significant": communities(firings, surveyed.pairs, seed),
+            "joint_code": communities(firings, surveyed.pairs.chosen(is_code_C[: len(often)]), seed),
+        },
+        triples=triples(firings, surveyed.pairs, np.random.default_rng([seed, 3])),
         siblings=_by_relation(firings, screened, surveyed.pairs, is_code_C[: len(often)]),
         jcs=jcs,
         not_testable_share=not_testable,

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pipeline.examining.battery import Examination, Pair, SecondScreen
 from pipeline.examining.chance import FALSE_DISCOVERY_RATE
 from pipeline.examining.classes import NOT_TESTABLE
+from pipeline.examining.communities import Communities
 from pipeline.examining.headlines import Headline
 from pipeline.examining.joint_code import DEVIATIONS, LEAST_BITS
 from pipeline.examining.siblings import NEITHER
@@ -17,6 +18,7 @@ def as_data(found: Examination) -> dict[str, object]:
     """What --json prints."""
     return {
         "pairs": [pair.row() for pair in found.pairs],
+        "triples": [triple.row() for triple in found.triples],
         "headlines": {
             "jcs": asdict(found.jcs),
             "jcs_not_testable": asdict(found.not_testable_share),
@@ -28,6 +30,9 @@ def as_data(found: Examination) -> dict[str, object]:
             "random_pairs": found.random_pairs,
             "partial": asdict(found.second_screen),
             "geometry": {kind: asdict(of) for kind, of in found.geometry.items()},
+            "communities": {name: asdict(of) for name, of in found.communities.items()},
+            "triples": len(found.triples),
+            "triples_that_need_all_three": sum(triple.needed == 3 for triple in found.triples),
             "siblings": {row.relation: asdict(row) for row in found.siblings},
             "classes": dict(Counter(pair.kind for pair in found.pairs)),
         },
@@ -50,6 +55,9 @@ def as_text(found: Examination, listed: int) -> str:
         (f"pairs beyond chance, FDR {FALSE_DISCOVERY_RATE:.0%}", f"{found.pairs_significant:,}"),
         ("of them linked beside all others", _agreement(found.second_screen)),
         ("random co-active pairs", f"{found.random_pairs:,}"),
+        ("largest components, communities", _largest(found.communities["significant"])),
+        ("the same of joint codes alone", _largest(found.communities["joint_code"])),
+        ("triples, of them that need all three", _triples(found)),
         ("JCS, share of co-activity in codes", _share(found.jcs)),
         ("share that could not be tested", _share(found.not_testable_share)),
     ]
@@ -74,6 +82,18 @@ def as_text(found: Examination, listed: int) -> str:
 def _agreement(of: SecondScreen) -> str:
     null = f"; by chance {of.null_stable:,} of {of.null_links:,}"
     return f"{of.stable:,} of {of.pairs:,}{null}" if of.pairs else "none asked"
+
+
+def _largest(of: Communities) -> str:
+    sizes = [
+        sorted(Counter(of_size).elements(), reverse=True)[:3] for of_size in (of.component_sizes, of.community_sizes)
+    ]
+    words = "; ".join(", ".join(map(str, some)) for some in sizes)
+    return f"{words} of {of.experts:,}" if of.experts else "none"
+
+
+def _triples(found: Examination) -> str:
+    return f"{len(found.triples):,}, {sum(triple.needed == 3 for triple in found.triples):,}"
 
 
 def _geometry(found: Examination) -> list[str]:

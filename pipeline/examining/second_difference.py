@@ -37,7 +37,7 @@ LEAST_PARTNERS = 100
 NULL_QUANTILE = 0.99
 LEAST_FAILURE = 0.25
 """Of a pair's tokens those on which the additive logits name another token: from it on its function is hidden."""
-CURVATURE_FAILURE, CURVATURE_REST = 0.05, 0.1
+CURVATURE_FAILURE, CURVATURE_REST = 0.1, 0.1
 """Failures, and the share of the loss's second difference that is not curvature, below which it is curvature alone."""
 
 
@@ -239,16 +239,32 @@ def _iota(effects: Effects, difference_C: Floats | None = None) -> Floats:
 
 
 def _null(pairs: _Measured, partners: _Measured, pair_X: Ints) -> Null:
-    """Of the partners that were tried, those whose effect is in the decile of the partner that they stand for."""
+    """Of the partners that were tried, those whose effect is in the decile of the partner that they stand for.
+
+    Where a function is hidden, partners of one of its experts are no null: on the same tokens they meet the function
+    too. So those of pairs that the threshold calls hidden are left out, and it is found anew, until it calls no more.
+    """
     effect_C, effect_X = pairs.free.second_P, partners.free.second_P
     every = np.concatenate([effect_C[~np.isnan(effect_C)], effect_X])
     edges = np.quantile(every, np.arange(1, 10) / 10) if len(every) else np.zeros(0)
-    matched_X = np.searchsorted(edges, effect_X) == np.searchsorted(edges, effect_C[pair_X])
-    iota_X = _iota(partners.free)[matched_X]
+    kept_X = np.searchsorted(edges, effect_X) == np.searchsorted(edges, effect_C[pair_X])
+    iota_C, iota_X, failure_C = _iota(pairs.free), _iota(partners.free), pairs.free.fails_P
+    while True:
+        null = _null_of(iota_X[kept_X], len(pair_X))
+        hidden_C = (iota_C > math.inf if null.threshold is None else iota_C > null.threshold) & (
+            failure_C >= LEAST_FAILURE
+        )
+        still_X = kept_X & ~hidden_C[pair_X]
+        if still_X.sum() == kept_X.sum():
+            return null
+        kept_X = still_X
+
+
+def _null_of(iota_X: Floats, tried: int) -> Null:
     if len(iota_X) < LEAST_PARTNERS:
         few = f"not testable: n = {len(iota_X)} of {LEAST_PARTNERS} matched partners"
-        return Null(iota_X=iota_X, tried=len(pair_X), threshold=None, not_testable=few)
-    return Null(iota_X=iota_X, tried=len(pair_X), threshold=float(np.quantile(iota_X, NULL_QUANTILE)))
+        return Null(iota_X=iota_X, tried=tried, threshold=None, not_testable=few)
+    return Null(iota_X=iota_X, tried=tried, threshold=float(np.quantile(iota_X, NULL_QUANTILE)))
 
 
 def _row(pair: Placed, means: _Measured, null: Null) -> PairDifference:

@@ -73,6 +73,11 @@ class Block:
             }
         for name, headline in found.jcs_of.items():
             numbers |= _headline(f"jcs_{name}", headline)
+        if found.second_screen.agreement is not None:
+            numbers["second_screen_agreement"] = found.second_screen.agreement
+        numbers["largest_code_component"] = float(max(found.communities["joint_code"].component_sizes, default=0))
+        if found.triples:
+            numbers["triples_needed_share"] = sum(of.needed == 3 for of in found.triples) / len(found.triples)
         if self.untrained is not None:
             numbers |= _headline("jcs_untrained", self.untrained.jcs)
             numbers["co_active_experts_per_token_untrained"] = self.untrained.bookkeeping.active_mean

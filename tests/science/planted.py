@@ -1,4 +1,6 @@
-"""Superposition among experts, planted at level A and looked for: `python -m tests.science.planted`, as `make science`.
+"""Superposition among experts, planted and looked for: `python -m tests.science.planted`, as `make science`.
+
+Level A are records, level C trained layers whose joint codes are enumerated.
 
 Prints a row for each planting and ends with 1 if one misses what docs/methods/superposition.md claims. Plantings differ
 in seed, noise, text, activity, topics and in how redundant redundant pairs are. Shuffled labels must flag nothing.
@@ -14,6 +16,7 @@ from pipeline.examining.battery import Examination, examine
 from pipeline.examining.joint_code import LEAST_BITS
 from pipeline.examining.record import record_of
 from tests.planted_records import Planted, Planting, plant
+from tests.trained_toys import trained_toy
 
 CONSOLE = Console(width=160)
 PLANTINGS = {
@@ -26,6 +29,9 @@ PLANTINGS = {
     "2 active, both on 60 %": Planting(seed=6, active=2, topics=3, both=0.6),
     "12 active": Planting(seed=7, active=12),
 }
+
+TRAINED = (192, 96, 48, 24)
+"""Experts for 96 concepts."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,6 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     order = torch.randperm(Planting().tokens, generator=torch.Generator().manual_seed(0))
     shuffled = planted.tensors | {"label": planted.tensors["label"][order]}
     missed += judge_shuffled(examine(record_of(shuffled)))
+    missed += sum(judge_trained(seed) for seed in range(3))
     return 1 if missed else 0
 
 
@@ -64,6 +71,20 @@ def judge_shuffled(found: Examination) -> bool:
     flagged = sum((pair.joint_code_bits or 0) >= LEAST_BITS for pair in found.pairs)
     CONSOLE.print(f"{'shuffled labels, level A, seed 0':<40} flagged {flagged} of {len(found.pairs)}", highlight=False)
     return flagged > 0
+
+
+def judge_trained(seed: int) -> bool:
+    """True unless joint codes rise as experts get fewer, as they do, and are few with twice as many as concepts."""
+    toys = [trained_toy(experts=experts, active=2, seed=seed) for experts in TRAINED]
+    truths, found = [toy.joint_codes for toy in toys], [examine(toy.record).jcs.value or 0.0 for toy in toys]
+    for experts, toy, share in zip(TRAINED, toys, found, strict=True):
+        CONSOLE.print(
+            f"{f'level C, seed {seed}, {experts} experts':<40} accuracy {toy.accuracy:.3f}; joint codes of concepts "
+            f"{toy.joint_codes:.3f}, JCS {share:.3f}",
+            highlight=False,
+        )
+    # Below half as many experts as concepts JCS is near its end, and tells no order.
+    return sorted(truths) != truths or sorted(found[:3]) != found[:3] or found[0] >= 0.2 or found[3] < 0.8
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pipeline.examining.battery import examine
 from pipeline.examining.classes import Evidence, class_of
 from pipeline.examining.record import record_of, write_record
 from tests.planted_records import Planting, plant
+from tests.trained_toys import trained_toy
 
 SMALL = Planting(experts=500, tokens=40_000, pairs=8, solo=40, background=200, topics=4)
 
@@ -93,6 +94,16 @@ def test_the_share_of_codes_is_that_of_concepts_whose_experts_are_all_shared():
         assert share == pytest.approx(shared, abs=0.05)
         shares.append(share)
     assert shares[0] < 0.2 < shares[1] < shares[2]
+
+
+def test_a_trained_layer_speaks_in_codes_where_it_has_fewer_experts_than_concepts():
+    many, few = (trained_toy(experts=experts, active=2, seed=0, steps=250, tokens=30_000) for experts in (192, 48))
+    assert many.accuracy > 0.95
+    assert few.accuracy > 0.95
+    assert many.joint_codes < 0.1 < 0.5 < few.joint_codes
+    shares = [examine(toy.record, random_pairs=200).jcs.value for toy in (many, few)]
+    assert shares[0] < 0.2
+    assert shares[1] > 0.75
 
 
 def test_every_class_follows_from_its_row_of_the_table():
