@@ -241,4 +241,5 @@ SYMBOLS = LayerKind(
     experts=SymbolExperts,
     cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.peer.num_columns),
     fits=SymbolSpec.check_fits,
+    reads=lambda spec: spec.places,
 )

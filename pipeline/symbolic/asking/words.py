@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
-from artifacts import Artifact, Store
+from artifacts import Artifact, ArtifactError, Store
 from kernels.errors import Mistake
 from pipeline.corpus.visible import quoted
 from pipeline.models.language_model import LanguageModel
@@ -33,7 +34,17 @@ class KnownWords:
 def names_in(artifact: Artifact) -> Names:
     """Its names; none in what is not of symbols, or was made before they had names."""
     path = artifact.files().get(FILE)
-    return Names(names=()) if path is None else Names.model_validate_json(path.read_bytes())
+    try:
+        return Names(names=()) if path is None else Names.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise unusable(artifact, FILE, error) from None
+
+
+def unusable(artifact: Artifact, file: str, error: ValidationError) -> ArtifactError:
+    """What is wrong with a file of this artifact, and where in it."""
+    wrong = error.errors(include_url=False)[0]
+    where = ".".join([file, *map(str, wrong["loc"])])
+    return ArtifactError(f"{artifact.id}: {where} is unusable ({wrong['msg']}); distil it again")
 
 
 def known_words(store: Store, id: str) -> KnownWords:

@@ -55,11 +55,11 @@ def rule_circuit(experts: SymbolExperts, expert: int) -> Circuit:
 def rule_names(experts: SymbolExperts, circuit: Circuit, names: Sequence[str], vocabulary: Sequence[str]) -> list[str]:
     """The names of a rule's literals, no two alike."""
     said = [literal_name(experts, literal, names, vocabulary) for literal in circuit.inputs]
+    numbered = [f"{name} (literal {literal})" for name, literal in zip(said, circuit.inputs, strict=True)]
     # Tokens that are no UTF-8 of their own all look alike.
-    return [
-        name if said.count(name) == 1 else f"{name} (literal {literal})"
-        for name, literal in zip(said, circuit.inputs, strict=True)
-    ]
+    distinct = [name if said.count(name) == 1 else other for name, other in zip(said, numbered, strict=True)]
+    # A file of another writer may call a literal as another is called here.
+    return distinct if len(set(distinct)) == len(distinct) else numbered
 
 
 def literal_name(experts: SymbolExperts, literal: int, names: Sequence[str], vocabulary: Sequence[str]) -> str:

@@ -1,21 +1,24 @@
 """A symbols model opened to be read: with its corpus, its names, and where its experts fire on held-out tokens."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from artifacts import ArtifactError, Store
+from artifacts import Artifact, ArtifactError, Store
 from pipeline.corpus.visible import token_texts
 from pipeline.corpus.windows import target_positions
+from pipeline.models import LanguageModel
+from pipeline.models.symbols import SymbolExperts
 from pipeline.opening import Opened, open_model
-from pipeline.symbolic.asking.words import names_in
+from pipeline.symbolic.asking.words import names_in, unusable
 from pipeline.symbolic.names.names import Names
 from pipeline.symbolic.showing.blocks import symbol_experts
 from pipeline.symbolic.showing.fired import Firings, firings
 
+LITERALS_FILE = "literals.json"
 SAMPLE_TOKENS = 2048
 CONTEXT_LENGTH = 64
 
@@ -34,17 +37,34 @@ def open_symbols(store: Store, id: str) -> OpenedSymbols:
     """The symbols artifact and the corpus it comes from."""
     opened = open_model(store, id, "symbols")
     artifact, corpus = store.open(opened.id), opened.corpus
-    if "literals.json" not in artifact.files():
-        raise ArtifactError(f"{opened.id} has no literals.json; distil it again")
+    if LITERALS_FILE not in artifact.files():
+        raise ArtifactError(f"{opened.id} has no {LITERALS_FILE}; distil it again")
     return OpenedSymbols(
         id=opened.id,
         model=opened.model,
         corpus=corpus,
         context=opened.context,
-        names=json.loads(artifact.files()["literals.json"].read_text(encoding="utf-8")),
+        names=_literal_names(artifact, opened.model),
         vocabulary=token_texts(corpus.tokenizer.token_bytes),
         quantities=names_in(artifact),
     )
+
+
+_LITERALS: TypeAdapter[list[list[str]]] = TypeAdapter(list[list[str]])
+
+
+def _literal_names(artifact: Artifact, model: LanguageModel) -> list[list[str]]:
+    """A name for every literal, block by block. ArtifactError where the file holds anything else."""
+    try:
+        names = _LITERALS.validate_json(artifact.files()[LITERALS_FILE].read_bytes(), strict=True)
+    except ValidationError as error:
+        raise unusable(artifact, LITERALS_FILE, error) from None
+    got, wanted = list(map(len, names)), [len(experts.member_LV) for experts in model.expert_layers_of(SymbolExperts)]
+    if got != wanted:
+        raise ArtifactError(
+            f"{artifact.id}: {LITERALS_FILE} names {got} literals by block, and the model has {wanted}; distil it again"
+        )
+    return names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
