@@ -52,6 +52,7 @@ def in_ascii(action: Callable[[], int]) -> tuple[int, bytes]:
         (look, ("tree", "latest"), rb"\u2514\u2500 distill-symbols-"),
         (look, ("show", "latest"), b"distill-symbols, version 3"),
         (symbolic, ("show", "latest", *EXPERT), b"letters & ~token[-1]"),
+        (symbolic, ("read", "latest", "--text", "\u0394"), rb"'\xce'"),
         (generate, ("latest", "--prompt", "\u0394", "--tokens", "1"), rb"\u0394"),
     ],
 )
@@ -164,6 +165,9 @@ def full() -> io.TextIOWrapper:
         (symbolic, ("show", "latest")),
         (symbolic, ("show", "latest", *EXPERT)),
         (symbolic, ("show", "latest", *EXPERT, "--json")),
+        (symbolic, ("find", "latest", "--token", "e")),
+        (symbolic, ("read", "latest", "--text", "a")),
+        (symbolic, ("ablate", "latest", *EXPERT, "--tokens", "200")),
         (symbolic, EXPORT),
         (seeds, ()),
         (seeds, ("--stage", "distill-symbols")),

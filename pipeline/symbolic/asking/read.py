@@ -39,7 +39,7 @@ class LayerOnToken(_Part):
 class TokenRead(_Part):
     token: int
     text: str = Field(description="In quotes; what is not seen, and bytes that are no text alone, as escapes.")
-    shown: str = Field(description="The same without quotes.")
+    shown: str = Field(description="The same without quotes, and each line break also as one.")
     probability: float | None = Field(description="That the model gave it before it; none for the first.")
     layers: tuple[LayerOnToken, ...]
 
@@ -77,7 +77,7 @@ def read(opened: Opened, words: KnownWords, text: str, *, most: int, layers: Seq
             TokenRead(
                 token=token,
                 text=quoted(token_bytes[token]),
-                shown=visible(token_bytes[token]),
+                shown="\\n\n".join(map(visible, token_bytes[token].split(b"\n"))),
                 probability=None if place == 0 else float(chance_NV[place - 1, token]),
                 layers=tuple(of_tokens[place] for of_tokens in by_layer),
             )
