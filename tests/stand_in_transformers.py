@@ -36,8 +36,8 @@ class Cache:
     def __init__(self, config):
         self.layers = {}
 
-    def get_seq_length(self):
-        return self.layers[0][0].shape[2] if self.layers else 0
+    def get_seq_length(self, layer=0):
+        return self.layers[layer][0].shape[2] if layer in self.layers else 0
 
     def get_mask_sizes(self, length, layer):
         return self.get_seq_length() + length, 0

@@ -84,7 +84,19 @@ def relu2(x):
 ACTIVATIONS = {"relu2": relu2, "relu": torch.relu, "gelu": F.gelu, "silu": F.silu}
 
 
-class Statistics(nn.Module):
+class Kept(nn.Module):
+    """Whose own buffers keep their types when the model is cast: thresholds compare, and scales are of a format."""
+
+    def _apply(self, fn, recurse=True):
+        kept = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            if (now := self.get_buffer(name)).dtype != before.dtype:
+                self.register_buffer(name, before.to(now.device))
+        return self
+
+
+class Statistics(Kept):
     """A batch norm in evaluation, whose numbers are float32 in a model of any type."""
 
     def __init__(self, features):
@@ -149,9 +161,11 @@ class Attention(nn.Module):
         if past is not None:
             if ids is not None:
                 k, v = torch.cat([k, self._written(ids, k)], dim=1), F.pad(v, (0, 0, 0, 0, 0, 1))
+            known = int(past.get_seq_length(self.layer)) + q.shape[2]  # a cache of fixed size has room behind them
             k, v = past.update(k, v, self.layer)
             if ids is not None:
-                k, v, ids = k[:, :-1], v[:, :-1], 256 * k[:, -1, :, 0].long() + k[:, -1, :, 1].long()
+                digits = k[:, -1, :known].long()
+                k, v, ids = k[:, :-1], v[:, :-1], 256 * digits[..., 0] + digits[..., 1]
         causal = mask is None and q.shape[2] > 1
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(2)), ids
@@ -288,7 +302,7 @@ def strongest(expert_NX, gate_NX, kept):
 # PEER: router
 
 
-class PeerRouter(nn.Module):
+class PeerRouter(Kept):
     def __init__(self, config, spec=None):
         super().__init__()
         self.spec = spec = spec or config.experts
@@ -361,7 +375,7 @@ def unpack_int4(packed):
     return torch.cat([(signed << 4) >> 4, signed >> 4], dim=-1)
 
 
-class Table(nn.Module):
+class Table(Kept):
     """Rows of int8 or int4 and their scales, stored as they are."""
 
     def __init__(self, spec, width, precision=None):
@@ -421,7 +435,7 @@ def places(token_P, tokens):
     return torch.arange(len(token_P), device=token_P.device) - start[token_P], int(count.max()) if len(token_P) else 0
 
 
-class SparseExperts(nn.Module):
+class SparseExperts(Kept):
     """Experts of a pool, of which a token reaches few: what PEER and symbols share."""
 
     def __init__(self):
@@ -681,7 +695,6 @@ class LegibleModel(LegiblePreTrainedModel):
                 stream, routing=routing, turn=turn, mask=mask, past=past_key_values,
                 ids=input_ids if symbolic and layer == 0 else None, seen=ids, real=real,
             )  # fmt: skip
-            ids = ids if ids is None else ids[:, : seen + length]  # a cache of fixed size has room behind them
             states.append(stream)
             if output_routed_experts:
                 routed.append(self._routed(routing, reached))

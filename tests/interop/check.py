@@ -50,6 +50,9 @@ def under_transformers(folder, expected) -> None:
                             model.generate(prompt, use_cache=False, **how, **more))
                 for more in ({}, {"num_beams": 3})]  # fmt: skip
         told(f"transformers, {name}: generate with cache and without, greedy and by beams", same, all(same))
+        fixed = model.generate(prompt, cache_implementation="static", **how)
+        told(f"transformers, {name}: generate with a cache of fixed size", "same tokens",
+             torch.equal(fixed, model.generate(prompt, use_cache=False, **how)))  # fmt: skip
         halved, _ = opened(folder / name, dtype=torch.bfloat16, device_map="cpu")
         near = torch.nn.functional.cosine_similarity(halved(tokens).logits.float(), logits, dim=-1)
         told(

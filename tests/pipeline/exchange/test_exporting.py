@@ -81,6 +81,11 @@ def test_the_modeling_file_computes_the_model_and_the_folder_is_read_back_bit_fo
     theirs = opened(folder)
     assert_close(theirs(TOKENS).logits, wanted, 1e-5)
     assert_routed(model, theirs)
+    buffers = {name: buffer.clone() for name, buffer in theirs.named_buffers()}
+    assert torch.isfinite(theirs.to(torch.bfloat16)(TOKENS).logits).all()
+    for name, buffer in theirs.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name  # scales and statistics are what they were
+    theirs = opened(folder)
     # In steps through the cache, of one and of several tokens; and a shorter text padded on its left beside a longer.
     cached, at = None, 0
     for length in (4, 1, 1, 5, 8):
