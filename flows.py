@@ -31,13 +31,20 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
+from importlib import import_module
+from io import StringIO
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
+from kernels.interrupts import end_at_once_while_importing
+
+end_at_once_while_importing(command=__name__ == "__main__")
+
+from kernels.errors import Mistake
 from pipeline.running.auth_string import auth_string
 from pipeline.running.entrance import link
 from pipeline.running.prefect_server import (
@@ -70,6 +77,8 @@ bypass_loopback(os.environ)
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
 _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else None
 
+from pydantic import ValidationError
+
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.run import Progress
@@ -80,15 +89,39 @@ from stages import STAGES, form
 from stages.allowed import allow, check_allowed
 from stages.chain import Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
-from stages.errors import Mistake, exit_code
+from stages.errors import exit_code, invalid
 from stages.execution import make_one, require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
 from stages.presets import tiny
 
+
+def _settings_of_prefect() -> int:
+    """Imports Prefect, which reads its settings then. ValueError in one sentence where it cannot."""
+    said = StringIO()
+    try:
+        with redirect_stderr(said):  # of what is told below it has a paragraph of its own
+            import_module("prefect.context")
+    except ValidationError as error:
+        value = error.errors()[0]["input"]
+        at_fault = [name for name in os.environ if name.startswith("PREFECT_") and os.environ[name] == str(value)]
+        named = f"{' or '.join(at_fault)}: " if at_fault else ""
+        raise Mistake(
+            f"Prefect cannot read its settings ({named}{invalid(error).split('; ')[0]}); correct or unset it, in the "
+            "environment or in Prefect's profile"
+        ) from None
+    except (OSError, ValueError) as error:  # a profile that is no TOML, or no UTF-8, among them
+        profiles = os.environ.get("PREFECT_PROFILES_PATH", HOME / "profiles.toml")
+        raise Mistake(
+            f"Prefect's profiles in {profiles} cannot be read ({error}); correct the file, or remove it"
+        ) from None
+    sys.stderr.write(said.getvalue())
+    return 0
+
+
 if __name__ == "__main__":  # before Prefect is imported, so that --help and mistakes answer at once
     _commands: list[Command] = []
-    if _code := exit_code(lambda: _commands.append(read(sys.argv[1:])) or 0):
+    if _code := exit_code(lambda: _commands.append(read(sys.argv[1:])) or 0) or exit_code(_settings_of_prefect):
         sys.exit(_code)
 
 from prefect import Flow, State, flow, get_run_logger, serve, task
