@@ -77,8 +77,6 @@ bypass_loopback(os.environ)
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
 _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else None
 
-from pydantic import ValidationError
-
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
 from pipeline.run import Progress
@@ -89,7 +87,7 @@ from stages import STAGES, form
 from stages.allowed import allow, check_allowed
 from stages.chain import Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
-from stages.errors import exit_code, invalid
+from stages.errors import exit_code, unreadable_settings
 from stages.execution import make_one, require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
@@ -102,19 +100,9 @@ def _settings_of_prefect() -> int:
     try:
         with redirect_stderr(said):  # of what is told below it has a paragraph of its own
             import_module("prefect.context")
-    except ValidationError as error:
-        value = error.errors()[0]["input"]
-        at_fault = [name for name in os.environ if name.startswith("PREFECT_") and os.environ[name] == str(value)]
-        named = f"{' or '.join(at_fault)}: " if at_fault else ""
-        raise Mistake(
-            f"Prefect cannot read its settings ({named}{invalid(error).split('; ')[0]}); correct or unset it, in the "
-            "environment or in Prefect's profile"
-        ) from None
-    except (OSError, ValueError) as error:  # a profile that is no TOML, or no UTF-8, among them
+    except (OSError, ValueError) as error:
         profiles = os.environ.get("PREFECT_PROFILES_PATH", HOME / "profiles.toml")
-        raise Mistake(
-            f"Prefect's profiles in {profiles} cannot be read ({error}); correct the file, or remove it"
-        ) from None
+        raise Mistake(unreadable_settings(error, os.environ, str(profiles))) from None
     sys.stderr.write(said.getvalue())
     return 0
 
