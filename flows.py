@@ -40,11 +40,10 @@ from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from kernels.interrupts import end_at_once_while_importing
+from pipeline import end_at_once_while_importing
 
 end_at_once_while_importing(command=__name__ == "__main__")
 
-from kernels.errors import Mistake
 from pipeline.running.auth_string import auth_string
 from pipeline.running.entrance import link
 from pipeline.running.prefect_server import (
@@ -87,7 +86,7 @@ from stages import STAGES, form
 from stages.allowed import allow, check_allowed
 from stages.chain import Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
-from stages.errors import exit_code, unreadable_settings
+from stages.errors import Mistake, exit_code, unreadable_settings
 from stages.execution import make_one, require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
