@@ -185,7 +185,13 @@ def _log(path: Path) -> BinaryIO:
 
 
 def ready(home: Path) -> None:
-    """Makes the home. ValueError if that, or writing in it, fails."""
+    """Makes the home. ValueError if that, or writing in it, fails, or its name is no text to Prefect."""
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        raise Mistake(
+            f"PREFECT_HOME is {str(home)!r}, which is no text in this locale; set PYTHONUTF8=1, or name another one"
+        ) from None
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):

@@ -201,3 +201,9 @@ def test_a_server_that_ends_leaves_the_announcement_of_a_later_one(tmp_path, mon
         assert not (tmp_path / "ui-url").exists()
         (tmp_path / "ui-url").write_text("http://127.0.0.1:3")
     assert (tmp_path / "ui-url").read_text() == "http://127.0.0.1:3"
+
+
+def test_a_home_whose_name_is_no_text_in_this_locale_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"PREFECT_HOME is '.*udce4', which is no text in this locale; set "):
+        begin(free_port(), home=tmp_path / "\udce4", ui=False)
+    assert list(tmp_path.iterdir()) == []
