@@ -32,13 +32,19 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
+from io import StringIO
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
+
+from pipeline import end_at_once_while_importing
+
+end_at_once_while_importing(command=__name__ == "__main__")
 
 from pipeline.running.auth_string import auth_string
 from pipeline.running.entrance import link
@@ -89,15 +95,29 @@ from stages import form
 from stages.allowed import allow, check_allowed
 from stages.chain import BESIDE, CHAIN, Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
-from stages.errors import TOLD, Failure, Mistake, exit_code, sentence
+from stages.errors import TOLD, Failure, Mistake, exit_code, sentence, unreadable_settings
 from stages.execution import make_one, require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
 from stages.settings import plan_from, plan_written
 
+
+def _settings_of_prefect() -> int:
+    """Imports Prefect, which reads its settings then. ValueError in one sentence where it cannot."""
+    said = StringIO()
+    try:
+        with redirect_stderr(said):  # of what is told below it has a paragraph of its own
+            import_module("prefect.context")
+    except (OSError, ValueError) as error:
+        profiles = os.environ.get("PREFECT_PROFILES_PATH", HOME / "profiles.toml")
+        raise Mistake(unreadable_settings(error, os.environ, str(profiles))) from None
+    sys.stderr.write(said.getvalue())
+    return 0
+
+
 if __name__ == "__main__":  # before Prefect is imported, so that --help and mistakes answer at once
     _commands: list[Command] = []
-    if _code := exit_code(lambda: _commands.append(read(sys.argv[1:])) or 0):
+    if _code := exit_code(lambda: _commands.append(read(sys.argv[1:])) or 0) or exit_code(_settings_of_prefect):
         sys.exit(_code)
 
 from prefect import Flow, State, flow, get_run_logger, serve, task

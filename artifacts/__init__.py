@@ -1,5 +1,13 @@
 """Artifacts: what stages make, named after how it was made, each with its lineage."""
 
+import signal
+import sys
+
+# `python -m artifacts`, interrupted before it begins, ends at once, as kernels/interrupts.py has it for other commands:
+# this package knows of no other.
+if sys.argv[:1] == ["-m"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 from artifacts.artifact import Artifact as Artifact
 from artifacts.cards import lineage_card as lineage_card
 from artifacts.cards import mermaid as mermaid

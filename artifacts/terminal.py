@@ -6,6 +6,7 @@ import errno
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
@@ -57,7 +58,8 @@ def as_command(main: Callable[P, int]) -> Callable[P, int]:
     @functools.wraps(main)
     def command(*args: P.args, **kwargs: P.kwargs) -> int:
         try:
-            return main(*args, **kwargs)
+            with _hearing_interrupts():
+                return main(*args, **kwargs)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)  # noqa: T201
             return 130
@@ -68,6 +70,19 @@ def as_command(main: Callable[P, int]) -> Callable[P, int]:
             return 2
 
     return command
+
+
+@contextmanager
+def _hearing_interrupts() -> Iterator[None]:
+    """Within it Ctrl-C is Python's exception, where it ended the process while that was importing."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def show_every_text() -> None:

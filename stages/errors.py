@@ -50,6 +50,19 @@ def _one_invalid(problem: Mapping[str, Any], name: Callable[[tuple[str, ...]], s
     return f"{where}: got {problem['input']!r}, wanted: {message}"
 
 
+def unreadable_settings(error: OSError | ValueError, environment: Mapping[str, str], profiles: str) -> str:
+    """One sentence on what keeps Prefect from reading its settings: a variable's value, or a file that is no TOML."""
+    if not isinstance(error, ValidationError):
+        return f"Prefect's profiles in {profiles} cannot be read ({error}); correct the file, or remove it"
+    value = str(error.errors()[0]["input"])
+    at_fault = [name for name, text in environment.items() if name.startswith("PREFECT_") and text == value]
+    named = f"{' or '.join(at_fault)}: " if at_fault else ""
+    return (
+        f"Prefect cannot read its settings ({named}{invalid(error).split('; ')[0]}); correct or unset it, in the "
+        "environment or in Prefect's profile"
+    )
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """One sentence on a name that is not known."""
     names = list(known)

@@ -173,7 +173,13 @@ def _floats(values: Tensor, name: str, tokens: int) -> Floats:
     if not values.is_floating_point():
         raise Mistake(f"{name!r} is {_name(values.dtype)}, not a float a token; write it as float32")
     _check_length(values, name, tokens)
-    return values.float().numpy()
+    float_T = values.float().numpy()
+    if not np.isfinite(float_T).all():
+        token = int(np.argmin(np.isfinite(float_T)))
+        raise Mistake(
+            f"{name!r} holds {float_T[token]} (NaN or infinite) at token {token}; leave it out, or record again"
+        )
+    return float_T
 
 
 def _check_length(values: Tensor, name: str, tokens: int) -> None:

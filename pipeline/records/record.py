@@ -4,6 +4,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -22,6 +23,8 @@ from pipeline.records.appended import Column
 Contributions = Literal["float16", "float32"]
 SPLITS = Literal["held_out", "validation", "train"]
 REMEDY = "make the record again"
+_ROUNDING = 1e-3
+"""Of losses and shares."""
 
 OF_TOKENS = ("token", "label", "document", "position", "domain", "loss_nats")
 """Tensors that all blocks share, one value a token; all but the loss are int32."""
@@ -119,6 +122,7 @@ class ActivationRecord:
     def restore(cls, kind: str, spec: Mapping[str, Any], tensors: dict[str, Tensor], files: Mapping[str, Path]) -> Self:
         opened = RecordSpec.model_validate(dict(spec))
         _check_forms(opened, tensors)
+        _check_values(opened, tensors)
         return cls(opened, tensors)
 
 
@@ -153,3 +157,32 @@ def _check_forms(spec: RecordSpec, tensors: Mapping[str, Tensor]) -> None:
         ours = "{} of {}".format(*wanted[name]) if name in wanted else "none"
         if theirs != ours:
             raise ArtifactError(f"tensor {name!r} is {theirs}, where its spec wants {ours}; {REMEDY}")
+
+
+def _check_values(spec: RecordSpec, tensors: Mapping[str, Tensor]) -> None:
+    """ArtifactError names the first tensor that holds what no model has done."""
+    bounds: dict[str, tuple[float, float]] = {
+        "token": (0, spec.vocab_size - 1),
+        "label": (0, spec.vocab_size - 1),
+        "document": (0, math.inf),
+        "position": (0, math.inf),
+        "domain": (0, len(spec.domains) - 1),
+        "loss_nats": (-_ROUNDING, math.inf),
+    }
+    for block, experts in enumerate(spec.experts):
+        of_block = {
+            "expert": (-1, experts - 1),
+            "fired": (0, experts),
+            "contribution": (0, math.inf),
+            "omitted_share": (-_ROUNDING, 1 + _ROUNDING),
+            "cell": (0, math.inf),
+        }
+        bounds |= {f"layers.{block}.{name}": held for name, held in of_block.items()}
+    for name, (least, most) in bounds.items():
+        if name not in tensors:  # experts that are in no grid have no cells
+            continue
+        found_least, found_most = (float(value) for value in tensors[name].aminmax())
+        if not (least <= found_least <= found_most <= most and math.isfinite(found_most)):  # of NaN both are NaN
+            raise ArtifactError(
+                f"tensor {name!r} holds {found_least:g} to {found_most:g}, where {least:g} to {most:g} can be; {REMEDY}"
+            )

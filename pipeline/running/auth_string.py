@@ -19,11 +19,18 @@ _FORM = re.compile(r"[A-Za-z0-9_-]{43}")
 
 def auth_string(home: Path) -> str:
     """The home's auth string, made if there is none yet. ValueError if its file is damaged or open to others."""
-    path = home / "auth-string"
-    with (home / "auth-string.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of two processes that both find none, one makes it
-        if not os.path.lexists(path):
-            _write(path, secrets.token_urlsafe(32))
+    path, lock = home / "auth-string", home / "auth-string.lock"
+    try:
+        # A pipe would be waited for, and a link may lead anywhere.
+        with open(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600), "rb") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)  # of two processes that both find none, one makes it
+            if not os.path.lexists(path):
+                _write(path, secrets.token_urlsafe(32))
+    except OSError as error:
+        raise Mistake(
+            f"the auth string of this home cannot be made or locked ({error.strerror}); see that {home} can be written "
+            f"to, delete {lock} if it is no file, or name another home in PREFECT_HOME"
+        ) from error
     return _read(path)
 
 

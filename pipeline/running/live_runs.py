@@ -6,13 +6,22 @@ from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
 
+from kernels.errors import Mistake
+
 
 @contextmanager
 def alive(run: str, folder: Path) -> Iterator[None]:
-    """Within it, `gone` does not name this run."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Within it, `gone` does not name this run. ValueError where the folder is none to write in."""
     path = folder / run
-    with path.open("a") as file:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = path.open("a")
+    except OSError as error:
+        raise Mistake(
+            f"{folder} is no folder to write in ({error.strerror}), and it is to say which runs have a process; remove "
+            "it if it is no folder, or see that it can be written to"
+        ) from error
+    with held as file:
         fcntl.flock(file, fcntl.LOCK_SH)  # shared: a run that is tried again may find its first process still ending
         try:
             yield

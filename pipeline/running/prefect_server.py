@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 from kernels.errors import Failure, Mistake
@@ -46,7 +47,9 @@ def announced_server(port: int, *, home: Path) -> Iterator[str]:
         os.replace(scratch, _announcement(home))  # nobody reads half of it
         yield url
     finally:
-        _announcement(home).unlink(missing_ok=True)
+        # Another server of this home may have announced itself since.
+        if _text_of(_announcement(home)) == starting.url:
+            _announcement(home).unlink(missing_ok=True)
         starting.end()
 
 
@@ -162,7 +165,7 @@ def begin(port: int, *, home: Path, ui: bool) -> Starting:
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
         "PREFECT_SERVER_API_AUTH_STRING": auth,
     }
-    with (home / "server.log").open("ab") as log:
+    with _log(home / "server.log") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "pipeline.running.prefect_server", str(port), str(home), str(os.getpid())],
             env={**os.environ, **settings}, stdout=log, stderr=log, cwd=ROOT,
@@ -171,8 +174,24 @@ def begin(port: int, *, home: Path, ui: bool) -> Starting:
     return Starting(url, home, auth, process)
 
 
+def _log(path: Path) -> BinaryIO:
+    """To be added to. ValueError where it is none."""
+    try:
+        # A pipe would be waited for, and a link may lead anywhere.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+        return os.fdopen(os.open(path, flags, 0o600), "ab")
+    except OSError as error:
+        raise Mistake(f"the server's log {path} cannot be written ({error.strerror}); delete it") from error
+
+
 def ready(home: Path) -> None:
-    """Makes the home. ValueError if that, or writing in it, fails."""
+    """Makes the home. ValueError if that, or writing in it, fails, or its name is no text to Prefect."""
+    try:
+        str(home).encode()
+    except UnicodeEncodeError:
+        raise Mistake(
+            f"PREFECT_HOME is {str(home)!r}, which is no text in this locale; set PYTHONUTF8=1, or name another one"
+        ) from None
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=home):

@@ -7,10 +7,11 @@ import torch
 
 from artifacts import ArtifactError
 from artifacts.tensors_file import read_header, read_tensors
+from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.splits import Corpus, CorpusSpec
 from pipeline.corpus.tokenizer import BpeTokenizer
-from pipeline.examining.record import read_record
+from pipeline.examining.record import read_record, record_of
 from pipeline.records.__main__ import main
 from pipeline.records.exports import layer_file, layer_tensors, routed_experts
 from pipeline.records.record import ActivationRecord
@@ -141,3 +142,32 @@ def test_a_block_of_a_stored_record_is_written_by_a_command_and_examined(record,
     ):
         assert main([id, *words, "--store", str(store.root)]) == 2
         assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token", 256), ("token", -1), ("label", 256), ("label", -1), ("document", -1), ("position", -1), ("domain", 1),
+        ("domain", -1), ("loss_nats", -1.0), ("loss_nats", float("nan")), ("loss_nats", float("inf")),
+        ("layers.0.expert", 37), ("layers.1.expert", -2), ("layers.0.fired", 38), ("layers.0.fired", -1),
+        ("layers.1.contribution", -0.5), ("layers.1.contribution", float("nan")),
+        ("layers.0.contribution", float("inf")), ("layers.0.omitted_share", 1.5), ("layers.0.omitted_share", float("nan")), ("layers.1.cell", -1),
+    ],
+)  # fmt: skip
+def test_what_no_model_has_done_is_no_record(record, name, value):
+    tensors = {key: tensor.clone() for key, tensor in record.to_tensors().items()}
+    assert len(record.spec.domains) == 1
+    spec = record.spec.model_dump(mode="json")
+    ActivationRecord.restore("record", spec, tensors, {})
+    tensors[name].view(-1)[5] = value
+    with pytest.raises(ArtifactError, match=f"^tensor '{name}' holds .* can be; make the record again$"):
+        ActivationRecord.restore("record", spec, tensors, {})
+
+
+@pytest.mark.parametrize("name", ["loss_nats", "omitted_share"])
+def test_a_record_of_another_writer_with_figures_that_are_none_is_told(record, tmp_path, name):
+    layer_file(record, 0, tmp_path / "block.safetensors")
+    tensors = {key: tensor.clone() for key, tensor in read_tensors(tmp_path / "block.safetensors").items()}
+    tensors[name][3] = float("nan")
+    with pytest.raises(Mistake, match=f"'{name}' holds nan .* at token 3; leave it out, or record again"):
+        record_of(tensors)

@@ -4,6 +4,8 @@ import os
 import signal
 from uuid import uuid4
 
+import pytest
+
 from pipeline.running.live_runs import alive, forget, gone
 
 A, KILLED, OTHER = (str(uuid4()) for _ in range(3))
@@ -47,3 +49,12 @@ def test_what_is_no_run_is_ignored_whatever_it_is(tmp_path):
     assert gone(tmp_path) == []
     (tmp_path / A).touch()
     assert gone(tmp_path) == [A]
+
+
+def test_a_folder_of_runs_that_is_none_is_told(tmp_path):
+    (tmp_path / "running").touch()
+    with (
+        pytest.raises(ValueError, match=r"running is no folder to write in \(File exists\)"),
+        alive(A, tmp_path / "running"),
+    ):
+        raise AssertionError

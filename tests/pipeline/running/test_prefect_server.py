@@ -9,11 +9,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
 from pipeline.running import prefect_server
-from pipeline.running.prefect_server import ROOT, announced, begin, free_port, own_auth, port_for
+from pipeline.running.auth_string import auth_string
+from pipeline.running.prefect_server import ROOT, announced, announced_server, begin, free_port, own_auth, port_for
 
 
 @pytest.fixture
@@ -155,3 +157,53 @@ def test_a_prefect_api_url_that_is_none_is_one_sentence(tmp_path, url):
     code, said = _flows("stage", "report", PREFECT_HOME=str(tmp_path), PREFECT_API_URL=url)
     assert code == 2
     assert said == f"PREFECT_API_URL is {url!r}, wanted: http://HOST:PORT/api; correct it, or unset it\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        (
+            "PREFECT_LOGGING_LEVEL",
+            "LOUD",
+            r"its settings \(PREFECT_LOGGING_LEVEL: level: got 'LOUD', wanted: ",
+        ),
+        ("PREFECT_PROFILES_PATH", "/", r"profiles in / cannot be read \(.*Is a directory: '/'\); correct the file"),
+    ],
+)
+def test_settings_that_prefect_cannot_read_are_one_sentence(tmp_path, name, value, said):
+    code, told = _flows("republish", "--store", str(tmp_path), PREFECT_HOME=str(tmp_path / "home"), **{name: value})
+    assert (code, told.count("\n")) == (2, 1)
+    assert re.search(said, told)
+
+
+@pytest.mark.parametrize("name", ["server.log", "auth-string.lock"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/dev/null", path)])
+def test_what_is_no_file_in_a_home_is_told_and_not_waited_for(tmp_path, name, make):
+    make(tmp_path / name)
+    if (name, make) == ("auth-string.lock", os.mkfifo):  # a pipe is held as well as a file
+        assert len(auth_string(tmp_path)) == 43
+        return
+    with pytest.raises(ValueError, match=r"(server's log .* cannot be written|cannot be made or locked) \("):
+        begin(free_port(), home=tmp_path, ui=False)
+
+
+def test_a_server_that_ends_leaves_the_announcement_of_a_later_one(tmp_path, monkeypatch):
+    class Ready(SimpleNamespace):
+        def wait(self) -> str:
+            return self.url
+
+        def end(self) -> None: ...
+
+    monkeypatch.setattr(prefect_server, "begin", lambda port, **_: Ready(url=f"http://127.0.0.1:{port}"))
+    with announced_server(1, home=tmp_path):
+        with announced_server(2, home=tmp_path):
+            assert (tmp_path / "ui-url").read_text() == "http://127.0.0.1:2"
+        assert not (tmp_path / "ui-url").exists()
+        (tmp_path / "ui-url").write_text("http://127.0.0.1:3")
+    assert (tmp_path / "ui-url").read_text() == "http://127.0.0.1:3"
+
+
+def test_a_home_whose_name_is_no_text_in_this_locale_is_one_sentence(tmp_path):
+    with pytest.raises(ValueError, match=r"PREFECT_HOME is '.*udce4', which is no text in this locale; set "):
+        begin(free_port(), home=tmp_path / "\udce4", ui=False)
+    assert list(tmp_path.iterdir()) == []
