@@ -82,11 +82,21 @@ def page(browser, url):
     page.close()
 
 
+ELSEWHERE = r"""() => {
+  const elsewhere = text => text.replace(/(\/[^\s'"\/]+)+\/store\b/g, "/home/you/store");
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = elsewhere(texts.currentNode.data);
+  for (const field of document.querySelectorAll("textarea")) field.value = elsewhere(field.value);
+}"""
+"""On a picture that is kept no folder of the machine that took it."""
+
+
 def picture(page, name: str) -> None:
     """Keeps the page as it looks once it has come to rest, if SCREENSHOTS names a folder."""
     folder = os.environ.get("SCREENSHOTS")
     if folder:
         page.wait_for_timeout(2000)
+        page.evaluate(ELSEWHERE)
         file = Path(folder) / f"{name}.png"
         page.screenshot(path=file, full_page=True)
         with Image.open(file) as whole:
