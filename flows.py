@@ -275,8 +275,8 @@ def flow_of(step: Step) -> Flow[..., Any]:
             inputs = inputs_of(step, form.given_inputs(step, values), Store(Path(store)), _missing)
             state = make(step.name, plain(config), inputs, store, seed, device, force, return_state=True)
             id = cast(ArtifactId, _result(state))
-            publish_card(id, Store(Path(store)))
-            return Completed(name=REUSED, data=id) if state.name == REUSED else id
+            said = publish_card(id, Store(Path(store)))
+            return Completed(name=REUSED if state.name == REUSED else "Completed", data=id, message=said)
 
         with alive(flow_run.id, RUNNING):
             return _ended(lambda: _noted(made))
@@ -320,7 +320,7 @@ def chain_flow() -> Flow[..., Any]:
         *, preset: str, stages: list[str] | None, corpus: list[str] | None, settings: str, store: str, seed: int,
         device: Device, again_from: str | None,
     ) -> Any:  # fmt: skip
-        def made() -> tuple[Made, ...]:
+        def made() -> State:
             plan = plan_from(preset, stages or [], corpus or [], settings)
             check_allowed(store, plan.prepare_corpus)
             return run_plan(plan, again_from, store=store, seed=seed, device=device)
@@ -339,8 +339,8 @@ def chain_flow() -> Flow[..., Any]:
 chain = chain_flow()
 
 
-def run_plan(plan: Plan, again_from: str | None, *, store: str, **settings: Any) -> tuple[Made, ...]:
-    """What the stages made, or reused; the run's card says so, and where it stopped, if it did."""
+def run_plan(plan: Plan, again_from: str | None, *, store: str, **settings: Any) -> State:
+    """What the stages made, or reused, as the run's end; its card says so, and where it stopped, if it did."""
     forced = made_from(again_from) if again_from else frozenset()
     made: dict[str, Made] = {}
     at = ""
@@ -355,8 +355,8 @@ def run_plan(plan: Plan, again_from: str | None, *, store: str, **settings: Any)
     except BaseException as error:
         publish_run_card(made.values(), Store(Path(store)), stopped=_stopped(error, at))
         raise
-    publish_run_card(made.values(), Store(Path(store)))
-    return tuple(made.values())
+    said = publish_run_card(made.values(), Store(Path(store)))
+    return Completed(data=tuple(made.values()), message=said)
 
 
 def _stopped(error: BaseException, at: str) -> Stopped:
@@ -397,33 +397,43 @@ class PrefectBoard:
         return f"/v2/artifacts/artifact/{id}"
 
 
-def publish_card(id: ArtifactId, store: Store) -> None:
-    """The artifact's lineage in the UI, under the key of its stage; the run gets the artifact's name and tags."""
+def publish_card(id: ArtifactId, store: Store) -> str:
+    """The artifact's lineage in the UI, under the key of its stage; the run gets the artifact's name and tags.
+
+    What the run has come to, in a sentence with the card's address: the nearest to a description that a run has.
+    """
     manifest = store.manifest(id)
     with get_client(sync_client=True) as client:
         pinned = pin_card(id, store, PrefectBoard(client))
         if not pinned.is_new:
             create_markdown_artifact(f"This run came to [`{id}`]({pinned.link}), which was there already.")
-        get_run_logger().info(f"its card, with all that it was made from: {_address(pinned.link)}")
-        said = brief(manifest, store.root.name)
-        _rename(client, f"{manifest.lineage.stage}-{_digits(manifest)}", said)
+        said = ", ".join(filter(None, (id, in_words(manifest)))) + f"; its lineage: {_address(pinned.link)}"
+        get_run_logger().info(said)
+        facts = brief(manifest, store.root.name)
+        _rename(client, f"{manifest.lineage.stage}-{_digits(manifest)}", facts)
         kept = {f"kind:{manifest.kind}", f"sha256:{manifest.content_sha256[:8]}"}
-        _tag(client, [*(f"{name}:{value}" for name, value in said.items()), *sorted(kept)])
+        _tag(client, [*(f"{name}:{value}" for name, value in facts.items()), *sorted(kept)])
+        return said
 
 
-def publish_run_card(made: Collection[Made], store: Store, stopped: Stopped | None = None) -> None:
-    """The graph of all that a run of the chain has come to, on the chain's own page; the run is named after its end."""
+def publish_run_card(made: Collection[Made], store: Store, stopped: Stopped | None = None) -> str:
+    """The graph of all that a run of the chain has come to, on the chain's own page; the run is named after its end.
+
+    What it has come to, in a sentence with the card's address.
+    """
     how = {one.id: _how(one) for one in made}
     with get_client(sync_client=True) as client:
         board = PrefectBoard(client)
         card = board.link(pin_run_card(how, store, board, stopped=stopped))
-        get_run_logger().info(f"all that this run came to, as a graph: {_address(card)}")
+        said = f"{len(made)} artifacts; their lineage, and experts in words: {_address(card)}"
+        get_run_logger().info(said)
         if how:
             manifests = [store.manifest(id) for id in how]
             measured = [m for m in manifests if "held_out_loss_nats" in m.metrics]  # the last of them are the symbols
-            said = brief((measured or manifests)[-1], store.root.name)
-            _rename(client, f"chain-{_digits(manifests[-1])}", said)
-            _tag(client, [f"{name}:{value}" for name, value in said.items()])
+            facts = brief((measured or manifests)[-1], store.root.name)
+            _rename(client, f"chain-{_digits(manifests[-1])}", facts)
+            _tag(client, [f"{name}:{value}" for name, value in facts.items()])
+        return said
 
 
 def _rename(client: SyncPrefectClient, name: str, said: Mapping[str, str]) -> None:

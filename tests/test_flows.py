@@ -119,6 +119,7 @@ def test_the_run_graph_shows_the_true_dependencies_and_no_more(made, store):
         for task in tasks
     }
     loss = store.manifest(made[-2].id).metrics["held_out_loss_nats"]  # of the symbols
+    assert re.match(r"9 artifacts; their lineage, and experts in words: http\S+/v2/artifacts/", chain.state.message)
     assert chain.name == f"chain-{made[-1].id.rpartition('-')[2][:8]} · loss {loss:.4f} · seed 0"
     assert found == {
         step.name: {role: [producer] for role, producer in step.inputs.items()}
@@ -141,7 +142,8 @@ def test_a_stages_run_has_the_name_and_tags_of_its_artifact_and_its_progress(mad
     ]  # fmt: skip
     (progress,) = [artifact for artifact in shown if artifact.type == "progress"]
     assert progress.data == 100.0
-    assert re.match(r"\*\*[a-z ]+\*\* (\d+) of \1\b", progress.description)
+    assert re.match(r"\*\*[a-z ]+\*\*\n\n(\d+) of \1\b", progress.description)
+    assert f"loss {manifest.metrics['held_out_loss_nats']:.4f} nats; its lineage: http://" in run.state.message
     (card,) = [artifact for artifact in shown if artifact.key]
     loss = f"loss {manifest.metrics['held_out_loss_nats']:.4f}"
     assert card.description.startswith(f"{made[1].id}\n\n{loss} · seed 0 · steps 6\n\ncorpus ")

@@ -16,7 +16,7 @@ def tile(first: Progress, now: Progress) -> str:
     """A paragraph a line: a tile shows each on one line, and cuts off what is longer than forty letters or so."""
     steps, seconds = now.step - first.step, now.seconds - first.seconds
     left = f"{duration((now.total - now.step) * seconds / steps)} left" if steps > 0 and now.step < now.total else ""
-    lines = [f"**{now.what}** {now.step:,} of {now.total:,}", left, *_numbers(now)]
+    lines = [f"**{now.what}**", f"{now.step:,} of {now.total:,}", left, *_numbers(now)]
     return "\n\n".join(line for line in lines if line)
 
 

@@ -82,11 +82,21 @@ def page(browser, url):
     page.close()
 
 
+ELSEWHERE = r"""() => {
+  const elsewhere = text => text.replace(/(\/[^\s'"\/]+)+\/store\b/g, "/home/you/store");
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) texts.currentNode.data = elsewhere(texts.currentNode.data);
+  for (const field of document.querySelectorAll("textarea")) field.value = elsewhere(field.value);
+}"""
+"""On a picture that is kept no folder of the machine that took it."""
+
+
 def picture(page, name: str) -> None:
     """Keeps the page as it looks once it has come to rest, if SCREENSHOTS names a folder."""
     folder = os.environ.get("SCREENSHOTS")
     if folder:
         page.wait_for_timeout(2000)
+        page.evaluate(ELSEWHERE)
         file = Path(folder) / f"{name}.png"
         page.screenshot(path=file, full_page=True)
         with Image.open(file) as whole:
@@ -224,21 +234,20 @@ def test_every_link_on_every_card_leads_to_a_card(page, url, store):
 
 
 def test_every_form_is_short_before_its_folded_part(page, url, serving):
-    page.goto(f"{url}/v2/deployments")
     names = ["00-chain", *(f"{number:02}-{step.name}" for number, step in enumerate(CHAIN, start=1))]
-    links = {}
-    for name in names:
-        one = page.get_by_role("link", name=name)
-        one.first.wait_for(timeout=240_000)
-        links[name] = one.first.get_attribute("href")
+    page.goto(f"{url}/v2/deployments")
+    page.get_by_role("link", name=names[0]).first.wait_for(timeout=240_000)
     listed = page.get_by_role("link", name=re.compile(r"^\d\d-")).all_inner_texts()
-    assert listed == [name for name in names if name in listed]  # in the order of the chain
+    assert len(listed) >= 10  # a page of them
+    assert listed == names[: len(listed)]
+    with get_client(sync_client=True) as client:
+        ids = {one.name: one.id for one in client.read_deployments()}
     heights = {}
-    for name, place in links.items():
-        page.goto(f"{url}{place}/run")
+    for name in names:
+        page.goto(f"{url}/v2/deployments/deployment/{ids[name]}/run")
         end = page.get_by_text("Enforce Parameter Schema" if name == "00-chain" else "--config...")
         end.first.wait_for()
-        page.wait_for_timeout(300)
+        page.wait_for_timeout(500)
         heights[name] = round(end.first.bounding_box()["y"])
     assert all(height <= MOST_PIXELS for height in heights.values()), heights
 

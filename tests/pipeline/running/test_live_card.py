@@ -22,12 +22,15 @@ def points(card: str) -> list[tuple[float, float]]:
 
 def test_a_tile_is_lines_that_fit_it():
     assert tile(at(100), at(600, 3.21987)).split("\n\n") == [
-        "**train monet** 600 of 1,500",
+        "**train monet**",
+        "600 of 1,500",
         "90.0 s left",
         "train_loss_nats 3.22",
         "11,000 tokens/s",
     ]
-    assert tile(at(1500), at(1500)) == "**train monet** 1,500 of 1,500"
+    assert tile(at(1500), at(1500)) == "**train monet**\n\n1,500 of 1,500"
+    waiting = Progress(what="wait for another process that makes it", step=0, total=1, seconds=0.0)
+    assert max(map(len, tile(waiting, waiting).split("\n\n"))) <= 42
 
 
 def test_the_curve_runs_over_the_steps_from_the_highest_loss_to_the_lowest():
@@ -37,7 +40,7 @@ def test_the_curve_runs_over_the_steps_from_the_highest_loss_to_the_lowest():
         curve.add(at(step, loss))
     card = curve.card()
     assert card is not None
-    assert card.startswith("# train-monet\n\n**train monet** 1,500 of 1,500 · train_loss_nats 3 · 11,000 tokens/s\n")
+    assert card.startswith("# train-monet\n\n**train monet** · 1,500 of 1,500 · train_loss_nats 3 · 11,000 tokens/s\n")
     (left, top), (middle, half), (right, bottom) = points(card)
     assert half == pytest.approx((top + bottom) / 2)
     assert bottom > top  # pixels count down
