@@ -47,7 +47,7 @@ class _Asked(BaseModel):
     sources_sha256: str | None = Field(
         default=None,
         pattern=SHA256,
-        description="Digest of what the stage reads outside the store; only prepare-corpus has one.",
+        description="Digest of what the stage reads outside the store: text, or a checkpoint that is imported.",
     )
 
 

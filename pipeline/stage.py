@@ -72,7 +72,7 @@ class Stage:
     config_type: type[StageConfig]
     inputs: Mapping[str, Role]
     sources: Callable[[Any], str] | None
-    """Digest of what the stage reads outside the store; only `prepare-corpus` has one."""
+    """Digest of what the stage reads outside the store; `prepare-corpus` and imports have one."""
 
     @property
     def summary(self) -> str:

@@ -1,12 +1,17 @@
 """From a command for one stage to its artifact, and to those of inputs that are missing."""
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 from artifacts import ArtifactError, ArtifactId, Store
+from pipeline.corpus.imported_tokenizer import imported_tokenizer
 from pipeline.corpus.sources import require_sources
+from pipeline.exchange.release import release_in, weights_in
 from pipeline.stage import Made, StageConfig
 from stages.chain import Step
 from stages.command import RunCommand, StageCommand
+from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
 from stages.inputs import inputs_of
 from stages.prepare_corpus import PrepareCorpusConfig
 
@@ -29,10 +34,16 @@ def make_one(command: StageCommand, make: Make) -> Iterator[Made]:
 
 
 def require_named(command: RunCommand | StageCommand) -> None:
-    """ValueError or ArtifactError where text or artifacts that were named are not there, before a run is recorded."""
+    """ValueError or ArtifactError where what was named is not there, before a run is recorded."""
     config = command.plan.prepare_corpus if isinstance(command, RunCommand) else command.config
     if isinstance(config, PrepareCorpusConfig):
         require_sources(config.sources)
+        if config.tokenizer == "imported":
+            imported_tokenizer(Path(config.tokenizer_folder).expanduser())
+    if isinstance(config, ImportMonetConfig):
+        release_in(config.source)
+    if isinstance(config, ImportPeerConfig):
+        weights_in(config.source)
     if isinstance(command, StageCommand):
         store = Store(command.store)
         for role, id in command.given.items():

@@ -29,6 +29,16 @@ _COUNTER = ".num_batches_tracked"
 """Of batch norms: no output depends on it, and some writers leave it out."""
 
 
+class RopeParameters(BaseModel):
+    """What transformers 5 writes in the place of rope_theta and rope_scaling."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", strict=True)
+
+    rope_type: str = "default"
+    rope_theta: float | None = None
+    partial_rotary_factor: float = 1.0
+
+
 class PublicConfig(BaseModel):
     """config.json of a release, with the defaults of its own class; what says nothing about numbers is left out."""
 
@@ -47,7 +57,7 @@ class PublicConfig(BaseModel):
     tie_word_embeddings: bool = False
     rope_theta: float = 10_000.0
     rope_scaling: dict[str, Any] | None = None
-    rope_parameters: dict[str, Any] | None = None
+    rope_parameters: RopeParameters | None = None
     attention_bias: bool = False
     moe_dim: _Size = 8
     moe_heads: _Size = 8
@@ -59,7 +69,8 @@ class PublicConfig(BaseModel):
     @property
     def theta(self) -> float:
         """transformers 5 writes it among rope_parameters, older ones beside rope_scaling."""
-        return float((self.rope_parameters or {}).get("rope_theta", self.rope_theta))
+        theta = None if self.rope_parameters is None else self.rope_parameters.rope_theta
+        return self.rope_theta if theta is None else theta
 
 
 _TRANSFORMER = {
@@ -99,13 +110,13 @@ def config_of(release: Release) -> PublicConfig:
 
 def _unsayable(config: PublicConfig) -> Iterator[tuple[str, object, str]]:
     """Name and value of what would be computed otherwise than it says, and what is computed here."""
-    rope = config.rope_parameters or {}
+    rope = config.rope_parameters or RopeParameters()
     if config.rope_scaling is not None and config.rope_scaling.get("rope_type", "") != "default":
         yield "rope_scaling", config.rope_scaling, "positions turn as rope_theta alone says"
-    if rope.get("rope_type", "default") != "default":
-        yield "rope_parameters", rope, "positions turn as rope_theta alone says"
-    if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        yield "rope_parameters", rope, "the whole width of a head turns"
+    if rope.rope_type != "default":
+        yield "rope_parameters.rope_type", rope.rope_type, "positions turn as rope_theta alone says"
+    if rope.partial_rotary_factor != 1:
+        yield "rope_parameters.partial_rotary_factor", rope.partial_rotary_factor, "the whole width of a head turns"
     if config.attention_bias:
         yield "attention_bias", config.attention_bias, "projections of the attention have no biases"
     if config.head_dim not in (None, config.hidden_size / config.num_attention_heads):
