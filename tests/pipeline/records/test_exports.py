@@ -151,7 +151,8 @@ def test_a_block_of_a_stored_record_is_written_by_a_command_and_examined(record,
         ("domain", -1), ("loss_nats", -1.0), ("loss_nats", float("nan")), ("loss_nats", float("inf")),
         ("layers.0.expert", 37), ("layers.1.expert", -2), ("layers.0.fired", 38), ("layers.0.fired", -1),
         ("layers.1.contribution", -0.5), ("layers.1.contribution", float("nan")),
-        ("layers.0.contribution", float("inf")), ("layers.0.omitted_share", 1.5), ("layers.0.omitted_share", float("nan")), ("layers.1.cell", -1),
+        ("layers.0.contribution", float("inf")), ("layers.0.omitted_share", 1.5),
+        ("layers.0.omitted_share", float("nan")), ("layers.1.cell", -1),
     ],
 )  # fmt: skip
 def test_what_no_model_has_done_is_no_record(record, name, value):
