@@ -53,6 +53,7 @@ from pipeline.running.prefect_server import (
     ready,
 )
 from pipeline.running.proxies import bypass_loopback
+from stages.help import show_page
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -69,6 +70,9 @@ for _name, _value in SETTINGS.items():
 HOME = Path(os.environ["PREFECT_HOME"])
 bypass_loopback(os.environ)
 
+if __name__ == "__main__":
+    show_page(sys.argv[1:])
+
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
 _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else None
 
@@ -77,8 +81,8 @@ from artifacts.board import pin_all, pin_card, pin_run_card
 from artifacts.cards import Stopped, brief, failure_card, in_words
 from pipeline.run import Progress
 from pipeline.running.live_card import LiveCurve, tile
-from pipeline.running.live_runs import alive, forget, gone
-from pipeline.running.progress import Lines, duration, print_results, say_kernels, shown
+from pipeline.running.live_runs import alive, forget, gone, is_uuid
+from pipeline.running.progress import Lines, duration, print_results, say_before, shown
 from pipeline.running.run_names import is_made_up
 from pipeline.stage import Device, Made, StageConfig, chosen_device, run_stage
 from stages import form
@@ -366,7 +370,7 @@ class PrefectBoard:
         self.client.update_artifact(UUID(id), ArtifactUpdate(data=card))
 
     def count(self, ids: Collection[str]) -> int:
-        asked = {"artifacts": {"id": {"any_": list(ids)}}}
+        asked = {"artifacts": {"id": {"any_": [id for id in ids if is_uuid(id)]}}}
         return self.client.request("POST", "/artifacts/count", json=asked).json()
 
     def link(self, id: str) -> str:
@@ -518,7 +522,7 @@ def _check_answer(api: str) -> None:
 def main_run(command: RunCommand) -> int:
     require_named(command)
     start = time.monotonic()
-    say_kernels(command.device)
+    say_before(command.said, command.device)
     with connected():
         state = chain(
             **plan_written(command.plan), store=str(command.store), seed=command.seed, device=command.device,
@@ -531,7 +535,7 @@ def main_run(command: RunCommand) -> int:
 def main_stage(command: StageCommand) -> int:
     require_named(command)
     start = time.monotonic()
-    say_kernels(command.device)
+    say_before(command.said, command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}
     with connected():
         made = list(

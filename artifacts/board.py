@@ -26,6 +26,8 @@ from artifacts.store import Store
 
 RUN_KEY = "pipeline-lineage"
 MOST_BESIDE = 5
+MOST_BYTES_KEPT = 2**28
+"""Of the ids of cards: those of two million."""
 
 
 class Board(Protocol):
@@ -201,7 +203,7 @@ def _path(store: Store) -> Path:
 
 def _read(path: Path) -> dict[ArtifactId, str]:
     try:
-        kept = _Kept.model_validate_json(path.read_bytes())
+        kept = _Kept.model_validate_json(read_regular(path, MOST_BYTES_KEPT))
     except (FileNotFoundError, ValidationError):
         return {}  # the cards are pinned again: nothing is lost but their old links
     return kept.cards if kept.sha256 == _digest(kept.cards) else {}

@@ -5,7 +5,7 @@ blank, then where to run; all other settings of a stage are folded. A field's ti
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from pipeline.run import LEAST_SEED, MOST_SEED
 from pipeline.stage import Device, StageConfig
 from stages.chain import NAMES, Step, step_of
+from stages.everyday import everyday
 from stages.parser import overridden
 from stages.presets import PRESETS, preset_of
 from stages.settings import EXAMPLE, USUAL, leaves, nearest, preset_names, require_known
@@ -23,29 +24,21 @@ REST = "rest"
 MOST_INPUTS = 3
 """Of a stage with more, the form has the one that the others follow from."""
 
-_TRAINED = ("training.steps", "training.learning_rate", "training.batch_size")
-_SHAPE = ("transformer.d_model", "transformer.num_layers")
-EVERYDAY: Mapping[str, tuple[str, ...]] = {
-    "prepare-corpus": ("sources", "vocab_size", "max_bytes"),
-    "train-dense": (*_TRAINED, *_SHAPE),
-    "train-monet": (*_TRAINED, *_SHAPE, "monet.num_sub_experts"),
-    "train-peer": (*_TRAINED[:2], *_SHAPE, "peer.num_keys", "peer.num_experts", "peer.precision"),
-    "distill-peer": ("training.steps", "training.learning_rate", "num_experts", "pairs_per_head"),
-    "quantize-int8": ("distillation.steps", "measure.tokens"),
-    "quantize-int4": ("clips", "distillation.steps", "measure.tokens"),
-    "finetune-int4": ("training.steps", "training.learning_rate", "table_rate", "objective"),
-    "grow-int4": ("doublings",),
-    "distill-symbols": ("sample_tokens", "least_r2", "least_recovered", "kan_experts"),
-    "report": ("dots_per_inch",),
-    "record-activations": ("split", "tokens", "experts_per_token"),
-    "study-int4-ablation": ("arm.training.steps", "arm.peer.num_experts", "num_seeds", "num_tuning_seeds"),
-    "study-precision": ("arm.training.steps", "doublings", "num_seeds", "num_tuning_seeds"),
-}
-"""Of stages the settings that are changed most, by dotted name; of one that is not here all are folded."""
+MOST_FIELDS = 7
+"""Inputs and settings of a stage that its form asks for before it folds the others: a screen and a half."""
 
 
-def everyday(step: Step) -> tuple[str, ...]:
-    return EVERYDAY.get(step.name, ())
+def everyday_of(step: Step) -> Sequence[str]:
+    """Dotted names of the settings that the form of this stage asks for."""
+    return everyday(preset_of(USUAL).config_of(step))[: MOST_FIELDS - len(shown_inputs(step))]
+
+
+def shown_inputs(step: Step) -> list[str]:
+    """Its inputs that have a field, the lowest of the chain first: all, or of many the one that decides the others."""
+    is_few = len(step.inputs) <= MOST_INPUTS
+    deciding = [role for role in step.inputs if is_few or role not in step.of]
+    by_place = sorted(deciding, key=lambda role: NAMES.index(step.inputs[role]), reverse=True)
+    return by_place if is_few else by_place[:1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +60,7 @@ def fields_of(step: Step, default_store: str) -> list[Field]:
     return [
         *_inputs(step),
         _preset(),
-        *(_everyday(step, name) for name in everyday(step)),
+        *(_everyday(step, name) for name in everyday_of(step)),
         *_where(default_store),
         Field(
             name="force",
@@ -159,7 +152,7 @@ def config_from(step: Step, preset: str, values: Mapping[str, Any]) -> StageConf
     given = dict(_flat(values.get(REST) or {}))
     for name in given:
         require_known(f"--config of {step.name}", name, leaves(base))
-    above = {name: values.get(_parameter(name)) for name in everyday(step)}
+    above = {name: values.get(_parameter(name)) for name in everyday_of(step)}
     given |= {name: value for name, value in above.items() if value is not None}
     return overridden(base, {f"config.{name}": value for name, value in given.items()}, "config")
 
@@ -168,10 +161,10 @@ def config_written(step: Step, config: StageConfig) -> dict[str, Any]:
     """What `config_from` makes this config of: the nearest preset, everyday settings, and what else is otherwise."""
     preset, others = nearest(config, lambda name: preset_of(name).config_of(step))
     own = leaves(config)
-    above_fold = {_parameter(name): _listed(own[name]) for name in everyday(step)}
+    above_fold = {_parameter(name): _listed(own[name]) for name in everyday_of(step)}
     rest: dict[str, Any] = {}
     for name, value in others.items():
-        if name not in everyday(step):
+        if name not in everyday_of(step):
             *above, last = name.split(".")
             place = rest
             for part in above:
@@ -205,10 +198,9 @@ def _flat(nested: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 
 def _inputs(step: Step) -> list[Field]:
-    """A field a role; of many, one for the lowest of the chain, and the rest are parameters without a field."""
-    by_place = sorted(step.inputs, key=lambda role: NAMES.index(step.inputs[role]), reverse=True)
-    shown = by_place if len(by_place) <= MOST_INPUTS else by_place[:1]
-    follows = "" if len(shown) == len(by_place) else " All other inputs are those that it was made from."
+    """A parameter a role; those that are shown have a field."""
+    shown = shown_inputs(step)
+    follows = "" if len(shown) == len(step.inputs) else " All other inputs follow from it."
     return [
         Field(
             name=role,
@@ -218,7 +210,7 @@ def _inputs(step: Step) -> list[Field]:
             annotation=str,
             default="latest",
         )
-        for role in by_place
+        for role in (*shown, *(role for role in step.inputs if role not in shown))
     ]
 
 

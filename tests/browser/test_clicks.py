@@ -265,6 +265,7 @@ def test_one_stage_runs_again_from_its_form_under_the_name_that_was_typed(page, 
     page.get_by_role("button", name="Submit").click()
     assert page.url.split("?")[0].endswith("/run")
     fill(page, "--config.clips (Optional)", "3")
+    page.get_by_role("tab", name="all settings").click()
     fill(page, "--config.measure.tokens (Optional)", "512")
     fill(page, "--store (Optional)", str(store.root))
     page.get_by_role("button", name="Submit").click()

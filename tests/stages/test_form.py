@@ -18,7 +18,7 @@ def test_a_form_asks_for_inputs_first_then_a_preset_then_everyday_settings(step)
     fields = form.schema(form.fields_of(step, STORE))["properties"]
     assert [field["position"] for field in fields.values()] == sorted(field["position"] for field in fields.values())
     names = list(fields)
-    everyday = [name.rpartition(".")[2] for name in form.everyday(step)]
+    everyday = [name.rpartition(".")[2] for name in form.everyday_of(step)]
     inputs = names[: names.index("preset")]
     assert set(inputs) <= set(step.inputs)
     assert names == [*inputs, "preset", *everyday, "seed", "store", "device", "force", form.REST]
