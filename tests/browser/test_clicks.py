@@ -152,7 +152,7 @@ def sees_a_context(page) -> bool:
 def test_from_the_chains_run_to_an_experts_context_by_the_link_in_its_log(page, store):
     hand = Hand(page)
     open_chains_run(hand)
-    card = page.locator('a[href*="/v2/artifacts/artifact/"]')
+    card = page.locator('a[href*="/v2/artifacts/artifact/"]').first
     assert card.get_attribute("target") == "_blank"
     assert sees_a_context(hand.click_out(card))
     assert hand.clicks == 2 <= MOST_CLICKS
