@@ -24,13 +24,21 @@ REST = "rest"
 MOST_INPUTS = 3
 """Of a stage with more, the form has the one that the others follow from."""
 
-MOST_EVERYDAY = 7
-"""Settings of a stage that its form asks for before it folds the others."""
+MOST_FIELDS = 7
+"""Inputs and settings of a stage that its form asks for before it folds the others: a screen and a half."""
 
 
 def everyday_of(step: Step) -> Sequence[str]:
     """Dotted names of the settings that the form of this stage asks for."""
-    return everyday(preset_of(DEFAULT).config_of(step))[:MOST_EVERYDAY]
+    return everyday(preset_of(DEFAULT).config_of(step))[: MOST_FIELDS - len(shown_inputs(step))]
+
+
+def shown_inputs(step: Step) -> list[str]:
+    """Its inputs that have a field, the lowest of the chain first: all, or of many the one that decides the others."""
+    is_few = len(step.inputs) <= MOST_INPUTS
+    deciding = [role for role in step.inputs if is_few or role not in step.of]
+    by_place = sorted(deciding, key=lambda role: NAMES.index(step.inputs[role]), reverse=True)
+    return by_place if is_few else by_place[:1]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,10 +198,9 @@ def _flat(nested: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
 
 
 def _inputs(step: Step) -> list[Field]:
-    """A field a role; of many, one for the lowest of the chain, and the rest are parameters without a field."""
-    by_place = sorted(step.inputs, key=lambda role: NAMES.index(step.inputs[role]), reverse=True)
-    shown = by_place if len(by_place) <= MOST_INPUTS else by_place[:1]
-    follows = "" if len(shown) == len(by_place) else " All other inputs are those that it was made from."
+    """A parameter a role; those that are shown have a field."""
+    shown = shown_inputs(step)
+    follows = "" if len(shown) == len(step.inputs) else " All other inputs follow from it."
     return [
         Field(
             name=role,
@@ -203,7 +210,7 @@ def _inputs(step: Step) -> list[Field]:
             annotation=str,
             default="latest",
         )
-        for role in by_place
+        for role in (*shown, *(role for role in step.inputs if role not in shown))
     ]
 
 

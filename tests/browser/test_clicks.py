@@ -152,7 +152,7 @@ def sees_a_context(page) -> bool:
 def test_from_the_chains_run_to_an_experts_context_by_the_link_in_its_log(page, store):
     hand = Hand(page)
     open_chains_run(hand)
-    card = page.locator('a[href*="/v2/artifacts/artifact/"]')
+    card = page.locator('a[href*="/v2/artifacts/artifact/"]').first
     assert card.get_attribute("target") == "_blank"
     assert sees_a_context(hand.click_out(card))
     assert hand.clicks == 2 <= MOST_CLICKS
@@ -265,6 +265,7 @@ def test_one_stage_runs_again_from_its_form_under_the_name_that_was_typed(page, 
     page.get_by_role("button", name="Submit").click()
     assert page.url.split("?")[0].endswith("/run")
     fill(page, "--config.clips (Optional)", "3")
+    page.get_by_role("tab", name="all settings").click()
     fill(page, "--config.measure.tokens (Optional)", "512")
     fill(page, "--store (Optional)", str(store.root))
     page.get_by_role("button", name="Submit").click()
