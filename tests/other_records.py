@@ -1,8 +1,8 @@
 """A second generator of planted records, unlike tests/planted_records.py in all that a test could lean on.
 
 Documents are of unequal lengths, experts fire by Poisson rates of their topics and some come in bursts within a
-document; concepts come by themselves, several or none on a token, and the last says the label; labels are shared by many
-concepts, and how noisy they are hangs on the concept. Pairs: *codes*, whose members fire alone at unequal rates;
+document; concepts come by themselves, several or none on a token, and the last says the label; labels are shared by
+many concepts, and how noisy they are hangs on the concept. Pairs: *codes*, whose members fire alone at unequal rates;
 *followers*, where the second mostly fires with the first and says what it says; *composed*, by the product of meanings;
 *cancelling*, where both together say what neither says, which is no joint code by its definition.
 """
