@@ -1,9 +1,13 @@
 """Shared by all tests: Prefect's history and the C++ kernels in folders of the test run, and a text of one's own."""
 
+import importlib
 import os
+import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -64,3 +68,16 @@ def cpu_path(request, monkeypatch) -> str:
         chosen = replace(best, instruction_set=request.param)
     monkeypatch.setattr(backends, "cpu_library", lambda: chosen)
     return request.param
+
+
+@pytest.fixture(scope="module")
+def toy() -> Iterator[ModuleType]:
+    """tests/toy_layer.py, whose kind of expert layer is registered for the tests of one file."""
+    from pipeline import codec
+    from pipeline.models.language_model import ModelSpec
+    from pipeline.models.registry import LAYER_KINDS
+
+    sys.modules.pop("tests.toy_layer", None)
+    yield importlib.import_module("tests.toy_layer")
+    del LAYER_KINDS["toy"], codec._CLASSES["toy"]
+    ModelSpec.model_rebuild(force=True)

@@ -15,7 +15,6 @@ from pipeline.measuring.loss import measure, measure_against
 from pipeline.measuring.routing import effective
 from pipeline.measuring.sizes import measure_tables
 from pipeline.models.language_model import LanguageModel, ModelSpec
-from pipeline.models.registry import LAYER_KINDS
 from pipeline.models.transformer import TransformerShape, TransformerSpec
 from pipeline.run import Run, running
 from pipeline.symbolic.recording import record
@@ -29,15 +28,6 @@ from tests.tiny import DENSE, tiny_corpus, tiny_model
 SHAPE = TransformerShape(d_model=14, num_layers=2, num_heads=1, num_kv_heads=1)
 MEASURE = MeasureConfig(tokens=300, batch_size=5)
 LENGTH, EXPERTS, ACTIVE = 23, 9, 2
-
-
-@pytest.fixture(scope="module")
-def toy():
-    from tests import toy_layer
-
-    yield toy_layer
-    del LAYER_KINDS["toy"], codec._CLASSES["toy"]
-    ModelSpec.model_rebuild(force=True)
 
 
 @pytest.fixture(scope="module")

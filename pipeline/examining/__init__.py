@@ -1,1 +1,1 @@
-"""What experts did on a text, recorded, and the tests on such a record that need no model."""
+"""Superposition among experts: tests on what experts did on a text, recorded, and on the model that did it."""

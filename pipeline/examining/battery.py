@@ -3,19 +3,19 @@
 # C pairs, P documents
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.examining.bookkeeping import Bookkeeping, bookkeeping
-from pipeline.examining.chance import LEAST_COUNT, Screen, moments, screen
+from pipeline.examining.chance import LEAST_COUNT, Screen, by_frequency_alone, lifts, moments, screen
 from pipeline.examining.classes import FUSED_SHARE, Evidence, class_of
 from pipeline.examining.communities import Communities, Triple, communities, triples
 from pipeline.examining.counting import Pairs, count_pairs
 from pipeline.examining.firings import Firings, firings_of
 from pipeline.examining.geometry import GroupGeometry, PairGeometry, Rows, geometry, group_geometry, rows_of_record
-from pipeline.examining.headlines import Draws, Headline, Surveyed, draw, shares
+from pipeline.examining.headlines import Draws, Headline, Surveyed, draw, draw_by_mass, drawn_share, shares
 from pipeline.examining.joint_code import LEAST_BITS, LEAST_TOKENS, JointCode, JointCodes
 from pipeline.examining.partial import STABLE, Partial, partial_links
 from pipeline.examining.record import Record
@@ -50,7 +50,13 @@ class Pair:
     geometry: PairGeometry
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
+    evidence: Evidence
     kind: str
+
+    def knowing(self, hidden: bool | None) -> "Pair":
+        """The same, classed anew by what T2 says of it."""
+        evidence = replace(self.evidence, hidden=hidden)
+        return replace(self, evidence=evidence, kind=class_of(evidence))
 
     def row(self) -> dict[str, object]:
         """As --json prints it."""
@@ -92,9 +98,14 @@ class Examination:
     """What the tests say of a record."""
 
     bookkeeping: Bookkeeping
+    firings: Firings
+    significant: Screen
+    """All pairs that are co-active beyond chance, by the experts' numbers in `firings`."""
     pairs_counted: int
     """Pairs co-active on LEAST_COUNT tokens or more."""
     pairs_significant: int
+    pairs_by_frequency: int
+    """Those that would be significant if chance knew how often each expert fires and nothing else."""
     pairs: list[Pair]
     """Those significant ones that were tested, and the random ones; the strongest joint codes first."""
     random_pairs: int
@@ -111,6 +122,12 @@ class Examination:
     """Of all co-active pairs of experts on a token, those that are of a joint code."""
     not_testable_share: Headline
     """Of the same, those of pairs that could not be tested."""
+    jcs_by_mass: Headline
+    """The same as JCS, each pair on a token counted by the product of what the two contribute."""
+    blind_spot: Headline
+    """Of pairs drawn by that mass that are not co-active beyond chance, those that are joint codes."""
+    jcs_of: Mapping[str, Headline]
+    """JCS with other labels, from the random draws alone."""
 
 
 def examine(
@@ -119,22 +136,31 @@ def examine(
     seed: int = 0,
     random_pairs: int = RANDOM_PAIRS,
     most_pairs: int = MOST_PAIRS,
+    mass_pairs: int = 0,
+    relabelled: Mapping[str, Record] | None = None,
     rows: Rows | None = None,
 ) -> Examination:
-    """Every test that a record alone allows; `rows` are the experts' vectors, where the record has none of its own."""
+    """Every test that a record alone allows; `rows` are the experts' vectors, where the record has none of its own.
+
+    Beside the random pairs, `mass_pairs` are drawn by the product of what the two contribute. `relabelled` are the same
+    firings with labels of other families.
+    """
     rng = np.random.default_rng(seed)
     firings = firings_of(record)
     screened = screen(firings, count_pairs(firings, LEAST_COUNT))
     significant = screened.chosen(np.flatnonzero(screened.significant_C))
     often = np.sort(np.argsort(-significant.pairs.count_C, kind="stable")[:most_pairs])
     surveyed = significant.chosen(often)
-    draws = draw(firings, rng, random_pairs)
-    place_R, others = _beside(firings, surveyed.pairs, draws)
+    draws, massed = draw(firings, rng, random_pairs), draw_by_mass(firings, rng, mass_pairs)
+    place_R, others = _beside(firings, surveyed.pairs, draws.joined(massed))
     pairs = surveyed.pairs.joined(others)
     codes = JointCodes(firings, rng)
     results = [codes.test(int(one), int(other)) for one, other in zip(pairs.first_C, pairs.second_C, strict=True)]
     is_code_C = np.array([result.bits >= LEAST_BITS for result in results], np.bool_)
     untestable_C = np.array([result.too_few is not None for result in results], np.bool_)
+    drawn_C = np.bincount(place_R, minlength=len(pairs))
+    significant_C = np.isin(_keys(pairs, firings), _keys(significant.pairs, firings))
+    place_R, place_M = place_R[: len(draws.token_R)], place_R[len(draws.token_R) :]
     outside = draws.chosen(place_R >= len(often))
     jcs, not_testable = shares(
         firings,
@@ -147,19 +173,22 @@ def examine(
     tables = _Tables(
         firings=firings,
         pairs=pairs,
-        lift_C=np.concatenate([surveyed.lift_C, others.count_C / moments(firings, others)[0]]),
+        lift_C=np.concatenate([surveyed.lift_C, lifts(others, moments(firings, others)[0])]),
         stability_C=partial.stability_C,
-        significant_C=np.isin(_keys(pairs, firings), _keys(significant.pairs, firings)),
+        significant_C=significant_C,
         geometries=geometry(firings, pairs, rows or rows_of_record(record), np.random.default_rng([seed, 2])),
         relation_C=relations(firings, pairs.first_C, pairs.second_C),
-        drawn_C=np.bincount(place_R, minlength=len(pairs)),
+        drawn_C=drawn_C,
     )
     listed = [tables.pair(place, result) for place, result in enumerate(results)]
     listed.sort(key=lambda pair: (not pair.significant, -(pair.joint_code_bits or 0), -pair.count, pair.i, pair.j))
     return Examination(
         bookkeeping=bookkeeping(record),
+        firings=firings,
+        significant=significant,
         pairs_counted=len(screened.pairs),
         pairs_significant=len(significant.pairs),
+        pairs_by_frequency=int(by_frequency_alone(firings, screened.pairs).sum()),
         pairs=listed,
         random_pairs=len(place_R),
         second_screen=_second_screen(partial, len(often)),
@@ -172,7 +201,23 @@ def examine(
         siblings=_by_relation(firings, screened, surveyed.pairs, is_code_C[: len(often)]),
         jcs=jcs,
         not_testable_share=not_testable,
+        jcs_by_mass=drawn_share(firings, massed, is_code_C[place_M]),
+        blind_spot=drawn_share(
+            firings, massed.chosen(~significant_C[place_M]), is_code_C[place_M[~significant_C[place_M]]]
+        ),
+        jcs_of={
+            name: _of_draws(firings, draws, JointCodes(firings_of(other), rng))
+            for name, other in (relabelled or {}).items()
+        },
     )
+
+
+def _of_draws(firings: Firings, draws: Draws, codes: JointCodes) -> Headline:
+    """JCS from the draws alone, each pair tested once."""
+    width = len(firings.name_F)
+    key_C, place_R = np.unique(draws.first_R * width + draws.second_R, return_inverse=True)
+    is_code_C = np.array([codes.test(key // width, key % width).bits >= LEAST_BITS for key in key_C.tolist()], np.bool_)
+    return drawn_share(firings, draws, is_code_C[place_R])
 
 
 def _second_screen(partial: Partial, significant: int) -> SecondScreen:
@@ -267,5 +312,6 @@ class _Tables:
             sibling=RELATIONS[int(self.relation_C[place])],
             geometry=self.geometries[place],
             drawn=int(self.drawn_C[place]),
+            evidence=evidence,
             kind=class_of(evidence),
         )

@@ -38,7 +38,7 @@ class Screen:
 
     @property
     def lift_C(self) -> NDArray[np.float64]:
-        return self.pairs.count_C / self.expected_C
+        return lifts(self.pairs, self.expected_C)
 
     def chosen(self, of: NDArray[np.integer]) -> "Screen":
         return Screen(
@@ -50,17 +50,22 @@ class Screen:
         )
 
 
+def lifts(pairs: Pairs, expected_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts over what chance gives; finite where it gives none."""
+    return pairs.count_C / np.maximum(expected_C, 1e-9)
+
+
 def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> Screen:
     """Which pairs are co-active more often than chance, at this false discovery rate over all pairs of the pool."""
     clustered, chance = clustering(firings), Chance(firings)
     inflation_C = np.concatenate(
         [np.ones(0), *(clustered.inflation(pairs.first_C[part], pairs.second_C[part]) for part in _parts(len(pairs)))]
     )
-    none_C = np.zeros(len(pairs), np.bool_)
-    screened = _screened(firings, pairs, chance, inflation_C, rate, none_C)
+    none_C, runs_C = np.zeros(len(pairs), np.bool_), np.zeros(len(pairs))
+    screened = _screened(firings, pairs, chance, inflation_C, runs_C, rate, none_C)
     # What siblings do by chance is fitted to those that are no discovery, which asks for a few rounds.
     for _ in range(ROUNDS if chance.has_siblings else 0):
-        screened = _screened(firings, pairs, chance, inflation_C, rate, screened.significant_C)
+        screened = _screened(firings, pairs, chance, inflation_C, runs_C, rate, screened.significant_C)
     return screened
 
 
@@ -69,9 +74,11 @@ def _screened(
     pairs: Pairs,
     chance: "Chance",
     inflation_C: NDArray[np.float64],
+    runs_C: NDArray[np.float64],
     rate: float,
     but_C: NDArray[np.bool_],
 ) -> Screen:
+    """`runs_C` has what runs do to the variance of pairs that were looked at so far, and 0 of the others."""
     chance.fit(pairs.chosen(but_C))
     expected_C, variance_C = chance.moments(pairs)
     factor_C = affinity(firings, pairs, expected_C, but_C)
@@ -83,27 +90,59 @@ def _screened(
     # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
     found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
     chosen = pairs.chosen(found)
-    runs = [_run_inflation(firings, int(i), int(j)) for i, j in zip(chosen.first_C, chosen.second_C, strict=True)]
-    burst_C[found] = variance_C[found] * np.maximum(inflation_C[found], runs)
+    new = found[runs_C[found] == 0]
+    runs_C[new] = run_inflation(firings, pairs.chosen(new))
+    burst_C[found] = variance_C[found] * np.maximum(inflation_C[found], runs_C[found])
     p_C[found] = upper_tail(chosen.count_C, expected_C[found], burst_C[found])
     significant_C = benjamini_hochberg(p_C, rate, tests=tests)
     return Screen(pairs=pairs, expected_C=expected_C, variance_C=burst_C, p_C=p_C, significant_C=significant_C)
 
 
-def _run_inflation(firings: Firings, first: int, second: int) -> float:
+def by_frequency_alone(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> NDArray[np.bool_]:
+    """Which pairs would be discoveries beside the null that every expert is shuffled over all tokens: a comparison,
+    since topics, siblings, crowded tokens and bursts pass it."""
+    first_C, second_C = (firings.fired_F[of].astype(np.float64) for of in (pairs.first_C, pairs.second_C))
+    mean_C = first_C * second_C / firings.tokens
+    spare_C = (firings.tokens - first_C) * (firings.tokens - second_C) / max(firings.tokens * (firings.tokens - 1), 1)
+    tests = firings.experts * (firings.experts - 1) // 2
+    return benjamini_hochberg(upper_tail(pairs.count_C, mean_C, mean_C * spare_C), rate, tests=tests)
+
+
+def run_inflation(firings: Firings, pairs: Pairs) -> NDArray[np.float64]:
     """Of the variance, where a pair is co-active on tokens in a row, as when a whole set of experts stays on.
 
     A run of r tokens is one event that counts r times: the sum of r^2 over the sum of r.
     """
-    both = firings.both(first, second).astype(np.int64)
-    document = firings.document_T[both]
-    starts = np.flatnonzero((np.diff(both, prepend=-2) != 1) | (np.diff(document, prepend=-1) != 0))
-    run = np.diff(starts, append=len(both)).astype(np.float64)
-    return float((run**2).sum() / run.sum())
+    inflation_C, fires_T = np.ones(len(pairs)), np.zeros(firings.tokens, np.bool_)
+    order = np.argsort(pairs.first_C, kind="stable")
+    begins = np.flatnonzero(np.diff(pairs.first_C[order], prepend=-1))
+    for some in np.split(order, begins)[1:]:
+        own = firings.tokens_of(int(pairs.first_C[some[0]]))
+        fires_T[own] = True
+        for part in _parts(len(some), PAIRS_AT_ONCE // 64):
+            inflation_C[some[part]] = _of_runs(firings, fires_T, pairs.second_C[some[part]])
+        fires_T[own] = False
+    return inflation_C
 
 
-def _parts(pairs: int) -> Iterator[slice]:
-    return (slice(start, start + PAIRS_AT_ONCE) for start in range(0, pairs, PAIRS_AT_ONCE))
+def _of_runs(firings: Firings, fires_T: NDArray[np.bool_], partner_C: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of one expert, by where it fires, with each of its partners; 1 where two never meet."""
+    partners = [firings.tokens_of(partner) for partner in partner_C.tolist()]
+    token_X = np.concatenate(partners)
+    met_X = fires_T[token_X]
+    token, pair = token_X[met_X].astype(np.int64), np.repeat(np.arange(len(partners)), list(map(len, partners)))[met_X]
+    if not len(token):
+        return np.ones(len(partners))
+    document = firings.document_T[token]
+    apart = (np.diff(token) != 1) | (np.diff(document) != 0) | (np.diff(pair) != 0)
+    starts = np.flatnonzero(np.concatenate([[True], apart]))
+    run = np.diff(starts, append=len(token)).astype(np.float64)
+    squares_C, events_C = (np.bincount(pair[starts], of, minlength=len(partners)) for of in (run**2, run))
+    return np.divide(squares_C, events_C, out=np.ones(len(partners)), where=events_C > 0)
+
+
+def _parts(pairs: int, at_once: int = PAIRS_AT_ONCE) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, pairs, at_once))
 
 
 def benjamini_hochberg(p: NDArray[np.float64], rate: float, *, tests: int) -> NDArray[np.bool_]:

@@ -21,6 +21,8 @@ class Firings:
     expert_TK: NDArray[np.int32]
     """Numbers of experts, -1 for none."""
     contribution_TK: NDArray[np.floating]
+    row_T: NDArray[np.int64]
+    """Where each token is in the record."""
     name_F: NDArray[np.int64]
     start_F1: NDArray[np.int64]
     """Where each expert's tokens begin in `token_N`; the last entry is N."""
@@ -62,6 +64,12 @@ class Firings:
         place = np.searchsorted(often, seldom)
         return seldom[often[np.minimum(place, len(often) - 1)] == seldom]
 
+    def rows_of_both(self, i: int, j: int) -> NDArray[np.int64]:
+        """The rows of the record, ascending, on which two experts of the pool fire."""
+        place = np.searchsorted(self.name_F, (i, j))
+        known = [at < len(self.name_F) and self.name_F[at] == name for at, name in zip(place, (i, j), strict=True)]
+        return np.sort(self.row_T[self.both(*place.tolist())]) if all(known) else np.zeros(0, np.int64)
+
 
 def firings_of(record: Record) -> Firings:
     """The same firings, sorted by expert."""
@@ -87,6 +95,7 @@ def firings_of(record: Record) -> Firings:
     return Firings(
         expert_TK=expert_TK,
         contribution_TK=record.contribution_TK[order_T],
+        row_T=order_T,
         name_F=name_F,
         start_F1=by_expert.indptr.astype(np.int64),
         token_N=by_expert.indices.astype(np.int32),

@@ -4,14 +4,16 @@ Whoever asks this much of a layer, and no more, takes any kind of it, also one t
 """
 
 # N tokens, D model width, E experts, P pairs (a token and an expert), M neurons of an expert, R rows that are asked
-# for, G groups of a row with a scale each
+# for, G groups of a row with a scale each, X experts and Q pairs that are chosen
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from kernels.errors import Mistake
 
@@ -50,6 +52,30 @@ class Pairs:
     An expert's own are its gate, its activations, its rows of v, and the biases b of Monet's experts; nobody's are
     PEER's biases of sub-keys and the output bias of a dense MLP.
     """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Chosen:
+    """Some pairs of a forward pass: all of some experts, and those of single experts on single tokens."""
+
+    expert_X: Tensor
+    """int64, ascending, none twice."""
+    token_Q: Tensor
+    """int64; with `expert_Q` none twice, and none of `expert_X`. Those of them that do not fire are no pairs."""
+    expert_Q: Tensor
+
+    def among(self, token_P: Tensor, expert_P: Tensor, num_experts: int) -> Tensor:
+        """(P) bool: which of these pairs are chosen."""
+        everywhere_E = torch.zeros(num_experts, dtype=torch.bool, device=expert_P.device)
+        everywhere_E[self.expert_X] = True
+        chosen_P = everywhere_E[expert_P]
+        if len(self.token_Q):
+            key_Q = self.token_Q * num_experts + self.expert_Q
+            chosen_P |= torch.isin(token_P * num_experts + expert_P, key_Q)
+        return chosen_P
+
+    def to(self, device: torch.device) -> "Chosen":
+        return Chosen(**{name: getattr(self, name).to(device) for name in self.__slots__})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -126,6 +152,15 @@ class ExpertLayer(nn.Module, ABC):
     def pairs(self, x_ND: Tensor, routing: Any) -> Pairs:
         """Who contributes to `forward`, and how much. Without gradients."""
 
+    def added(self, x_ND: Tensor, routing: Any, chosen: Chosen) -> Tensor:
+        """(N, D) the part of `forward` that is the chosen pairs' own: zeros on a token that has none of them. With
+        gradients as `forward` has them.
+
+        As it stands, for a layer whose output is linear in the rows of its table v, a parameter: a forward pass for
+        all of `expert_X` and one for each of `expert_Q`. Others say it themselves, as all of this house do.
+        """
+        return _added_by_rows(self, x_ND, routing, chosen)
+
     @abstractmethod
     def tables(self) -> Mapping[str, Table]:
         """By name, those that are read row by row; none of a layer whose weights all experts or all tokens share."""
@@ -140,6 +175,37 @@ class ExpertLayer(nn.Module, ABC):
 
         `path` is the layer's name in its model.
         """
+
+
+def _added_by_rows(layer: ExpertLayer, x_ND: Tensor, routing: Any, chosen: Chosen) -> Tensor:
+    """`ExpertLayer.added` by forward passes in which the rows of v of all other experts are zeros."""
+    name, v_ED = _rows_of_v(layer)
+
+    def of_experts(expert_X: Tensor) -> Tensor:
+        row_E1 = torch.zeros(len(v_ED), 1, dtype=torch.bool, device=v_ED.device)
+        row_E1[expert_X] = True
+        return functional_call(layer, {name: v_ED.where(row_E1, 0.0)}, (x_ND, routing))
+
+    none_ND = of_experts(chosen.expert_X[:0])
+    added_ND = of_experts(chosen.expert_X) - none_ND
+    for expert in chosen.expert_Q.unique():
+        token_X = chosen.token_Q[chosen.expert_Q == expert]
+        part_XD = (of_experts(expert[None]) - none_ND)[token_X]
+        added_ND = added_ND.index_add(0, token_X, part_XD)
+    return added_ND
+
+
+def _rows_of_v(layer: ExpertLayer) -> tuple[str, nn.Parameter]:
+    """The parameter that is its table v, and its name in the layer."""
+    own = {id(parameter): name for name, parameter in layer.named_parameters()}
+    table = layer.tables().get("v")
+    for parameter in () if table is None else table.parameters():
+        if id(parameter) in own and len(parameter) == layer.num_experts:
+            return own[id(parameter)], parameter
+    raise Mistake(
+        f"{type(layer).__name__} does not say what single experts add, and has no table v that is its parameter; give "
+        "it the method `added` of pipeline/models/contract.py"
+    )
 
 
 def vectors_of_tables(layer: ExpertLayer, row_R: Tensor) -> Vectors:

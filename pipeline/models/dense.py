@@ -1,6 +1,6 @@
 """The dense baseline: one MLP in every block, mandatory beside every claim."""
 
-# N tokens, D model width, P pairs (a token and a hidden unit that is not 0)
+# N tokens, D model width, P pairs (a token and a hidden unit that is not 0), X units and Q pairs that are chosen
 
 from collections.abc import Mapping
 from typing import Literal
@@ -8,10 +8,11 @@ from typing import Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from kernels.activations import activation
 from kernels.pairs import reached
-from pipeline.models.contract import ExpertLayer, Pairs, Table, Vectors, bytes_of
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, Vectors, bytes_of
 from pipeline.models.registry import LayerKind
 
 
@@ -64,6 +65,16 @@ class DenseMLP(ExpertLayer):
             pre_PM=pre_NE.flatten()[flat_P][:, None],
             norm_P=hidden_P.abs() * self.down.weight.norm(dim=0)[expert_P],
         )
+
+    def added(self, x_ND: Tensor, routing: None, chosen: Chosen) -> Tensor:
+        weight_ED, bias_E, down_DE = self.up.weight, self.up.bias, self.down.weight
+        expert_X, token_Q, expert_Q = chosen.expert_X, chosen.token_Q, chosen.expert_Q
+        hidden_NX = self.act(F.linear(x_ND, weight_ED[expert_X], bias_E[expert_X]))
+        added_ND = F.linear(hidden_NX, down_DE[:, expert_X])
+        if not len(token_Q):
+            return added_ND
+        hidden_Q = self.act((x_ND[token_Q] * weight_ED[expert_Q]).sum(1) + bias_E[expert_Q])
+        return added_ND.index_add(0, token_Q, hidden_Q[:, None] * down_DE.T[expert_Q])
 
     def tables(self) -> Mapping[str, Table]:
         return {}

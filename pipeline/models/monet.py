@@ -22,8 +22,8 @@ from kernels.activations import activation
 from kernels.errors import Mistake
 from kernels.monet_mix import monet_mix
 from kernels.pairs import pairs_by_row, reached
-from pipeline.models.axis_threshold import axis_deviations, passing_logits
-from pipeline.models.contract import ExpertLayer, Pairs, Table, Vectors, bytes_of
+from pipeline.models.axis_threshold import axis_deviations, fit_norm, passing_logits
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, Vectors, bytes_of, wanted
 from pipeline.models.number_types import FullStatistics
 from pipeline.models.registry import LayerKind, Use
 from pipeline.models.transformer import Visit
@@ -176,6 +176,12 @@ class MoHDE(MonetExperts):
 
         return _pairs(routing, lambda token_P, i_P, j_P: pre_NIM[token_P, i_P], norms)
 
+    def added(self, x_ND: Tensor, routing: MonetRouting, chosen: Chosen) -> Tensor:
+        n, (token_P, i_P, j_P, gate_P) = self.num_sub_experts, _chosen_pairs(routing, chosen)
+        hidden_PM = self.act(_mapped(x_ND[token_P], i_P, _rows(self.u.weight, n), _rows(self.u.bias, n)))
+        out_PD = _mapped(hidden_PM, j_P, _columns(self.v.weight, n).mT, self.b)
+        return torch.zeros_like(x_ND).index_add(0, token_P, gate_P[:, None].type_as(out_PD) * out_PD)
+
     def neurons(self) -> Neurons:
         n = self.num_sub_experts
         u_IMD, bias_IM, v_JMD = _rows(self.u.weight, n), _rows(self.u.bias, n), _columns(self.v.weight, n)
@@ -245,6 +251,23 @@ class MoVDE(MonetExperts):
             return torch.hypot(_norms(hidden_PM, i_P, top_IOM), _norms(hidden_PM, j_P, bottom_JOM))
 
         return _pairs(routing, pre, norms)
+
+    def added(self, x_ND: Tensor, routing: MonetRouting, chosen: Chosen) -> Tensor:
+        n, (token_P, i_P, j_P, gate_P) = self.num_sub_experts, _chosen_pairs(routing, chosen)
+        x_PD = x_ND[token_P]
+        pre_PM = torch.cat(
+            [
+                _mapped(x_PD, axis_P, _rows(u.weight, n), _rows(u.bias, n))
+                for axis_P, u in ((i_P, self.u1), (j_P, self.u2))
+            ],
+            dim=1,
+        )
+        hidden_PM = self.act(pre_PM)
+        v11, v12, v21, v22 = (_columns(v.weight, n) for v in (self.v11, self.v12, self.v21, self.v22))
+        top_PO = _mapped(hidden_PM, i_P, torch.cat([v11, v12], dim=1).mT, self.b1)
+        bottom_PO = _mapped(hidden_PM, j_P, torch.cat([v21, v22], dim=1).mT, self.b2)
+        out_PD = torch.cat([top_PO, bottom_PO], dim=1)
+        return torch.zeros_like(x_ND).index_add(0, token_P, gate_P[:, None].type_as(out_PD) * out_PD)
 
     def neurons(self) -> Neurons:
         n = self.num_sub_experts
@@ -330,6 +353,33 @@ def _gates(routing: MonetRouting) -> Iterator[tuple[Tensor, Tensor, Tensor, Tens
         first += len(gate1_NHI)
 
 
+def _chosen_pairs(routing: MonetRouting, chosen: Chosen) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(P) token, i, j and gate of those chosen pairs whose gates, summed over heads, are above 0."""
+    n = routing.gate2_NHJ.shape[2]
+    i_X, j_X, first, found = chosen.expert_X // n, chosen.expert_X % n, 0, list[tuple[Tensor, ...]]()
+    tokens = max(1, GATES_A_PIECE // max(1, len(i_X) * routing.gate1_NHI.shape[1]))
+    axes = routing.gate1_NHI, routing.gate2_NHJ
+    for gate1_NHI, gate2_NHJ in zip(*(gate_NHI.split(tokens) for gate_NHI in axes), strict=True):
+        gate_NX = (gate1_NHI[:, :, i_X] * gate2_NHJ[:, :, j_X]).sum(1)
+        token_P, at_P = reached(gate_NX.detach() != 0)
+        found.append((token_P + first, i_X[at_P], j_X[at_P], gate_NX[token_P, at_P]))
+        first += len(gate1_NHI)
+    token_Q, i_Q, j_Q = chosen.token_Q, chosen.expert_Q // n, chosen.expert_Q % n
+    gate_Q = (axes[0][token_Q, :, i_Q] * axes[1][token_Q, :, j_Q]).sum(1)
+    fires_Q = gate_Q != 0
+    found.append((token_Q[fires_Q], i_Q[fires_Q], j_Q[fires_Q], gate_Q[fires_Q]))
+    token_P, i_P, j_P, gate_P = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return token_P, i_P, j_P, gate_P
+
+
+def _mapped(in_PX: Tensor, row_P: Tensor, map_IOX: Tensor, bias_IO: Tensor) -> Tensor:
+    """(P, O) what the linear maps of these numbers make of each row."""
+    order_P, row_R, start_R1 = pairs_by_row(row_P)
+    parts = zip(row_R.tolist(), in_PX[order_P].split(start_R1.diff().tolist()), strict=True)
+    out_PO = [F.linear(some_XX, map_IOX[row], bias_IO[row]) for row, some_XX in parts]
+    return torch.cat(out_PO or [in_PX.new_empty(0, map_IOX.shape[1])])[torch.argsort(order_P)]
+
+
 def _lecun(*linears: nn.Linear) -> None:
     for linear in linears:
         nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
@@ -350,12 +400,20 @@ def _cells(n: int) -> Tensor:
     return torch.cartesian_prod(torch.arange(n), torch.arange(n))
 
 
+def _settle(spec: MonetSpec, router: nn.Module, x_ND: Tensor, share: float) -> None:
+    """How many pass is Monet's own: those above a share of normal logits."""
+    monet = wanted(router, MonetRouter, "a router")
+    for linear, norm in ((monet.w1, monet.norm1), (monet.w2, monet.norm2)):
+        fit_norm(norm, linear(x_ND).unflatten(-1, (monet.num_heads, -1)))
+
+
 MONET = LayerKind(
     spec=MonetSpec,
     artifact_kinds=("monet",),
     router=lambda spec, d_model, layer: None if layer % spec.router_group else MonetRouter(spec, d_model),
     experts=lambda spec, d_model, layer: {"horizontal": MoHDE, "vertical": MoVDE}[spec.decomposition](spec, d_model),
     use=_use,
+    settle=_settle,
     cells=lambda experts: _cells(experts.num_sub_experts),
     vectors=lambda experts, row_R: experts.vectors(row_R),
 )

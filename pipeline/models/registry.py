@@ -63,6 +63,11 @@ class LayerKind(Generic[S]):
     """Those of a block's parameters whose zeros stay while the others learn."""
     use: Callable[[Visit], Use] = use_of_pairs
     """What `measure_routing` counts."""
+    settle: Callable[[S, nn.Module, Tensor, float], None] = lambda spec, router, x_ND, share: None
+    """Sets what a router keeps of states, such as thresholds, anew from these, so that tokens reach `share` times the
+    pairs of its spec where its gate leaves that open."""
+    reads: Callable[[S], int] = lambda spec: 1
+    """Tokens up to its own that a router or an expert reads as tokens, beside the state of its own."""
     cells: Callable[[Any], Tensor | None] = lambda experts: None
     """(E, 2) row and column of each expert of a layer in its key grid; None of experts that are in none."""
     check_same_pool: Callable[[Any, Any], None] = check_same_number

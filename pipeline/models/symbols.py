@@ -24,7 +24,7 @@ from kernels.symbol_table.checks import check_tables
 from kernels.symbol_table.functions import FUNCTIONS
 from kernels.symbol_table.tables import SymbolTables, context_of
 from kernels.symbol_table.tables import shapes as table_shapes
-from pipeline.models.contract import ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, bytes_of
 from pipeline.models.derived import Derived
 from pipeline.models.literals import Literals
 from pipeline.models.number_types import FixedFormat, at_least_float32, outside_autocast
@@ -185,6 +185,18 @@ class SymbolExperts(FixedFormat, ExpertLayer):
         return Pairs(token_P=token_P, expert_P=expert_P, gate_P=gate_P, pre_PM=pre_P[:, None], norm_P=norm_P)
 
     @outside_autocast
+    def added(self, x_ND: Tensor, routing: SymbolRouting, chosen: Chosen) -> Tensor:
+        cells, context_ON = routing.cells, context_of(routing.tokens_BT, self.spec.places)
+        tables, wide_ND = self.symbol_tables, at_least_float32(x_ND)
+        fired = stock.firings(cells.cell_P, cells.start_N1, at_least_float32(cells.gate_P), context_ON, tables)
+        chosen_P = chosen.among(fired[0], fired[1], self.num_experts)
+        token_P, expert_P, gate_P = (of_P[chosen_P] for of_P in fired)
+        strength_P = gate_P * stock.magnitudes(wide_ND, token_P, expert_P, tables)
+        row_R, local_P = torch.unique(expert_P, return_inverse=True)
+        part_PD = strength_P[:, None] * self.v.rows(row_R)[local_P]
+        return torch.zeros_like(wide_ND).index_add(0, token_P, part_PD).type_as(x_ND)
+
+    @outside_autocast
     def forward(self, x_ND: Tensor, routing: SymbolRouting) -> Tensor:
         cells = routing.cells
         if cells.packed is not None and (library := cpu_library_for(x_ND)) is not None:
@@ -229,4 +241,5 @@ SYMBOLS = LayerKind(
     experts=SymbolExperts,
     cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.peer.num_columns),
     fits=SymbolSpec.check_fits,
+    reads=lambda spec: spec.places,
 )

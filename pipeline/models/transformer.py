@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from kernels.errors import Mistake
-from pipeline.models.attention import AttentionSpec, SoftmaxAttentionSpec, rotary
+from pipeline.models.attention import AttentionSpec, SoftmaxAttentionSpec, Turn, rotary
 from pipeline.models.contract import ExpertLayer, Pairs, leaves, wanted
 
 L = TypeVar("L", bound=ExpertLayer)
@@ -114,6 +114,8 @@ class Visit:
     """One block on a forward pass."""
 
     block: Block
+    attended_BTD: Tensor
+    """The residual stream before the experts, the attention's part added."""
     x_ND: Tensor
     """The normalised state that router and experts read."""
     routing: Any
@@ -210,20 +212,24 @@ class Transformer(nn.Module):
         both = {name: t for name, t in other.state_dict().items() if name in own and t.shape == own[name].shape}
         self.load_state_dict(both, strict=False)
 
+    def turn(self, tokens_BT: Tensor) -> Turn:
+        """What attention is told of positions."""
+        head_width = self.shape.d_model // self.shape.num_heads
+        return rotary(tokens_BT.shape[1], head_width, self.shape.rope_theta, tokens_BT.device)
+
     def walk(self, tokens_BT: Tensor) -> Iterator[Visit]:
         """The forward pass block by block; what a block went through is kept by whoever keeps the visit."""
-        stream_BTD = self.model.embed_tokens(tokens_BT)
-        head_width = self.shape.d_model // self.shape.num_heads
-        turn = rotary(tokens_BT.shape[1], head_width, self.shape.rope_theta, tokens_BT.device)
-        routing = None
+        stream_BTD, turn, routing = self.model.embed_tokens(tokens_BT), self.turn(tokens_BT), None
         for block in self.blocks():
-            stream_BTD = stream_BTD + block.self_attn(block.input_layernorm(stream_BTD), turn)
-            x_ND = block.post_attention_layernorm(stream_BTD).flatten(0, 1)
+            attended_BTD = stream_BTD + block.self_attn(block.input_layernorm(stream_BTD), turn)
+            x_ND = block.post_attention_layernorm(attended_BTD).flatten(0, 1)
             if block.router is not None:
                 routing = block.router(x_ND, tokens_BT)
             y_ND = block.moe(x_ND, routing)
-            stream_BTD = stream_BTD + y_ND.unflatten(0, tokens_BT.shape)
-            yield Visit(block=block, x_ND=x_ND, routing=routing, y_ND=y_ND, stream_BTD=stream_BTD)
+            stream_BTD = attended_BTD + y_ND.unflatten(0, tokens_BT.shape)
+            yield Visit(
+                block=block, attended_BTD=attended_BTD, x_ND=x_ND, routing=routing, y_ND=y_ND, stream_BTD=stream_BTD
+            )
 
     def logits(self, stream_BTD: Tensor) -> Tensor:
         """(B, T, V) of the residual stream after the last block."""

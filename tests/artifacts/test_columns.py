@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from artifacts.columns import COLUMNS, HEADLINE, HUB, PAIRS, REPORT, RUN, SEEDS, SYMBOLS, Place, changed, columns, names
-from artifacts.meanings import MODEL
+from artifacts.meanings import MODEL, SUPERPOSITION
 from artifacts.meanings import REPORT as REPORT_WORDS
 
 METRICS = {
@@ -27,7 +27,7 @@ def test_a_metric_has_one_entry_and_it_and_what_stands_beside_it_have_words():
     assert set(Counter(column.metric for column in COLUMNS).values()) == {1}
     assert {
         name for column in COLUMNS for name in (column.metric, *column.beside)
-    } <= MODEL.keys() | REPORT_WORDS.keys()
+    } <= MODEL.keys() | REPORT_WORDS.keys() | SUPERPOSITION.keys()
 
 
 @pytest.mark.parametrize("place", [RUN, SEEDS, PAIRS, REPORT])
@@ -59,7 +59,11 @@ def test_a_column_has_the_heading_and_form_of_its_place():
 
 
 def test_headlines_and_what_the_hub_shows_come_in_their_own_order():
-    assert names(HEADLINE) == ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
+    assert names(HEADLINE) == (
+        "held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens", "symbols_bits_per_byte",
+        "jcs",
+    )  # fmt: skip
+    assert all(column.words for column in columns(HEADLINE))
     assert names(HUB)[:3] == ("held_out_bits_per_byte", "held_out_loss_nats", "loss_increase_nats")
     assert len(names(HUB)) == 13
     assert names(SYMBOLS)[:2] == ("loss_recovered_over_biases", "loss_recovered")

@@ -36,6 +36,7 @@ OTHERS = {
     "another, 24 labels": Other(seed=1, labels=24),
     "another, 60 strata, short documents": Other(seed=2, strata=60, length=60),
     "another, one stratum, float64": Other(seed=3, strata=1, dtype=torch.float64),
+    "another, all in bursts, long documents": Other(seed=6, bursty=1.0, length=600),
     "another, 512 experts, 50,000 tokens": Other(
         seed=4, experts=512, pairs=10, tokens=50_000, noise=0.0, rate=3, often=2.0, dtype=torch.float16
     ),

@@ -1,7 +1,7 @@
 """PEER's experts as published, their tables parameters; and what all layers of a PEER pool share."""
 
 # N tokens, D model width, H heads, I sub-keys of the rows, J of the columns, E experts,
-# P pairs (a token and an expert), in order of their tokens, Q scores that pass
+# P pairs (a token and an expert), in order of their tokens, Q those chosen of them
 
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ from kernels.activations import activation
 from kernels.backends import CpuLibrary, cpu_library_for
 from kernels.expert_sum import expert_sum
 from kernels.expert_sum.bags import row_dots
-from kernels.pairs import tokens_of_pairs
-from pipeline.models.contract import ExpertLayer, Pairs, Table
+from kernels.pairs import starts, tokens_of_pairs
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table
 from pipeline.models.derived import Derived
 from pipeline.models.number_types import at_least_float32, outside_autocast
 from pipeline.models.peer.cells import CellIndex
@@ -69,9 +69,23 @@ class PeerLayer(ExpertLayer):
     def tables(self) -> Mapping[str, Table]:
         """u and v, in this order."""
 
+    @abstractmethod
+    def sum_of_pairs(self, x_ND: Tensor, expert_P: Tensor, start_N1: Tensor, gate_P: Tensor) -> Tensor:
+        """(N, D) what these pairs add, and nothing of the axis biases. With gradients, but for tables that are no
+        parameters."""
+
     @property
     def num_experts(self) -> int:
         return self.spec.num_experts
+
+    @outside_autocast
+    def added(self, x_ND: Tensor, routing: PeerRouting, chosen: Chosen) -> Tensor:
+        expert_P, start_N1, gate_P = self.index(routing)
+        token_P = tokens_of_pairs(start_N1)
+        at_Q = chosen.among(token_P, expert_P, self.num_experts).nonzero()[:, 0]
+        token_X, count_X = torch.unique_consecutive(token_P[at_Q], return_counts=True)
+        part_XD = self.sum_of_pairs(x_ND[token_X], expert_P[at_Q], starts(count_X), gate_P[at_Q])
+        return torch.zeros_like(x_ND).index_copy(0, token_X, part_XD)
 
     @torch.no_grad()
     def pairs(self, x_ND: Tensor, routing: PeerRouting) -> Pairs:
@@ -120,9 +134,11 @@ class PeerExperts(PeerLayer):
                 self, library, lambda: expert_layer(library, self.spec, self.index, u, self.bias, v, self.axis_bias)
             )
             return layer(x_ND.contiguous(), routing.packed)
-        expert_P, start_N1, gate_P = self.index(routing)
-        y_ND = expert_sum(x_ND, self.u, self.bias, self.v, expert_P, start_N1, gate_P, self.spec.activation)
+        y_ND = self.sum_of_pairs(x_ND, *self.index(routing))
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
+
+    def sum_of_pairs(self, x_ND: Tensor, expert_P: Tensor, start_N1: Tensor, gate_P: Tensor) -> Tensor:
+        return expert_sum(x_ND, self.u, self.bias, self.v, expert_P, start_N1, gate_P, self.spec.activation)
 
     def tables(self) -> Mapping[str, Table]:
         return {"u": ParameterTable(self.u), "v": ParameterTable(self.v)}

@@ -60,13 +60,16 @@ class TableExperts(PeerLayer):
         expert_P, start_N1, gate_P = self.index(routing)
         if self.trains and torch.is_grad_enabled():
             y_ND = _TapedExpertSum.apply(x_ND, self.bias, gate_P, expert_P, start_N1, self)
-        elif self.spec.scale_groups > 1:
-            u, v = ((table.stored, table.scale_EG) for table in self.tables_of(Int4Table).values())
-            y_ND = grouped_expert_sum(x_ND, *u, self.bias, *v, expert_P, start_N1, gate_P, self.spec.activation)
         else:
-            u, v, scales = self.u.stored, self.v.stored, (self.u.scales, self.v.scales)
-            y_ND = expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
+            y_ND = self.sum_of_pairs(x_ND, expert_P, start_N1, gate_P)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(routing)
+
+    def sum_of_pairs(self, x_ND: Tensor, expert_P: Tensor, start_N1: Tensor, gate_P: Tensor) -> Tensor:
+        if self.spec.scale_groups > 1:
+            u, v = ((table.stored, table.scale_EG) for table in self.tables_of(Int4Table).values())
+            return grouped_expert_sum(x_ND, *u, self.bias, *v, expert_P, start_N1, gate_P, self.spec.activation)
+        u, v, scales = self.u.stored, self.v.stored, (self.u.scales, self.v.scales)
+        return expert_sum(x_ND, u, self.bias, v, expert_P, start_N1, gate_P, self.spec.activation, scales)
 
     def tables(self) -> Mapping[str, Table]:
         return {"u": self.u, "v": self.v}
