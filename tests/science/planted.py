@@ -15,6 +15,7 @@ from rich.console import Console
 from pipeline.examining.battery import Examination, examine
 from pipeline.examining.joint_code import LEAST_BITS
 from pipeline.examining.record import record_of
+from tests.other_records import KINDS, Other, plant_other
 from tests.planted_records import Planted, Planting, plant
 from tests.trained_toys import trained_toy
 
@@ -30,6 +31,16 @@ PLANTINGS = {
     "12 active": Planting(seed=7, active=12),
 }
 
+OTHERS = {
+    "another generator": Other(),
+    "another, 24 labels": Other(seed=1, labels=24),
+    "another, 60 strata, short documents": Other(seed=2, strata=60, length=60),
+    "another, one stratum, float64": Other(seed=3, strata=1, dtype=torch.float64),
+    "another, all in bursts, long documents": Other(seed=6, bursty=1.0, length=600),
+    "another, 512 experts, 50,000 tokens": Other(
+        seed=4, experts=512, pairs=10, tokens=50_000, noise=0.0, rate=3, often=2.0, dtype=torch.float16
+    ),
+}
 TRAINED = (192, 96, 48, 24)
 """Experts for 96 concepts."""
 
@@ -46,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
     order = torch.randperm(Planting().tokens, generator=torch.Generator().manual_seed(0))
     shuffled = planted.tensors | {"label": planted.tensors["label"][order]}
     missed += judge_shuffled(examine(record_of(shuffled)))
+    missed += sum(judge_other(name, of) for name, of in OTHERS.items())
     missed += sum(judge_trained(seed) for seed in range(3))
     return 1 if missed else 0
 
@@ -73,8 +85,26 @@ def judge_shuffled(found: Examination) -> bool:
     return flagged > 0
 
 
+def judge_other(name: str, of: Other) -> bool:
+    """True if a record of the second generator falls short of the same."""
+    tensors, truth = plant_other(of)
+    found = examine(record_of(tensors))
+    every = frozenset[tuple[int, int]]().union(*truth.values())
+    significant = {(pair.i, pair.j) for pair in found.pairs if pair.significant}
+    flagged = {(pair.i, pair.j) for pair in found.pairs if (pair.joint_code_bits or 0) >= LEAST_BITS}
+    recall, extra = len(significant & every) / len(every), len(significant - every)
+    right, benign = len(flagged & truth["code"]), {kind: len(flagged & truth[kind]) for kind in KINDS[1:]}
+    CONSOLE.print(
+        f"{name:<40} T1 recall {recall:.3f} extra {extra}; J precision {right / max(len(flagged), 1):.3f} recall "
+        f"{right / len(truth['code']):.3f}; flagged of {benign}, of others {len(flagged - every)}; linked "
+        f"{found.second_screen.stable} of {found.second_screen.pairs}, by chance {found.second_screen.null_stable}",
+        highlight=False,
+    )
+    return recall < 0.95 or extra > 5 or right < 0.95 * max(len(truth["code"]), len(flagged))
+
+
 def judge_trained(seed: int) -> bool:
-    """True unless joint codes rise as experts get fewer, as they do, and are few with twice as many as concepts."""
+    """True unless joint codes rise as experts get fewer, as in truth, and are few with twice as many as concepts."""
     toys = [trained_toy(experts=experts, active=2, seed=seed) for experts in TRAINED]
     truths, found = [toy.joint_codes for toy in toys], [examine(toy.record).jcs.value or 0.0 for toy in toys]
     for experts, toy, share in zip(TRAINED, toys, found, strict=True):

@@ -12,6 +12,7 @@ from pipeline.examining.__main__ import main
 from pipeline.examining.battery import examine
 from pipeline.examining.classes import Evidence, class_of
 from pipeline.examining.record import record_of, write_record
+from tests.other_records import Other, plant_other
 from tests.planted_records import Planting, plant
 from tests.trained_toys import trained_toy
 
@@ -38,6 +39,20 @@ def test_planted_pairs_are_found_and_told_apart(of):
     expert_TK = planted.tensors["expert"]
     fired_T = torch.tensor([len({*row} - {-1}) for row in expert_TK.tolist()])
     assert found.jcs.value == pytest.approx(events / int((fired_T * (fired_T - 1) // 2).sum()), abs=1e-6)
+
+
+def test_another_generators_pairs_are_found_and_told_apart():
+    of = Other(seed=4, experts=512, pairs=8, tokens=40_000, rate=3, often=2.0, dtype=torch.float16)
+    tensors, truth = plant_other(of)
+    found = examine(record_of(tensors), random_pairs=200)
+    every = frozenset[tuple[int, int]]().union(*truth.values())
+    significant = {(pair.i, pair.j) for pair in found.pairs if pair.significant}
+    assert len(significant & every) >= 31
+    assert len(significant - every) <= 1
+    flagged = {pair for pair, kind in kinds(found).items() if kind.startswith("joint code")}
+    assert flagged <= truth["code"]
+    assert len(flagged) >= 7
+    assert found.second_screen.stable >= 0.9 * found.second_screen.pairs
 
 
 def test_shuffled_labels_flag_nothing():
