@@ -147,8 +147,8 @@ def _page(rows: Sequence[Row], chain: Measured) -> str:
         + _section("Rankings and the loss increase of leaving an expert out", _ranked_columns(ranked, "everywhere"),
                    ranked, "Spearman's correlation over a random sample of experts with the increase over all tokens; "
                    "halves: of the increase with itself in other windows.")
-        + _section("Rankings and the change of the loss", _ranked_columns(ranked, "change"), ranked, "The same with the "
-                   "absolute change, mean over all tokens.")
+        + _section("Rankings and the change of the loss", _ranked_columns(ranked, "change"), ranked,
+                   "The same with the absolute change, mean over all tokens.")
         + f"## Measured\n\n{made_of}\n"
     )  # fmt: skip
 
