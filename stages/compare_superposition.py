@@ -1,6 +1,7 @@
 """Reports of superposition of all models of a chain -> report: one table and one picture from dense to symbols."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
 
@@ -143,23 +144,24 @@ def _page(rows: Sequence[Row], chain: Measured) -> str:
         + "![shares of co-activity and drift along the chain](plot.png)\n\n"
         + _section("Drift of contributions", DRIFT, drifting, "Pearson's r of each expert with the PEER's on the same "
                    "tokens; an expert survives from r = 0.9. The null is another expert that fires about as often.")
-        + _section("Rankings and the effect of leaving an expert out", _ranked_columns(ranked), ranked, "Spearman's "
-                   "correlation over a random sample of experts with the loss increase over all tokens.")
+        + _section("Rankings and the loss increase of leaving an expert out", _ranked_columns(ranked, "everywhere"),
+                   ranked, "Spearman's correlation over a random sample of experts with the increase over all tokens; "
+                   "halves: of the increase with itself in other windows.")
+        + _section("Rankings and the change of the loss", _ranked_columns(ranked, "change"), ranked,
+                   "The same with the absolute change, mean over all tokens.")
         + f"## Measured\n\n{made_of}\n"
     )  # fmt: skip
 
 
-def _ranked_columns(rows: Sequence[Row]) -> tuple[tuple[str, str], ...]:
-    names = dict.fromkeys(
-        name for row in rows for name in row.metrics
-        if name.startswith("rank_correlation_") and name.endswith("_everywhere")
-    )  # fmt: skip
-    return tuple((name.removeprefix("rank_correlation_").removesuffix("_everywhere"), name) for name in names)
+def _ranked_columns(rows: Sequence[Row], effect: str) -> tuple[tuple[str, str], ...]:
+    names = dict.fromkeys(name for row in rows for name in row.metrics)
+    found = {name: re.fullmatch(rf"rank_correlation_([a-z]+)_{effect}", name) for name in names}
+    return tuple((ranking[1], name) for name, ranking in found.items() if ranking)
 
 
 def _section(title: str, shown: Sequence[tuple[str, str]], rows: Sequence[Row], words: str) -> str:
     """Nothing where no model has the figures."""
-    if not rows:
+    if not rows or not shown:
         return ""
     lines = [(row.name, *(text_of(row.metrics, name) for _, name in shown)) for row in rows]
     return f"## {title}\n\n{words}\n\n{table(('model', *(head for head, _ in shown)), lines, numbers_from=1)}\n\n"

@@ -203,7 +203,12 @@ def _pooled_correlations(blocks: Sequence[Block]) -> dict[str, float]:
 
 HEADLINES = (
     ("JCS, next token", "jcs", "jcs_shuffled_labels", "jcs_untrained"),
-    ("the same, next tokens shuffled among places of one token", "jcs_shuffled_in_token", "", ""),
+    (
+        "the same, next tokens shuffled among places of one token",
+        "jcs_shuffled_in_token",
+        "",
+        "jcs_untrained_shuffled_in_token",
+    ),
     ("JCS, class of the token", "jcs_token_class", "", "jcs_untrained_token_class"),
     ("JCS, domain", "jcs_domain", "", "jcs_untrained_domain"),
     ("JCS, next token, by contribution", "jcs_by_mass", "", ""),

@@ -40,13 +40,14 @@ def shares_along_chain(
 
     def draw(figure: Figure) -> None:
         heading(figure, title)
+        above_axes = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "frameon": False, "ncols": 5}
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
         _points(upper, names, above)
         upper.set_ylabel("of co-active pairs")
-        upper.legend(loc="upper right", ncols=2)
+        upper.legend(**above_axes)
         _points(lower, names, below)
         lower.set_ylabel("of experts")
-        lower.legend(loc="lower left", ncols=2)
+        lower.legend(**above_axes)
         lower.tick_params(axis="x", labelrotation=20)
 
     return png(draw, width=width, height=0.72 * width, dots_per_inch=dots_per_inch)
