@@ -42,7 +42,13 @@ class Pair:
     """row, column or cell, where the key grid is known and the two share it."""
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
-    kind: str
+    evidence: Evidence
+    """What its class follows from."""
+
+    @property
+    def kind(self) -> str:
+        """Its class."""
+        return class_of(self.evidence)
 
     def row(self) -> dict[str, object]:
         """As --json prints it."""
@@ -175,7 +181,7 @@ class _Tables:
             not_testable=None if tested else f"not testable: n = {result.too_few} of {LEAST_TOKENS}",
             sibling=self._sibling(one, other),
             drawn=int(self.drawn_C[place]),
-            kind=class_of(evidence),
+            evidence=evidence,
         )
 
     def _sibling(self, one: int, other: int) -> str | None:
