@@ -30,9 +30,11 @@ import atexit
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, cast
@@ -51,6 +53,7 @@ from pipeline.running.prefect_server import (
     ready,
 )
 from pipeline.running.proxies import bypass_loopback
+from stages.help import show_page
 
 SETTINGS = {
     "DO_NOT_TRACK": "1",
@@ -67,24 +70,30 @@ for _name, _value in SETTINGS.items():
 HOME = Path(os.environ["PREFECT_HOME"])
 bypass_loopback(os.environ)
 
+if __name__ == "__main__":
+    show_page(sys.argv[1:])
+
 # The server takes as long to start as torch and Prefect to be imported; hence the order from here on.
 _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else None
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
+from artifacts.cards import Stopped, brief, failure_card
 from pipeline.run import Progress
-from pipeline.running.live_runs import alive, forget, gone
-from pipeline.running.progress import Lines, duration, first_of_loop, line, print_results, say_kernels, shown
-from pipeline.stage import Device, Made, Stage, StageConfig, chosen_device, run_stage
-from stages import STAGES, form
+from pipeline.running.live_card import LiveCurve, tile
+from pipeline.running.live_runs import alive, forget, gone, is_uuid
+from pipeline.running.progress import Lines, duration, print_results, say_before, shown
+from pipeline.running.run_names import is_made_up
+from pipeline.stage import Device, Made, StageConfig, chosen_device, run_stage
+from stages import form
 from stages.allowed import allow, check_allowed
-from stages.chain import Step, made_from, step_of
+from stages.chain import BESIDE, CHAIN, Step, made_from, step_of
 from stages.command import Command, RepublishCommand, RunCommand, ServeCommand, StageCommand, UiCommand, read
-from stages.errors import Mistake, exit_code
+from stages.errors import TOLD, Failure, Mistake, exit_code, sentence
 from stages.execution import make_one, require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
-from stages.presets import tiny
+from stages.settings import plan_from, plan_written
 
 if __name__ == "__main__":  # before Prefect is imported, so that --help and mistakes answer at once
     _commands: list[Command] = []
@@ -97,8 +106,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import ArtifactCreate, ArtifactUpdate
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterParentFlowRunId
+from prefect.deployments.runner import RunnerDeployment
 from prefect.exceptions import PrefectHTTPStatusError
-from prefect.runtime import flow_run, task_run
+from prefect.runtime import deployment, flow_run, task_run
 from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
@@ -106,13 +116,14 @@ from prefect.settings import (
     PREFECT_UI_URL,
     temporary_settings,
 )
-from prefect.states import Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed, Failed
+from prefect.utilities.callables import ParameterSchema
 from prefect.utilities.engine import link_state_to_flow_run_result
 
 DEFAULT_STORE = str(ROOT / "store")
 RUNNING = HOME / "running"
 REUSED = "Reused"
-SECONDS_BETWEEN_PROGRESS = 2.0
+SECONDS_BETWEEN_PROGRESS, SECONDS_BETWEEN_CURVES = 2.0, 10.0
 SECONDS_TO_ANSWER = 20.0
 
 
@@ -128,128 +139,217 @@ def make(
 ) -> ArtifactId | State:
     """The id of the stage's artifact; the state is named Reused where the store had it."""
     wanted = step_of(stage).stage
-    with _told(stage) as report:
-        made = run_stage(
-            wanted,
-            wanted.config_type.model_validate(config),
-            inputs=inputs,
-            store=Store(Path(store)),
-            seed=seed,
-            device=chosen_device(device),
-            force=force,
-            report=report,
-        )
-    return Completed(name=REUSED, data=made.id) if made.reused else made.id
+
+    def made() -> ArtifactId | State:
+        with _told(stage) as report:
+            made = run_stage(
+                wanted,
+                wanted.config_type.model_validate(config),
+                inputs=inputs,
+                store=Store(Path(store)),
+                seed=seed,
+                device=chosen_device(device),
+                force=force,
+                report=report,
+            )
+        return Completed(name=REUSED, data=made.id) if made.reused else made.id
+
+    return _ended(made)
+
+
+def _ended(body: Callable[[], Any]) -> Any:
+    """What `body` returns, or how it ended otherwise: in a sentence that is the run's state, and not in a traceback.
+
+    A bug is raised, and Prefect says that the run failed.
+    """
+    try:
+        return body()
+    except KeyboardInterrupt:
+        return Cancelled(message="Interrupted. The same command goes on from the last checkpoint.")
+    except TOLD as error:
+        return Failed(message=sentence(error), data=error)
+
+
+def _noted(body: Callable[[], Any]) -> Any:
+    """What `body` returns; if it fails, its run's page gets a card that says why, with the traceback folded."""
+    try:
+        return body()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        get_run_logger().error(_why(error))
+        trace = "".join(traceback.format_exception(error))
+        create_markdown_artifact(failure_card(_why(error), trace), description="why this run failed")
+        raise
+
+
+def _why(error: BaseException) -> str:
+    return sentence(error) if isinstance(error, TOLD) else f"{type(error).__name__}: {error}"
+
+
+def _result(state: State) -> Any:
+    """What the run came to. What ended it is raised here, as if it had not been a run of its own."""
+    if state.is_cancelled():
+        raise KeyboardInterrupt
+    return state.result()
 
 
 @contextmanager
 def _told(stage: str) -> Iterator[Callable[[Progress], None]]:
-    """Progress goes to the terminal, to the run's log, and into a progress artifact."""
+    """Progress goes to the terminal, to the run's log, and onto the run's page."""
     with shown(stage) as terminal, get_client(sync_client=True) as client:
-        log, ring = Lines(stage, get_run_logger().info), _Ring(client)
+        log, page = Lines(stage, get_run_logger().info), _Page(client, stage)
 
         def tell(progress: Progress) -> None:
-            for listener in (terminal, log, ring):
+            for listener in (terminal, log, page):
                 listener(progress)
 
         yield tell
 
 
-class _Ring:
-    """A progress artifact on the page of the stage's run: how far its current loop has come."""
+class _Page:
+    """On the page of the stage's run: how far its current loop has come, and the curve of its loss."""
 
-    def __init__(self, client: SyncPrefectClient) -> None:
+    def __init__(self, client: SyncPrefectClient, stage: str) -> None:
         self.client = client
-        self.id: UUID | None = None
-        self.first: Progress | None = None
-        self.told = 0.0
+        self.curve = LiveCurve(stage)
+        self.ids: dict[str, UUID] = {}
+        self.told = self.drawn = 0.0
 
     def __call__(self, progress: Progress) -> None:
         if not progress.total:  # a sentence, which the run's log has
             return
-        self.first = first_of_loop(self.first, progress)
-        now = time.monotonic()
-        if now - self.told < SECONDS_BETWEEN_PROGRESS and progress.step < progress.total:
-            return
-        self.told = now
-        percent, text = 100 * progress.step / progress.total, line(self.first, progress)
-        if self.id is not None:
-            self.client.update_artifact(self.id, ArtifactUpdate(data=percent, description=text))
-            return
+        self.curve.add(progress)
+        now, ends = time.monotonic(), progress.step >= progress.total
+        if now - self.told >= SECONDS_BETWEEN_PROGRESS or ends:
+            self.told = now
+            first = self.curve.first or progress
+            self._put("progress", 100 * progress.step / progress.total, tile(first, progress))
+        if (now - self.drawn >= SECONDS_BETWEEN_CURVES or ends) and (card := self.curve.card()):
+            self.drawn = now
+            if self._put("markdown", card, f"{self.curve.stage}, live"):
+                where = _address(f"/v2/artifacts/artifact/{self.ids['markdown']}")
+                get_run_logger().info(f"the curve of its loss so far: {where}")
+
+    def _put(self, type: str, data: float | str, description: str) -> bool:
+        """Makes this artifact, or updates it; whether it is new."""
+        if id := self.ids.get(type):
+            self.client.update_artifact(id, ArtifactUpdate(data=data, description=description))
+            return False
         flow_id, task_id = UUID(flow_run.id), UUID(task_run.id)
-        new = ArtifactCreate(type="progress", data=percent, description=text, flow_run_id=flow_id, task_run_id=task_id)
-        self.id = self.client.create_artifact(new).id
+        new = ArtifactCreate(
+            type=type, data=data, description=description, flow_run_id=flow_id, task_run_id=task_id
+        )  # fmt: skip
+        self.ids[type] = self.client.create_artifact(new).id
+        return True
 
 
-def flow_of(stage: Stage) -> Flow[..., Any]:
-    """The stage as a flow: the chain calls it, and it can be deployed alone."""
+def flow_of(step: Step) -> Flow[..., Any]:
+    """The stage as a flow: the chain calls it, and it can be deployed alone, with a form of its own."""
+    fields = form.fields_of(step, DEFAULT_STORE)
 
-    def run(config: StageConfig, store: str, seed: int, device: Device, force: bool, **named: str) -> Any:
-        given = {role: id for role, id in named.items() if id != "latest"}
-        check_allowed(store, config)
-        inputs = inputs_of(step_of(stage.name), given, Store(Path(store)), _missing)
-        with alive(flow_run.id, RUNNING):
-            state = make(stage.name, plain(config), inputs, store, seed, device, force, return_state=True)
-            id = cast(ArtifactId, state.result())
+    def run(*, preset: str, store: str, seed: int, device: Device, force: bool, **values: Any) -> Any:
+        def made() -> Any:
+            config = form.config_from(step, preset, values)
+            check_allowed(store, config)
+            inputs = inputs_of(step, form.given_inputs(step, values), Store(Path(store)), _missing)
+            state = make(step.name, plain(config), inputs, store, seed, device, force, return_state=True)
+            id = cast(ArtifactId, _result(state))
             publish_card(id, Store(Path(store)))
-        return Completed(name=REUSED, data=id) if state.name == REUSED else id
+            return Completed(name=REUSED, data=id) if state.name == REUSED else id
 
-    run.__name__ = run.__qualname__ = stage.name.replace("-", "_")
-    run.__doc__ = form.description(stage)
-    run.__signature__ = form.signature(stage, DEFAULT_STORE)  # type: ignore[attr-defined] - what Prefect asks for
-    return flow(name=stage.name, flow_run_name=stage.name, persist_result=False)(run)
+        with alive(flow_run.id, RUNNING):
+            return _ended(lambda: _noted(made))
+
+    run.__name__ = run.__qualname__ = step.field
+    run.__doc__ = form.description(step.stage.summary, fields)
+    run.__signature__ = form.signature(fields)  # type: ignore[attr-defined] - what Prefect asks for
+    return _with_form(
+        flow(name=step.name, flow_run_name=partial(_begun_name, step.name), persist_result=False)(run), fields
+    )
+
+
+def _with_form(made: Flow[..., Any], fields: list[form.Field]) -> Flow[..., Any]:
+    made.parameters = ParameterSchema.model_validate(form.schema(fields))
+    return made
+
+
+def _begun_name(usual: str) -> str:
+    """What a run is called when it begins: as a person has called it, if one has."""
+    return flow_run.name if is_typed(flow_run.name) else usual
+
+
+def is_typed(name: str) -> bool:
+    """Whether a person has given this name to the run that is going on, in the form of a deployment."""
+    return deployment.id is not None and not is_made_up(name)
 
 
 def _missing(step: Step, inputs: Mapping[str, ArtifactId]) -> ArtifactId:
     raise ArtifactError(f"the store holds nothing made by {step.name} yet; run it first")
 
 
-FLOWS: Mapping[str, Flow[..., Any]] = {stage.name: flow_of(stage) for stage in STAGES}
+FLOWS: Mapping[str, Flow[..., Any]] = {step.name: flow_of(step) for step in CHAIN}
 globals().update({flow.fn.__name__: flow for flow in FLOWS.values()})  # deployments find them by name
 
 
-@flow(name="chain", flow_run_name="chain", persist_result=False)
-def chain(
-    plan: Plan = cast(Plan, plain(tiny())),  # noqa: B008 - Prefect's form shows it
-    store: str = DEFAULT_STORE,
-    seed: int = 0,
-    device: Device = "cpu",
-    again_from: str | None = None,
-) -> tuple[Made, ...]:
-    """The plan's stages, top to bottom.
+def chain_flow() -> Flow[..., Any]:
+    """The plan's stages, top to bottom, as a flow."""
+    fields = form.chain_fields(DEFAULT_STORE)
 
-    Args:
-        plan: Settings of every stage, and the stages to go through.
-        store: Folder of the artifacts.
-        seed: Seed of all randomness.
-        device: Where tensors are.
-        again_from: Make this stage and all that is made from it again.
-    """
-    check_allowed(store, plan.prepare_corpus)
+    def chain(
+        *, preset: str, stages: list[str] | None, corpus: list[str] | None, settings: str, store: str, seed: int,
+        device: Device, again_from: str | None,
+    ) -> Any:  # fmt: skip
+        def made() -> tuple[Made, ...]:
+            plan = plan_from(preset, stages or [], corpus or [], settings)
+            check_allowed(store, plan.prepare_corpus)
+            return run_plan(plan, again_from, store=store, seed=seed, device=device)
+
+        with alive(flow_run.id, RUNNING):
+            return _ended(made)
+
+    chain.__doc__ = form.description("The plan's stages, top to bottom.", fields)
+    chain.__qualname__ = chain.__name__
+    chain.__signature__ = form.signature(fields)  # type: ignore[attr-defined]
+    return _with_form(
+        flow(name="chain", flow_run_name=partial(_begun_name, "chain"), persist_result=False)(chain), fields
+    )
+
+
+chain = chain_flow()
+
+
+def run_plan(plan: Plan, again_from: str | None, *, store: str, **settings: Any) -> tuple[Made, ...]:
+    """What the stages made, or reused; the run's card says so, and where it stopped, if it did."""
     forced = made_from(again_from) if again_from else frozenset()
     made: dict[str, Made] = {}
     at = ""
-    with alive(flow_run.id, RUNNING):
-        try:
-            for step in plan.steps():
-                at = step.name
-                inputs = {role: made[producer].id for role, producer in step.inputs.items()}
-                made[at] = run_one(
-                    step, plan.config_of(step), inputs, store=store, seed=seed, device=device, force=at in forced
-                )
-                get_run_logger().info(f"{made[at].id}: {_how(made[at])}")
-        except BaseException as error:
-            publish_run_card(made.values(), Store(Path(store)), stopped=f"{at}: {error or type(error).__name__}.")
-            raise
-        publish_run_card(made.values(), Store(Path(store)))
+    try:
+        for step in plan.steps():
+            at = step.name
+            inputs = {role: made[producer].id for role, producer in step.inputs.items()}
+            config = plan.config_of(step)
+            made[at] = run_one(step, config, inputs, store=store, force=at in forced, **settings)
+            get_run_logger().info(f"{made[at].id}: {_how(made[at])}")
+    except BaseException as error:
+        publish_run_card(made.values(), Store(Path(store)), stopped=_stopped(error, at))
+        raise
+    publish_run_card(made.values(), Store(Path(store)))
     return tuple(made.values())
+
+
+def _stopped(error: BaseException, at: str) -> Stopped:
+    """Where and why a run did not go on, and whether the same command may get further."""
+    if isinstance(error, KeyboardInterrupt):
+        return Stopped(at=at, why="It was interrupted.", helps_again=True)
+    return Stopped(at=at, why=_why(error), helps_again=isinstance(error, Failure))
 
 
 def run_one(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], **settings: Any) -> Made:
     """One stage's flow, as a subflow if a flow is running."""
     start = time.monotonic()
-    state = FLOWS[step.name](config=plain(config), **inputs, **settings, return_state=True)
-    id = state.result()
+    state = FLOWS[step.name](**form.config_written(step, config), **inputs, **settings, return_state=True)
+    id = _result(state)
     link_state_to_flow_run_result(state, id)  # Prefect draws its arrows by this; a state that was asked for has none
     return Made(id=id, reused=state.name == REUSED, seconds=time.monotonic() - start)
 
@@ -269,7 +369,7 @@ class PrefectBoard:
         self.client.update_artifact(UUID(id), ArtifactUpdate(data=card))
 
     def count(self, ids: Collection[str]) -> int:
-        asked = {"artifacts": {"id": {"any_": list(ids)}}}
+        asked = {"artifacts": {"id": {"any_": [id for id in ids if is_uuid(id)]}}}
         return self.client.request("POST", "/artifacts/count", json=asked).json()
 
     def link(self, id: str) -> str:
@@ -283,23 +383,45 @@ def publish_card(id: ArtifactId, store: Store) -> None:
         pinned = pin_card(id, store, PrefectBoard(client))
         if not pinned.is_new:
             create_markdown_artifact(f"This run came to [`{id}`]({pinned.link}), which was there already.")
-        client.update_flow_run(
-            UUID(flow_run.id),
-            name=f"{manifest.lineage.stage}-{_brief(manifest)}",
-            tags={f"kind:{manifest.kind}", f"sha256:{manifest.content_sha256[:8]}"},
-        )
+        get_run_logger().info(f"its card, with all that it was made from: {_address(pinned.link)}")
+        said = brief(manifest, store.root.name)
+        _rename(client, f"{manifest.lineage.stage}-{_digits(manifest)}", said)
+        kept = {f"kind:{manifest.kind}", f"sha256:{manifest.content_sha256[:8]}"}
+        _tag(client, [*(f"{name}:{value}" for name, value in said.items()), *sorted(kept)])
 
 
-def publish_run_card(made: Collection[Made], store: Store, stopped: str | None = None) -> None:
+def publish_run_card(made: Collection[Made], store: Store, stopped: Stopped | None = None) -> None:
     """The graph of all that a run of the chain has come to, on the chain's own page; the run is named after its end."""
     how = {one.id: _how(one) for one in made}
     with get_client(sync_client=True) as client:
-        pin_run_card(how, store, PrefectBoard(client), stopped=stopped)
+        board = PrefectBoard(client)
+        card = board.link(pin_run_card(how, store, board, stopped=stopped))
+        get_run_logger().info(f"all that this run came to, as a graph: {_address(card)}")
         if how:
-            client.update_flow_run(UUID(flow_run.id), name=f"chain-{_brief(store.manifest(list(how)[-1]))}")
+            last = store.manifest(list(how)[-1])
+            said = brief(last, store.root.name)
+            _rename(client, f"chain-{_digits(last)}", said)
+            _tag(client, [f"{name}:{value}" for name, value in said.items()])
 
 
-def _brief(manifest: Manifest) -> str:
+def _rename(client: SyncPrefectClient, name: str, said: Mapping[str, str]) -> None:
+    if not is_typed(flow_run.name):
+        shown = [f"{word} {said[word]}" for word in ("loss", "seed") if word in said]
+        client.update_flow_run(UUID(flow_run.id), name=" · ".join([name, *shown]))
+
+
+def _tag(client: SyncPrefectClient, tags: list[str]) -> None:
+    """Adds these to the tags that the run's deployment, or a person, has given it."""
+    own = [tag for tag in flow_run.tags if tag not in tags]
+    client.update_flow_run(UUID(flow_run.id), tags=[*tags, *own])
+
+
+def _address(link: str) -> str:
+    """A link of the UI as an address, which it makes a link of again where it stands in a log."""
+    return f"{(PREFECT_API_URL.value() or '').removesuffix('/api')}{link}"
+
+
+def _digits(manifest: Manifest) -> str:
     """Eight digits of the fingerprint, and the attempt from the second on."""
     fingerprint, tilde, attempt = manifest.short.partition("~")
     return fingerprint[:8] + tilde + attempt
@@ -388,20 +510,20 @@ def _check_answer(api: str) -> None:
 def main_run(command: RunCommand) -> int:
     require_named(command)
     start = time.monotonic()
-    say_kernels(command.device)
+    say_before(command.said, command.device)
     with connected():
-        made = chain(
-            plan=cast(Plan, plain(command.plan)), store=str(command.store), seed=command.seed,
-            device=command.device, again_from=command.again_from,
+        state = chain(
+            **plan_written(command.plan), store=str(command.store), seed=command.seed, device=command.device,
+            again_from=command.again_from, return_state=True,
         )  # fmt: skip
-        print_results(made, Store(command.store), time.monotonic() - start)
+        print_results(_result(state), Store(command.store), time.monotonic() - start)
     return 0
 
 
 def main_stage(command: StageCommand) -> int:
     require_named(command)
     start = time.monotonic()
-    say_kernels(command.device)
+    say_before(command.said, command.device)
     settings = {"store": str(command.store), "seed": command.seed, "device": command.device}
     with connected():
         made = list(
@@ -438,9 +560,25 @@ def main_serve(command: ServeCommand) -> int:
     with connected(ui=True, port=command.port) as url:
         print(f"runs started at {link(url, own_auth(url, HOME), '/v2/deployments')} happen here (Ctrl-C ends it)")
         print(f"they read and write below {' and '.join(map(str, command.allow))} alone", flush=True)
-        deployments: Any = [one.to_deployment(name=one.name) for one in (chain, *FLOWS.values())]
-        serve(*deployments)
+        serve(*(deployed(name, tags, flow) for name, tags, flow in served()))
     return 0
+
+
+def served() -> Iterator[tuple[str, list[str], Flow[..., Any]]]:
+    """Name, tags and flow of each deployment. Prefect's UI sorts by name: numbers put them in the chain's order."""
+    yield "00-chain", ["whole chain"], chain
+    for number, step in enumerate(CHAIN, start=1):
+        where = "beside the chain" if step.name in BESIDE else "in the chain"
+        yield f"{number:02}-{step.name}", [where], FLOWS[step.name]
+
+
+def deployed(name: str, tags: list[str], flow: Flow[..., Any]) -> RunnerDeployment:
+    """The flow as a deployment whose form is ours."""
+    made = cast(RunnerDeployment, flow.to_deployment(name=name, tags=tags))
+    # There is no other way: Prefect takes the schema from the signature, and it would fill every field in, so that a
+    # preset could say nothing, and head them by the names of parameters.
+    made._parameter_openapi_schema = flow.parameters
+    return made
 
 
 def main_republish(command: RepublishCommand) -> int:

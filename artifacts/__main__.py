@@ -14,6 +14,7 @@ from artifacts.cards import headline, number, signed
 from artifacts.comparison import ABSENT, compare
 from artifacts.errors import ArtifactError
 from artifacts.explanation import Link, explain
+from artifacts.layout import aligned, terminal_width
 from artifacts.manifest import Manifest
 from artifacts.model_card import model_card
 from artifacts.store import Listing, Store
@@ -29,16 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(arguments)
     try:
         store = Store(args.store)
-        code = args.command(store, args)
+        if args.command in (_ls, _tree, _gc):  # the others tell by themselves that what they are to open is not there
+            store.require_folder()
+        return args.command(store, args)
     except OSError as error:
         print(told(f"cannot use the store at {args.store}: {error}"), file=sys.stderr)
         return 2
     except ArtifactError as error:
         print(told(error), file=sys.stderr)
         return 2
-    if not store.root.is_dir():
-        print(f"There is no store at {store.root} yet; the first stage that runs makes it.", file=sys.stderr)
-    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,8 +91,9 @@ def _ls(store: Store, args: argparse.Namespace) -> int:
     if args.json:
         _print_json([_summary(m) for m in manifests])
     elif manifests:
-        _print_columns([(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests])
-    elif store.root.is_dir():
+        rows = [(m.id, m.kind, f"{m.bytes:,} B", m.lineage.created, headline(m)) for m in manifests]
+        _print_columns(rows, optional=(3, 2, 1))
+    else:
         say(f"{store.root} holds no artifact yet.")
     _name(listing.damaged)
     return 0
@@ -158,12 +159,18 @@ def _diff(store: Store, args: argparse.Namespace) -> int:
         say("\nfrom the first difference on:")
         _print_columns([_linked(link) for link in why.chain])
     for title, pairs in (("recipe", comparison.recipe), ("circumstances", comparison.circumstance)):
-        say(f"\n{title}: {'these differ' if pairs else 'the same'}")
-        _print_columns([(f"  {name}", _shown(a), "->", _shown(b)) for name, (a, b) in pairs.items()])
-    say(f"\nfiles: {', '.join(comparison.files) + ' differ' if comparison.files else 'the same bytes'}")
-    say("\nmetrics: a, b, change")
-    _print_columns([(f"  {name}", *_measured(a, b)) for name, (a, b) in comparison.metrics.items()])
+        _print_part(title, [(f"  {name}", _shown(a), "->", _shown(b)) for name, (a, b) in pairs.items()])
+    _print_part("files", [(f"  {name}",) for name in comparison.files])
+    unequal = {name: pair for name, pair in comparison.metrics.items() if pair[0] != pair[1]}
+    _print_part("metrics: a, b, change", [(f"  {name}", *_measured(a, b)) for name, (a, b) in unequal.items()])
     return 0
+
+
+def _print_part(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """What differs, under its title; nothing of what is equal."""
+    if rows:
+        say(f"\n{title}")
+        _print_columns(rows)
 
 
 def _card(store: Store, args: argparse.Namespace) -> int:
@@ -250,12 +257,10 @@ def _shown(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _print_columns(rows: Sequence[Sequence[str]]) -> None:
-    shown = [[on_one_line(text) for text in row] for row in rows]
-    widths = [max(len(row[i]) for row in shown) for i in range(len(shown[0]))] if shown else []
-    lines = ("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in shown)
-    if shown:
-        say("\n".join(lines))
+def _print_columns(rows: Sequence[Sequence[str]], *, optional: Sequence[int] = ()) -> None:
+    """In columns, the optional ones as far as the terminal is wide enough."""
+    if rows:
+        say(aligned(rows, width=terminal_width(), optional=optional))
 
 
 def _print_json(value: object) -> None:

@@ -5,16 +5,16 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from artifacts.errors import ArtifactError
 from artifacts.lineage import ArtifactId, Lineage
-from artifacts.manifest import MANIFEST, WEIGHTS, Manifest, checked_manifest
+from artifacts.manifest import MANIFEST, MOST_BYTES, WEIGHTS, Manifest, checked_manifest
 from artifacts.regular_file import open_regular, read_regular
 from artifacts.tensors_file import read_tensors
+
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,7 @@ class Artifact:
     def lineage(self) -> Lineage:
         return self.manifest.lineage
 
-    def tensors(self, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+    def tensors(self, device: "str | torch.device" = "cpu") -> "dict[str, torch.Tensor]":
         """The tensors by name; on the CPU they are memory-mapped until used."""
         return read_tensors(self.path / WEIGHTS, device)
 
@@ -56,7 +56,7 @@ class Artifact:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest in a folder, its digest checked."""
     try:
-        raw = read_regular(folder / MANIFEST)
+        raw = read_regular(folder / MANIFEST, MOST_BYTES)
     except OSError as error:
         raise ArtifactError(f"{folder.name}: {MANIFEST} cannot be read ({error.strerror})") from error
     return checked_manifest(raw, ArtifactId(folder.name))

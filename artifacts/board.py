@@ -13,17 +13,21 @@ from typing import Protocol
 from pydantic import BaseModel, ValidationError
 
 from artifacts.artifact import file_damage
-from artifacts.cards import lineage_card, run_card
+from artifacts.cards import Stopped, caption, lineage_card, run_card
 from artifacts.errors import ArtifactError
 from artifacts.fingerprint import canonical_json, sha256_of_bytes
 from artifacts.lineage import ArtifactId
 from artifacts.manifest import Manifest
 from artifacts.regular_file import read_regular
 from artifacts.scratch import locked, write_durably
+from artifacts.shown_experts import FILE as EXPERTS_FILE
+from artifacts.shown_experts import ShownExpert, from_json
 from artifacts.store import Store
 
 RUN_KEY = "pipeline-lineage"
 MOST_BESIDE = 5
+MOST_BYTES_KEPT = 2**28
+"""Of the ids of cards: those of two million."""
 
 
 class Board(Protocol):
@@ -70,12 +74,13 @@ def pin_card(id: ArtifactId, store: Store, board: Board) -> Pinned:
         return Pinned(link=cards.links()[id], is_new=is_new)
 
 
-def pin_run_card(made: Mapping[ArtifactId, str], store: Store, board: Board, *, stopped: str | None = None) -> None:
-    """Pins the card of a run of the chain: how it came by each artifact, and where it stopped, if it did."""
+def pin_run_card(made: Mapping[ArtifactId, str], store: Store, board: Board, *, stopped: Stopped | None = None) -> str:
+    """Pins the card of a run of the chain: how it came by each artifact, and where it stopped, if it did. Its id."""
     with _Cards.of(store, board) as cards:
         manifests = {m.id: m for id in made for m in cards.ancestry(id)}
-        card = run_card(made, list(manifests.values()), cards.links(), stopped=stopped)
-        board.pin(card, key=RUN_KEY, description=f"{len(made)} artifacts", of_this_run=True)
+        experts = next((shown for id in made if (shown := cards.experts(id))), ())
+        card = run_card(made, list(manifests.values()), cards.links(), stopped=stopped, experts=experts)
+        return board.pin(card, key=RUN_KEY, description=f"{len(made)} artifacts", of_this_run=True)
 
 
 def pin_all(store: Store, board: Board) -> tuple[int, int]:
@@ -144,7 +149,8 @@ class _Cards:
         if id in self.card_ids:
             return False
         stage = self.manifests[id].lineage.stage
-        card_id = self.board.pin(self._text(id), key=stage, description=id, of_this_run=of_this_run)
+        said = caption(self.manifests[id], self.store.root.name)
+        card_id = self.board.pin(self._text(id), key=stage, description=said, of_this_run=of_this_run)
         self.card_ids[id] = card_id
         _write(_path(self.store), self.card_ids)
         return True
@@ -161,7 +167,16 @@ class _Cards:
             used_by=self.children.get(id, ()),
             beside=[self.manifests[other] for other in self.beside(id)],
             plot_png=_plot(self.manifests[id], self.store.root / id),
+            experts=self.experts(id),
+            folder=self.store.root.absolute() / id,
         )
+
+    def experts(self, id: ArtifactId) -> tuple[ShownExpert, ...]:
+        """Some of its experts in words, where it brings any along that are as they were published."""
+        manifest, folder = self.manifests.get(id), self.store.root / id
+        if manifest is None or EXPERTS_FILE not in manifest.files or file_damage(manifest, folder, EXPERTS_FILE):
+            return ()
+        return from_json(read_regular(folder / EXPERTS_FILE))
 
 
 def _plot(manifest: Manifest, folder: Path) -> bytes | None:
@@ -188,7 +203,7 @@ def _path(store: Store) -> Path:
 
 def _read(path: Path) -> dict[ArtifactId, str]:
     try:
-        kept = _Kept.model_validate_json(path.read_bytes())
+        kept = _Kept.model_validate_json(read_regular(path, MOST_BYTES_KEPT))
     except (FileNotFoundError, ValidationError):
         return {}  # the cards are pinned again: nothing is lost but their old links
     return kept.cards if kept.sha256 == _digest(kept.cards) else {}

@@ -45,6 +45,8 @@ class Column:
     """Where its form is another."""
     beside: tuple[str, ...] = field(default=(), kw_only=True)
     """The controls, nulls and bounds that it is read beside."""
+    words: str = field(default="", kw_only=True)
+    """The figure as people say it, where it stands for the whole artifact."""
     comparable: bool = field(default=False, kw_only=True)
     """Whether two models of one corpus can be compared by it. Others are differences, or of the stage's work."""
 
@@ -55,16 +57,18 @@ class Column:
 
 # fmt: off
 COLUMNS = (
-    Column("held_out_bits_per_byte", "bits/byte", "{:.4f}", comparable=True,
+    Column("held_out_bits_per_byte", "bits/byte", "{:.4f}", comparable=True, words="{:.4f} bits a byte",
            at={RUN: 1, SEEDS: 1, PAIRS: 2, REPORT: 1, HEADLINE: 3, HUB: 1}),
     Column("held_out_loss_nats", "loss, nats", "{:.4f}", headings={REPORT: "loss, nats/token"}, comparable=True,
+           words="loss {:.4f} nats",
            at={SEEDS: 2, PAIRS: 1, REPORT: 2, HEADLINE: 1, HUB: 2}),
     Column("loss_increase_nats", "Δ to parent, nats", "{:+.4f}",
            headings={RUN: "Δ nats", REPORT: "Δ against parent, nats"},
            at={RUN: 2, SEEDS: 3, REPORT: 3, HUB: 3, SYMBOLS: 3}, beside=("loss_increase_standard_error_nats",)),
     Column("kl_to_teacher_nats", "KL, nats", "{:.5f}", headings={RUN: "KL nats"},
            at={RUN: 3, SEEDS: 4, REPORT: 4, HUB: 4, SYMBOLS: 4}),
-    Column("loss_recovered", "recovered", "{:.4f}", at={RUN: 4, SEEDS: 5, REPORT: 5, HEADLINE: 2, HUB: 5, SYMBOLS: 2},
+    Column("loss_recovered", "recovered", "{:.4f}", words="{:.1%} recovered",
+           at={RUN: 4, SEEDS: 5, REPORT: 5, HEADLINE: 2, HUB: 5, SYMBOLS: 2},
            beside=("loss_recovered_biases_alone", "loss_recovered_gate_constant_magnitude",
                    "loss_recovered_constant_magnitude", "loss_recovered_permuted_firing")),
     Column("loss_without_experts_nats", comparable=True),
@@ -75,7 +79,9 @@ COLUMNS = (
     Column("effective_experts", comparable=True),
     Column("active_experts_per_token", "active experts/token", "{:.1f}", at={REPORT: 8}, comparable=True),
     Column("num_parameters", "parameters", "{:,.0f}", at={PAIRS: 3, REPORT: 9}, comparable=True),
-    Column("train_tokens", "train tokens", "{:,.0f}", at={SEEDS: 7, PAIRS: 4, REPORT: 10, HEADLINE: 4}),
+    Column("train_tokens", "train tokens", "{:,.0f}", words="{:,.0f} train tokens",
+           at={SEEDS: 7, PAIRS: 4, REPORT: 10, HEADLINE: 4}),
+    Column("symbols_bits_per_byte", words="symbols {:.4f} bits a byte", at={HEADLINE: 5}),
     Column("context_tokens", "context", "{:,.0f}", at={REPORT: 11}),
     Column("loss_recovered_over_biases", at={HUB: 6, SYMBOLS: 1},
            beside=("loss_recovered_gate_constant_magnitude_over_biases",

@@ -1,6 +1,6 @@
 """What differs between two artifacts: what was asked for, where it ran, and what came out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,29 @@ def other_inputs(first: Manifest, second: Manifest) -> dict[str, Pair]:
 def made_differently(first: Manifest, second: Manifest) -> dict[str, Pair]:
     """What differs in code, libraries and device."""
     return _unequal(_paired(_circumstance(first), _circumstance(second)))
+
+
+def differing(manifests: Sequence[Manifest]) -> dict[str, tuple[Any, ...]]:
+    """What differs in the recipes of several artifacts, inputs included: values in order, ABSENT where one lacks it.
+
+    Of different stages only what two of them have.
+    """
+    one_stage = len({manifest.lineage.stage for manifest in manifests}) == 1
+    recipes = [{**_asked(manifest), **_inputs(manifest)} for manifest in manifests]
+    found = {}
+    for name in dict.fromkeys(name for recipe in recipes for name in recipe):
+        values = tuple(recipe.get(name, ABSENT) for recipe in recipes)
+        known = [value for value in values if one_stage or value != ABSENT]
+        if (one_stage or name != "stage_version") and len({canonical_json(value) for value in known}) > 1:
+            found[name] = values
+    return found
+
+
+def measured(manifests: Sequence[Manifest]) -> dict[str, tuple[Any, ...]]:
+    """The metrics that two of them have, in the order of the first that has them; ABSENT where one has none."""
+    names = dict.fromkeys(name for manifest in manifests for name in manifest.metrics)
+    values = {name: tuple(manifest.metrics.get(name, ABSENT) for manifest in manifests) for name in names}
+    return {name: found for name, found in values.items() if sum(value != ABSENT for value in found) > 1}
 
 
 def dotted(value: Any, name: str) -> Iterator[tuple[str, Any]]:

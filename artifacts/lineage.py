@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NewType, Self
 
-import torch
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from artifacts.fingerprint import fingerprint, plain
@@ -20,6 +19,8 @@ ArtifactId = NewType("ArtifactId", str)
 SLUG = r"^[a-z][a-z0-9]*(-[a-z0-9]+)*$"
 ID = SLUG[:-1] + r"-[0-9a-f]{12}(~[1-9][0-9]*)?$"
 SHA256 = r"^[0-9a-f]{64}$"
+LAST_SEQUENCE = 2**53
+"""No store comes to it; numbers of JSON are whole up to it for every reader."""
 
 
 def _utc(text: str) -> str:
@@ -39,10 +40,10 @@ class _Asked(BaseModel):
 
     stage: str = Field(pattern=SLUG, description="Slug of the stage, such as distill-peer; never a module path.")
     stage_version: int = Field(
-        ge=0, description="Raised by hand when the same config must no longer give the same artifact."
+        ge=0, lt=2**31, description="Raised by hand when the same config must no longer give the same artifact."
     )
     config: _Json = Field(description="Every knob of the stage, in JSON's own types.")
-    seed: int = Field(description="Seed of all the stage's randomness.")
+    seed: int = Field(ge=-(2**63), lt=2**64, description="Seed of all the stage's randomness.")
     sources_sha256: str | None = Field(
         default=None,
         pattern=SHA256,
@@ -73,7 +74,7 @@ class Circumstance(BaseModel):
     device: str = Field(
         description="What the stage ran on: cpu, with its C++ kernels if it had them, or a GPU's model."
     )
-    seconds: float = Field(ge=0, allow_inf_nan=False, description="Time the stage took, in seconds.")
+    seconds: float = Field(ge=0, le=1e12, allow_inf_nan=False, description="Time the stage took, in seconds.")
     created: Annotated[str, AfterValidator(_utc)] = Field(
         description="End of the stage, ISO 8601 in UTC; for people, since order goes by sequence."
     )
@@ -81,6 +82,8 @@ class Circumstance(BaseModel):
     @classmethod
     def now(cls, *, device: str, seconds: float) -> Self:
         """The circumstances of this process at this moment. The code is that of `code_of_process`."""
+        import torch  # only who makes an artifact waits for it
+
         commit, dirty = code_of_process()
         return cls(
             commit=commit,
@@ -106,7 +109,9 @@ class Lineage(_Asked, Circumstance):
     """Recipe and circumstances together, with the inputs' digests and the place in the store's order."""
 
     inputs: dict[str, InputRef] = Field(description="The artifacts read, by parameter, with their digests.")
-    sequence: int = Field(ge=1, description="Place in the order of publication, counted by the store.")
+    sequence: int = Field(
+        ge=1, le=LAST_SEQUENCE, description="Place in the order of publication, counted by the store."
+    )
 
     @property
     def recipe(self) -> Recipe:

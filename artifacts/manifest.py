@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from artifacts.errors import ArtifactError
 from artifacts.fingerprint import canonical_json, sha256_of_bytes
@@ -15,6 +15,12 @@ from artifacts.lineage import ID, SHA256, SLUG, ArtifactId, Lineage
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 FORMAT = 1
+MOST_BYTES = 16 * 2**20
+"""Of a manifest: a thousand times those of the chain. All of a store are read for a listing."""
+LARGEST = 1e100
+"""Of a metric: what is computed of a few, a variance among it, is finite, too."""
+
+Metric = Annotated[float, Field(ge=-LARGEST, le=LARGEST, allow_inf_nan=False)]
 
 
 class FileRecord(BaseModel):
@@ -23,7 +29,7 @@ class FileRecord(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     sha256: str = Field(pattern=SHA256, description="Digest of the file's bytes.")
-    bytes: int = Field(ge=0, description="Size of the file in bytes.")
+    bytes: int = Field(ge=0, lt=2**63, description="Size of the file in bytes.")
 
 
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
@@ -54,7 +60,7 @@ class Manifest(BaseModel):
     id: ArtifactId = Field(pattern=ID, description="Stage and recipe, with the attempt from the second on.")
     kind: str = Field(pattern=SLUG, description="Slug of what rebuilds the value, such as peer-int4.")
     spec: dict[str, Any] = Field(description="With the tensors and files, all that rebuilds the value.")
-    metrics: dict[str, FiniteFloat] = Field(description="What was measured, by name with its unit.")
+    metrics: dict[str, Metric] = Field(description="What was measured, by name with its unit.")
     lineage: Lineage = Field(description="What made the artifact.")
     files: Annotated[dict[_FileName, FileRecord], AfterValidator(_with_weights)] = Field(
         description="Every file but this one, by name."
@@ -133,10 +139,12 @@ def checked_manifest(raw: bytes, id: ArtifactId) -> Manifest:
 
 
 def check_metrics(metrics: Mapping[str, float]) -> None:
-    """ArtifactError names the metric that is not finite."""
+    """ArtifactError names the metric that is not finite, or too large to be one."""
     for name, value in metrics.items():
         if not math.isfinite(value):
             raise ArtifactError(f"metric {name!r} is {float(value)}; publish finite metrics only, or leave it out")
+        if abs(value) > LARGEST:
+            raise ArtifactError(f"metric {name!r} is {float(value)}, beyond {LARGEST:g}; publish it in another unit")
 
 
 def check_file_name(name: str) -> None:

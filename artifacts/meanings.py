@@ -29,6 +29,7 @@ MODEL: Mapping[str, str] = {
     "firing_mismatches": "pairs of 16,384 held-out tokens on which retrieval and the rule "
     "A_r + B_c > threshold do not agree",
     "train_tokens": "tokens trained on by this stage, forward-only ones included",
+    "context_tokens": "tokens of context that an imported checkpoint's config allows",
     "tokens_per_second": "training tokens a second",
     "num_parameters": "parameters in all",
     "train_loss_nats": "next-token loss over the last tenth of the training steps, nats a token",
@@ -201,6 +202,55 @@ RECORD: Mapping[str, str] = {
 }
 """Of a record of activations."""
 
+SUPERPOSITION: Mapping[str, str] = {
+    "superposition_tokens": "tokens that were examined",
+    "superposition_documents": "documents that they are of",
+    "co_active_experts_per_token": "experts of a block that are examined on a token, mean over tokens and blocks",
+    "co_active_experts_per_token_untrained": "the same of the untrained model",
+    "listed_experts_per_token": "most experts that are examined on a token",
+    "jcs": "joint code share: co-active pairs of joint codes over all co-active pairs, labels being next tokens, mean "
+    "over blocks",
+    "jcs_shuffled_labels": "null: the same with labels in random order, of the random draws alone",
+    "jcs_untrained": "control: the same of an untrained model of this shape in which as many experts fire",
+    "jcs_untrained_shuffled_labels": "null of that control",
+    "jcs_not_testable": "share of co-active pairs that fire too seldom to be tested; they count as no codes",
+    "jcs_by_mass": "the same as jcs, a pair on a token counting by the product of what the two contribute",
+    "blind_spot_codes": "joint codes among pairs drawn by what they contribute that are not co-active beyond chance",
+    "jcs_token_class": "jcs with the class of the current token as label, of the random draws alone",
+    "jcs_untrained_token_class": "the same of the untrained model",
+    "jcs_domain": "jcs with the domain as label, of the random draws alone",
+    "jcs_untrained_domain": "the same of the untrained model",
+    "pairs_counted": "pairs of experts of a block that are co-active on 6 tokens or more, mean over blocks",
+    "pairs_significant": "those co-active beyond chance in their strata, false discovery rate 1 %",
+    "pairs_significant_by_frequency": "those beyond the null that knows frequencies alone, a comparison",
+    "hs": "hidden share: co-active pairs on a token, drawn at random, of which the logits without i plus those without "
+    "j less those without both have another largest one than the output, mean over blocks",
+    "frozen_hs": "the same with routers above held to what they chose",
+    "additivity_r2": "1 - E|second difference|^2 / E|d_i + d_j|^2 of centred logits, over the same pairs",
+    "frozen_additivity_r2": "the same with routers above held to what they chose",
+    "iota_mean": "E|second difference| / sqrt(E|d_i| E|d_j|), mean over the pairs looked at, half of them joint codes",
+    "iota_null": "99th percentile of iota over matched co-active partners",
+    "hidden_pairs_share": "share of the pairs looked at whose iota is above that and whose sum of effects names "
+    "another token on a quarter of tokens or more",
+    "contribution_correlation": "Pearson's r of an expert's contributions with those of the PEER's on the same tokens, "
+    "mean over experts that fire there and blocks",
+    "contribution_correlation_null": "the same with another expert that fires about as often",
+    "contributions_survive": "share of those experts with r of 0.9 or more",
+}
+"""Of a report of superposition; `X_low` and `X_high` are the ends of the 95 % interval of X."""
+
+_RANKINGS: Mapping[str, str] = {
+    "mass": "summed contributions",
+    "frequency": "how often it fires",
+    "energy": "summed squared contributions",
+    "partners": "how many experts it is co-active with beyond chance",
+    "lift": "the mean logarithm of its lifts",
+}
+_LINKS: Mapping[str, str] = {
+    "dense": "dense", "monet": "Monet", "peer": "PEER", "int8": "PEER int8", "int4": "PEER int4",
+    "tuned": "fine-tuned int4", "symbols": "symbols",
+}  # fmt: skip
+
 STUDY: Mapping[str, str] = {
     r"loss_(\w+)_nats": "held-out loss of the arm {0}, nats a token, mean over seeds",
     r"(\w+)_minus_(\w+)_half_width_nats": "half width of the 95 % interval of {0} minus {1}, nats a token",
@@ -215,7 +265,7 @@ STUDY: Mapping[str, str] = {
 
 def in_order(metrics: Mapping[str, float]) -> list[tuple[str, float]]:
     """What says most comes first."""
-    places = {name: place for place, name in enumerate((*MODEL, *CORPUS, *REPORT, *RECORD))}
+    places = {name: place for place, name in enumerate((*MODEL, *CORPUS, *REPORT, *RECORD, *SUPERPOSITION))}
     return sorted(metrics.items(), key=lambda item: (places.get(item[0], len(places)), item[0]))
 
 
@@ -224,8 +274,26 @@ def meaning(name: str, kind: str) -> str:
     if kind == "corpus" and name.startswith("text_bytes_"):
         return f"bytes of text of the domain {name.removeprefix('text_bytes_')}"
     if kind == "report" and name not in REPORT:
-        return _of_a_study(name)
+        return _of_superposition(name) or _of_a_study(name)
     return {"corpus": CORPUS, "report": REPORT, "record": RECORD}.get(kind, MODEL).get(name, "")
+
+
+def _of_superposition(name: str) -> str:
+    """Words for a figure of superposition, of one model or of all links of a chain, and for the ends of intervals."""
+    link, _, rest = name.partition("_")
+    if link in _LINKS and (words := _of_superposition(rest)):
+        return f"{_LINKS[link]}: {words}"
+    if end := re.fullmatch(r"(\w+)_(low|high)", name):
+        return f"{end[2]} end of the 95 % interval of {end[1]}" if _of_superposition(end[1]) else ""
+    if found := re.fullmatch(r"(pairs_significant|pairs_tested|joint_codes)_(row|column|cell|neither)", name):
+        share = "share no sub-key" if found[2] == "neither" else f"share a {found[2]} of the key grid"
+        what = {"pairs_significant": "pairs beyond chance", "pairs_tested": "those tested for joint codes"}
+        return f"{what.get(found[1], 'tested pairs that are joint codes')}, of experts that {share}, mean over blocks"
+    if found := re.fullmatch(r"rank_correlation_([a-z]+)_(everywhere|where_it_fires)(_null)?", name):
+        where = "over all tokens" if found[2] == "everywhere" else "on the tokens where it fires"
+        words = f"Spearman's correlation of {_RANKINGS[found[1]]} with the loss increase without the expert {where}"
+        return f"what 95 % of permutations stay within of {words}" if found[3] else words
+    return SUPERPOSITION.get(name, "")
 
 
 def _of_a_study(name: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from artifacts.regular_file import open_to_lock
+
 PREFIX = ".partial-"
 
 
@@ -48,8 +50,11 @@ def held_folder(path: Path, *, waiting: Callable[[], None] = lambda: None) -> It
 
 def remove_unheld(path: Path) -> bool:
     """Removes a file or folder, unless somebody holds it or it is gone already."""
+    if path.is_symlink():  # which nobody holds: its target is none of ours
+        path.unlink(missing_ok=True)
+        return True
     try:
-        found = os.open(path, os.O_RDONLY)
+        found = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe without a writer would block
     except FileNotFoundError:
         return False
     try:
@@ -92,7 +97,7 @@ def sync_folder(path: Path) -> None:
 def locked(path: Path) -> Iterator[None]:
     """Holds the lock file alone; the system lets go of it when the process ends, however it ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with open_to_lock(path) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

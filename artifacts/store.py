@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from artifacts.artifact import Artifact, check_files, file_damage, read_manifest
 from artifacts.errors import ArtifactError
 from artifacts.fingerprint import canonical_json, plain, sha256_of_file
-from artifacts.lineage import ID, SLUG, ArtifactId, Circumstance, InputRef, Lineage, Recipe
+from artifacts.lineage import ID, LAST_SEQUENCE, SLUG, ArtifactId, Circumstance, InputRef, Lineage, Recipe
 from artifacts.manifest import (
     MANIFEST,
+    MOST_BYTES,
     WEIGHTS,
     FileRecord,
     Manifest,
@@ -39,6 +38,9 @@ from artifacts.scratch import (
 )
 from artifacts.tensors_file import write_tensors
 from artifacts.verification import Damage, damages
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LATEST = "latest"
 LONGEST_NAME = f"{'s' * 64}/{'f' * 128}"
@@ -101,14 +103,15 @@ class Store:
 
     def _folders(self) -> list[ArtifactId]:
         with os.scandir(self.root) as entries:
-            return sorted(ArtifactId(e.name) for e in entries if re.fullmatch(ID, e.name) and e.is_dir())
+            # A link to nothing, or a file, is told as damage: what has an artifact's name is meant to be one.
+            return sorted(ArtifactId(entry.name) for entry in entries if re.fullmatch(ID, entry.name))
 
     def listing(self) -> Listing:
         """Reads every manifest, without checking digests."""
         manifests, damaged = [], []
         for id in self.ids():
             try:
-                manifests.append(parse_manifest(read_regular(self.root / id / MANIFEST), id))
+                manifests.append(parse_manifest(read_regular(self.root / id / MANIFEST, MOST_BYTES), id))
             except OSError as error:
                 damaged.append(Damage(id=id, what=f"{MANIFEST} cannot be read ({error.strerror})"))
             except ArtifactError as error:
@@ -165,7 +168,7 @@ class Store:
         recipe: Recipe,
         kind: str,
         spec: Mapping[str, Any],
-        tensors: Mapping[str, Tensor],
+        tensors: "Mapping[str, Tensor]",
         metrics: Mapping[str, float],
         files: Mapping[str, bytes],
         circumstance: Circumstance,
@@ -277,15 +280,33 @@ class Store:
 
     def _settle(self, scratch: Path, draft: "_Draft") -> ArtifactId:
         """Gives the draft its place, under the lock."""
-        number = 1 + max((m.lineage.sequence for m in self.manifests()), default=0)
-        manifest = draft.manifest(self._next_attempt(draft.recipe.id), self._input_refs(draft.recipe), number)
+        manifest = draft.manifest(
+            self._next_attempt(draft.recipe.id), self._input_refs(draft.recipe), self._next_number()
+        )
         for old in reversed(self._attempts(draft.recipe.id)):
             if _is_same(old, manifest):
                 _heal(self.root / old.id, old, scratch)
                 return old.id
-        write_durably(scratch / MANIFEST, manifest.to_json().encode())
+        written = manifest.to_json().encode()
+        if len(written) > MOST_BYTES:
+            raise ArtifactError(
+                f"the manifest of {manifest.id} would have {len(written):,} bytes, and {MOST_BYTES:,} are read at "
+                "most; put long lists into a file of the artifact"
+            )
+        write_durably(scratch / MANIFEST, written)
         move_into_place(scratch, self.root / manifest.id)
         return manifest.id
+
+    def _next_number(self) -> int:
+        last = max(self.manifests(), key=lambda manifest: manifest.lineage.sequence, default=None)
+        if last is None:
+            return 1
+        if last.lineage.sequence == LAST_SEQUENCE:
+            raise ArtifactError(
+                f"{last.id} says that it was number {LAST_SEQUENCE:,} of its store, after which none can be given: "
+                "no store comes to that; remove it, and what was made from it"
+            )
+        return last.lineage.sequence + 1
 
     def _next_attempt(self, id: ArtifactId) -> ArtifactId:
         taken = [int(other.partition("~")[2] or 1) for other in self.ids() if other.partition("~")[0] == id]

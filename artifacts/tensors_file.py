@@ -1,26 +1,32 @@
-"""weights.safetensors: tensors and the recipe in one file, written bit for bit the same each time."""
+"""weights.safetensors: tensors and the recipe in one file, written bit for bit the same each time.
+
+torch is loaded where tensors are read or written: who reads manifests alone does not wait for it.
+"""
 
 import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from artifacts.errors import ArtifactError
 from artifacts.regular_file import open_regular
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 RECIPE = "recipe"
 MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, recipe: str) -> None:
+def write_tensors(path: Path, tensors: "Mapping[str, Tensor]", *, recipe: str) -> None:
     """Writes the tensors down to the disk, the recipe's canonical JSON as the only metadata."""
+    from safetensors.torch import save_file
+
     if "__metadata__" in tensors:
         raise ArtifactError("'__metadata__' cannot be the name of a tensor in safetensors; rename it")
     try:
@@ -36,8 +42,10 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], *, recipe: str) -> 
         os.fsync(file.fileno())
 
 
-def read_tensors(path: Path, device: str | torch.device = "cpu") -> dict[str, Tensor]:
+def read_tensors(path: Path, device: "str | torch.device" = "cpu") -> "dict[str, Tensor]":
     """The tensors of the file; on the CPU memory-mapped and private: writing to them never changes it."""
+    from safetensors.torch import load_file
+
     read_header(path)
     try:
         return load_file(path, device=str(device))
@@ -81,8 +89,10 @@ def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _owned(tensors: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
     """Contiguous tensors, no two in the same memory: safetensors refuses others."""
+    import torch
+
     owned: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():

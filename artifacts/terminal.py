@@ -8,9 +8,9 @@ import io
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
-from typing import NoReturn, ParamSpec
+from typing import NoReturn, ParamSpec, TextIO
 
 MOST_CHARACTERS = 2_000
 """Of one message: more is a value that somebody else wrote, of which both ends say enough."""
@@ -79,6 +79,8 @@ def show_every_text() -> None:
 
 def printable(text: str) -> str:
     """The text with all but what is seen, and line breaks, as JSON escapes it: controls, marks of direction, halves."""
+    if text.replace("\n", "").isprintable():  # most of it is, and may be long
+        return text
     return "".join(one if one.isprintable() or one == "\n" else _escaped(one) for one in text)
 
 
@@ -104,14 +106,40 @@ def told(error: Exception | str) -> str:
 def say(text: str) -> None:
     """Prints it on stdout. StdoutError if that takes no more."""
     with writing_to_stdout():
-        print(printable(text))  # noqa: T201 - this is where all commands print
+        print(text)  # noqa: T201 - this is where all commands print
+
+
+class _Printable(io.TextIOBase):
+    """A stdout whose text is made `printable` on its way."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def isatty(self) -> bool:
+        return self.stream.isatty()
+
+    def fileno(self) -> int:
+        return self.stream.fileno()
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+    def write(self, text: str) -> int:
+        self.stream.write(printable(text))
+        return len(text)
 
 
 @contextmanager
-def writing_to_stdout() -> Iterator[None]:
-    """Within it, nothing but stdout is written to, down to the system; StdoutError if that refuses."""
+def writing_to_stdout(*, as_it_is: bool = False) -> Iterator[None]:
+    """Within it, nothing but stdout is written to, down to the system; StdoutError if that refuses.
+
+    What is printed is made `printable`, whoever wrote it, but for what a caller has to be shown `as_it_is`.
+    """
+    # Where the process began without a stdout, printing does nothing.
+    kept = nullcontext() if as_it_is or sys.stdout is None else redirect_stdout(_Printable(sys.stdout))
     try:
-        yield
+        with kept:
+            yield
         print(end="", flush=True)  # noqa: T201 - and nothing where the process began without stdout
     except OSError as error:
         # What is left in the buffer the interpreter would write at its end, and end otherwise for it.

@@ -3,9 +3,11 @@
 Without A and B it lists the arms. Reads a report that a study made; nothing is trained.
 """
 
+import re
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from artifacts import (
     ArtifactError,
@@ -17,24 +19,36 @@ from artifacts import (
     told,
     writing_to_stdout,
 )
+from artifacts.layout import terminal_width, wrapped
 from kernels.errors import Mistake
-from pipeline import codec
-from pipeline.report import Report
-from pipeline.studies.intervals import paired
+
+if TYPE_CHECKING:
+    from pipeline.report import Report
+
+LOSS = "held_out_loss_nats"
 
 
-def losses_by_seed(report: Report) -> dict[str, dict[int, float]]:
-    """Held-out loss, nats a token, of every arm and seed."""
+def losses_by_seed(report: "Report") -> dict[str, dict[int, float]]:
+    """Held-out loss, nats a token, of every arm and seed. ValueError names a trial that is no such thing."""
     found: dict[str, dict[int, float]] = {}
     for row in report.spec.rows:
-        name, comma, seed = row.name.rpartition(", seed ")
-        if comma and row.kind == "trial":
-            found.setdefault(name, {})[int(seed)] = row.metrics["held_out_loss_nats"]
+        if row.kind != "trial":
+            continue
+        named = re.fullmatch(r"(.+), seed (-?[0-9]{1,20})", row.name, re.DOTALL)
+        if named is None or LOSS not in row.metrics:
+            lacks = "no metric " + repr(LOSS) if named else "a name that does not end in ', seed NUMBER'"
+            raise Mistake(f"the study's trial {row.name[:200]!r} has {lacks}; make the study again")
+        arm, seed = named[1], int(named[2])
+        if seed in found.setdefault(arm, {}):
+            raise Mistake(f"the study has two trials of {arm[:200]!r} with seed {seed}; make the study again")
+        found[arm][seed] = row.metrics[LOSS]
     return found
 
 
 def difference(arms: Mapping[str, Mapping[int, float]], arm: str, baseline: str) -> str:
     """One sentence. ValueError for arms that the study has not, or that share fewer than two seeds."""
+    from pipeline.studies.intervals import paired
+
     for name in (arm, baseline):
         if name not in arms:
             raise Mistake(f"the study has no arm {name!r}; it has {', '.join(arms)}")
@@ -60,6 +74,10 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("arms", nargs="*", metavar="A B", help="the two arms; none lists them")
     parser.add_argument("--store", type=store_folder, default="store", help="folder of the artifacts (default: store)")
     values = parser.parse_intermixed_args(arguments)
+    # Only now: who asks for --help does not wait for torch.
+    from pipeline import codec
+    from pipeline.report import Report
+
     report = codec.load_as(Report, Store(values.store).open(values.study, kind="report"))
     arms = losses_by_seed(report)
     if len(values.arms) not in (0, 2) or not arms:
@@ -67,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
         raise Mistake(f"got {got}, wanted the id of a study and none or two of its arms")
     text = difference(arms, *values.arms) if values.arms else _list(arms)
     with writing_to_stdout():
-        print(text)  # noqa: T201 - this is the command's output
+        print(wrapped(text, terminal_width()))  # noqa: T201 - this is the command's output
     return 0
 
 

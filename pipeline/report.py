@@ -7,6 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from artifacts.manifest import Metric
 from pipeline.codec import artifact_kinds
 
 
@@ -18,8 +19,8 @@ class Row(BaseModel):
     name: str = Field(description="What the report calls it.")
     id: str = Field(description="The artifact that was measured; nothing for a trial within a study.")
     kind: str = Field(description="Its kind.")
-    seconds: float = Field(description="Time its stage took, in seconds.")
-    metrics: dict[str, float] = Field(description="Its figures, by the names in artifacts/meanings.py.")
+    seconds: float = Field(allow_inf_nan=False, description="Time its stage took, in seconds.")
+    metrics: dict[str, Metric] = Field(description="Its figures, by the names in artifacts/meanings.py.")
 
 
 def trial_row(

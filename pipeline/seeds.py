@@ -22,9 +22,9 @@ from artifacts import (
     writing_to_stdout,
 )
 from artifacts.columns import PAIRS, SEEDS, columns
-from artifacts.markdown import table
+from artifacts.layout import flowing, terminal_width, wrapped
+from artifacts.markdown import code, table
 from pipeline.measuring.alike import context_of, unlike
-from pipeline.studies.intervals import paired
 
 
 def newest_by_seed(manifests: Sequence[Manifest]) -> dict[str, dict[int, Manifest]]:
@@ -45,6 +45,14 @@ def spread(values: Sequence[float], form: str) -> str:
     return f"{mean} ± {form.replace('+', '').format(statistics.stdev(values))}"
 
 
+def table_or_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, which files and wide terminals take; in others its cells line after line."""
+    text, width = table(head, rows, numbers_from=1), terminal_width()
+    if width is None or max(map(len, text.splitlines())) <= width:
+        return text
+    return flowing(head, rows, width)
+
+
 def model_table(stages: dict[str, dict[int, Manifest]]) -> str:
     """A row for every stage that measured a model."""
     shown, rows = columns(SEEDS), []
@@ -57,7 +65,7 @@ def model_table(stages: dict[str, dict[int, Manifest]]) -> str:
         cells += [spread(contexts, "{:.0f}"), spread([m.lineage.seconds for m in made], "{:.0f}")]
         rows.append((f"`{stage}`", str(len(made)), *cells))
     head = ("stage", "seeds", *(column.heading for column in shown), "context", "seconds")
-    return table(head, rows, numbers_from=1)
+    return table_or_lines(head, rows)
 
 
 def unlike_seeds(stages: dict[str, dict[int, Manifest]], manifests: Sequence[Manifest]) -> list[str]:
@@ -126,13 +134,15 @@ def difference_table(pairs: Sequence[tuple[Manifest, Manifest]]) -> str:
             continue
         dense, monet = ([pair[side].metrics[name] for pair in known] for side in (0, 1))
         rows.append((column.heading, spread(dense, form), spread(monet, form), _difference(dense, monet, form)))
-    return table((f"{len(pairs)} seeds", "dense", "Monet", "dense - Monet, 95 %"), rows, numbers_from=1)
+    return table_or_lines((f"{len(pairs)} seeds", "dense", "Monet", "dense - Monet, 95 %"), rows)
 
 
 def _difference(values: Sequence[float], baseline: Sequence[float], form: str) -> str:
     signed = form.replace(":", ":+")
     if len(values) < 2:
         return signed.format(values[0] - baseline[0])
+    from pipeline.studies.intervals import paired  # only now: scipy takes a second to load
+
     between = paired(values, baseline)
     return f"{signed.format(between.mean)} ± {form.format(between.half_width)}"
 
@@ -140,8 +150,12 @@ def _difference(values: Sequence[float], baseline: Sequence[float], form: str) -
 def metric_table(by_seed: dict[int, Manifest], names: Sequence[str]) -> str:
     """A row for each of these metrics of one stage."""
     values = {name: [m.metrics[name] for m in by_seed.values() if name in m.metrics] for name in names}
-    rows = [(f"`{name}`", spread(of_name, "{:.4g}")) for name, of_name in values.items() if of_name]
-    return table(("metric", "value"), rows, numbers_from=1)
+    rows = [(code(name), spread(of_name, "{:.4g}")) for name, of_name in values.items() if of_name]
+    return table_or_lines(("metric", "value"), rows)
+
+
+def _note(what: str, sentence: str) -> str:
+    return wrapped(f"**{what}: {sentence}.**", terminal_width())
 
 
 @as_command
@@ -158,10 +172,10 @@ def main(arguments: Sequence[str]) -> int:
     manifests = store.manifests()
     stages = newest_by_seed(manifests)
     if values.stage is None:
-        texts = [model_table(stages), *(f"**Not alike: {sentence}.**" for sentence in unlike_seeds(stages, manifests))]
+        texts = [model_table(stages), *(_note("Not alike", sentence) for sentence in unlike_seeds(stages, manifests))]
         if pairs := pairs_of(stages):
             texts.append(difference_table(pairs))
-        texts += [f"**Not compared: {sentence}.**" for sentence in no_pairs(stages)]
+        texts += [_note("Not compared", sentence) for sentence in no_pairs(stages)]
         with writing_to_stdout():
             print(*texts, sep="\n\n")  # noqa: T201 - this is the command's output
         return 0

@@ -1,3 +1,4 @@
-"""Contents: every stage, in the order of the chain."""
+"""A stage a file, the chain that they make, its presets and its command line. stages/chain.py has the contents.
 
-from stages.chain import STAGES as STAGES
+Nothing is imported here: `--help` is read before any stage, and torch with it, is loaded.
+"""

@@ -1,40 +1,22 @@
 """One stage without Prefect, for a bare machine or a debugger: python -m stages NAME ..."""
 
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from artifacts import ArtifactId, Store
-from pipeline.running.progress import print_results, say_kernels, shown
-from pipeline.stage import Made, StageConfig, chosen_device, run_stage
-from stages.chain import Step
-from stages.command import read_stage
-from stages.errors import exit_code
-from stages.execution import make_one
+from stages.help import show_page
+
+PROG = "python -m stages"
 
 
 def main(arguments: Sequence[str]) -> int:
-    start = time.monotonic()
-    command = read_stage(arguments, prog="python -m stages")
-    store = Store(command.store)
-    say_kernels(command.device)
+    show_page(arguments, below=["stage"], prog=PROG)
+    # Only now: who asks for --help does not wait for torch.
+    from stages.bare import run
 
-    def make(step: Step, config: StageConfig, inputs: Mapping[str, ArtifactId], force: bool) -> Made:
-        with shown(step.name) as report:
-            return run_stage(
-                step.stage,
-                config,
-                inputs=inputs,
-                store=store,
-                seed=command.seed,
-                device=chosen_device(command.device),
-                force=force,
-                report=report,
-            )
-
-    print_results(list(make_one(command, make)), store, time.monotonic() - start)
-    return 0
+    return run(arguments)
 
 
 if __name__ == "__main__":
+    from stages.errors import exit_code
+
     sys.exit(exit_code(lambda: main(sys.argv[1:])))

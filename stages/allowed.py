@@ -10,6 +10,8 @@ from kernels.errors import Mistake
 from pipeline.corpus.sources import Source
 from pipeline.corpus.text_files import TABLE_SUFFIXES, TEXT_SUFFIXES, user_path
 from pipeline.stage import StageConfig
+from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 
 ALLOWED = "LEGIBLE_ALLOWED_FOLDERS"
@@ -25,17 +27,27 @@ def allow(folders: Sequence[Path]) -> None:
 
 
 def check_allowed(store: str, config: StageConfig) -> None:
-    """ValueError if the store, or text to be read, lies elsewhere; symbolic links count as what they lead to."""
+    """ValueError if the store, or text to be read, lies elsewhere; symbolic links count as what they lead to.
+
+    A store without a name is refused of everybody: to whoever joins paths it is the working directory.
+    """
+    if not store.strip():
+        raise Mistake(f"store: got {store[:40]!r}, wanted: the folder of a store")
     if ALLOWED not in os.environ:
         return
     folders = [Path(folder) for folder in json.loads(os.environ[ALLOWED])]
     _check("store", [store], folders)
     if isinstance(config, PrepareCorpusConfig):
         _check("sources", (path for text in config.sources for path in _local(text)), folders)
+        _check("tokenizer_folder", _folder(config.tokenizer_folder), folders)
+    if isinstance(config, ImportMonetConfig | ImportPeerConfig) and not config.source.startswith("hf:"):
+        _check("source", _folder(config.source), folders)
 
 
 def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> None:
     for path in paths:
+        if "\0" in str(path):
+            raise Mistake(f"{what}: got {str(path)[:400]!r}, which no file is called; write another path")
         real = Path(os.path.realpath(path))
         if not any(real.is_relative_to(folder) for folder in folders):
             shown = str(path) if str(real) == str(path) else f"{path}, which is {real}"
@@ -43,6 +55,14 @@ def _check(what: str, paths: Iterable[str | Path], folders: Sequence[Path]) -> N
                 f"{what}: got {shown[:400]}; served runs take what is below {' or '.join(map(str, folders))} alone; "
                 "name more folders with `python flows.py serve --allow DIR`"
             )
+
+
+def _folder(text: str) -> Iterator[Path]:
+    """A folder that is read, and the links in it."""
+    if text:
+        folder = user_path(text)
+        yield folder
+        yield from (file for file in folder.glob("*") if file.is_symlink())
 
 
 def _local(text: str) -> Iterator[Path]:

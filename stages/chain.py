@@ -1,15 +1,19 @@
 """The stages in their order, and which of them makes the inputs of each."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from kernels.errors import Mistake
 from pipeline.stage import Stage
+from stages.compare_superposition import LINKS, compare_superposition
 from stages.distill_peer import distill_peer
 from stages.distill_symbols import distill_symbols
 from stages.errors import unknown
 from stages.finetune_int4 import finetune_int4
 from stages.grow_int4 import grow_int4
+from stages.import_monet import import_monet
+from stages.import_peer import import_peer
+from stages.measure_superposition import measure_superposition
 from stages.prepare_corpus import prepare_corpus
 from stages.quantize_int4 import quantize_int4
 from stages.quantize_int8 import quantize_int8
@@ -30,6 +34,11 @@ class Step:
     inputs: Mapping[str, str]
     teacher: str | None = None
     """The input that the stage's model is measured against."""
+    of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Of inputs that must be made from others of this step's: which of its maker's inputs is which.
+
+    "model" is this step's own input of that role; "chain.model" what that input was made from, in the role "model".
+    """
 
     @property
     def name(self) -> str:
@@ -46,6 +55,8 @@ CHAIN: tuple[Step, ...] = (
     Step(train_dense, {"corpus": "prepare-corpus"}),
     Step(train_monet, {"corpus": "prepare-corpus"}),
     Step(train_peer, {"corpus": "prepare-corpus"}),
+    Step(import_monet, {}),
+    Step(import_peer, {"host": "train-dense"}),
     Step(distill_peer, {"corpus": "prepare-corpus", "monet": "train-monet"}, teacher="monet"),
     Step(quantize_int8, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
     Step(quantize_int4, {"corpus": "prepare-corpus", "peer": "distill-peer"}, teacher="peer"),
@@ -66,6 +77,22 @@ CHAIN: tuple[Step, ...] = (
         },
     ),
     Step(record_activations, {"corpus": "prepare-corpus", "model": "finetune-int4"}),
+    Step(
+        measure_superposition,
+        {
+            "corpus": "prepare-corpus",
+            "model": "finetune-int4",
+            "record": "record-activations",
+            "peer": "distill-peer",
+            "beside": "record-activations",
+        },
+        of={"record": {"model": "model"}, "beside": {"model": "peer"}},
+    ),
+    Step(
+        compare_superposition,
+        {"chain": "report", **dict.fromkeys(LINKS, "measure-superposition")},
+        of={link: {"model": f"chain.{link}", "peer": "chain.peer"} for link in LINKS},
+    ),
     Step(study_int4_ablation, {"corpus": "prepare-corpus"}),
     Step(study_precision, {"corpus": "prepare-corpus"}),
 )
@@ -74,7 +101,12 @@ STAGES: tuple[Stage, ...] = tuple(step.stage for step in CHAIN)
 
 NAMES: tuple[str, ...] = tuple(step.name for step in CHAIN)
 
-BESIDE = frozenset(("train-peer", "grow-int4", "record-activations", "study-int4-ablation", "study-precision"))
+BESIDE = frozenset(
+    (
+        "train-peer", "import-monet", "import-peer", "grow-int4", "record-activations", "measure-superposition",
+        "compare-superposition", "study-int4-ablation", "study-precision",
+    )
+)  # fmt: skip
 """Stages that a run leaves out unless its plan names them."""
 
 

@@ -1,19 +1,26 @@
-"""The command line, read into plain data. Flags come from the configs' fields, and pydantic checks every value."""
+"""The command line, read into plain data. Flags come from the configs' fields, and pydantic checks every value.
+
+`--help` shows what is used every day, at once (stages/help.py); `--help-all` every field of every config.
+"""
 
 import argparse
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-from artifacts import store_folder
+from artifacts import Store, store_folder
 from kernels.errors import Mistake
 from pipeline.run import check_seed
 from pipeline.stage import Device, StageConfig, chosen_device
 from stages.chain import CHAIN, Step, step_of
-from stages.parser import Parser, add_fields, dashed, overridden
+from stages.everyday import everyday, leaves
+from stages.like import Settings, settings_of
+from stages.parser import Group, Parser, add_fields, add_some_fields, dashed, overridden
 from stages.plan import Plan
 from stages.presets import PRESETS, preset_of
+from stages.scaling import MOST, factor, scaled, scaling_said
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,6 +32,8 @@ class RunCommand:
     seed: int
     device: Device
     again_from: str | None
+    said: str
+    """What is to be told before it starts; empty if nothing is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +50,8 @@ class StageCommand:
     seed: int
     device: Device
     force: bool
+    said: str
+    """What is to be told before it starts; empty if nothing is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,26 +78,20 @@ def read(arguments: Sequence[str]) -> Command:
     """The command of `python flows.py ...`. ValueError in one sentence for a mistake; --help exits."""
     parser = Parser(prog="python flows.py", description="From text to models whose experts can be read.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-    for name, (_, summary) in _COMMANDS.items():
+    for name, (_, summary) in COMMANDS.items():
         commands.add_parser(name, help=summary, add_help=False)
     chosen = parser.parse_args(arguments[:1]).command
-    return _COMMANDS[chosen][0](arguments[1:])
+    return COMMANDS[chosen][0](arguments[1:])
 
 
 def read_run(arguments: Sequence[str]) -> RunCommand:
-    parser = Parser(prog="python flows.py run", description="Run the whole chain; what the store has is reused.")
-    plan = _add_preset(parser, arguments)
-    _add_common(parser)
-    parser.add_argument(
-        "--corpus", nargs="+", metavar="TEXT", help="PATH, domain=PATH or hf:NAME to read text from, instead of the "
-        "preset's; the same as --prepare-corpus.sources"
-    )  # fmt: skip
-    parser.add_argument(
-        "--from", dest="again_from", metavar="STAGE", help="make this stage and all that is made from it again, "
-        "even what the store has"
-    )  # fmt: skip
-    add_fields(parser, plan)
-    values = vars(parser.read(arguments))
+    plan = _preset(arguments)
+    _show_help(arguments, lambda: run_help(plan), lambda: _run_parser(plan))
+    values = vars(_run_parser(plan).read(arguments))
+    said = ""
+    if by := values["scale"]:
+        start, plan = plan, scaled(plan, by)
+        said = scaling_said(by, {step.name: (start.config_of(step), plan.config_of(step)) for step in plan.steps()})
     plan = overridden(plan, values)
     if values["corpus"]:
         plan = plan.with_sources(tuple(values["corpus"]))
@@ -95,34 +100,155 @@ def read_run(arguments: Sequence[str]) -> RunCommand:
     again_from = values["again_from"] and step_of(values["again_from"]).name
     if again_from and again_from not in plan.chain:
         raise Mistake(f"--from: {again_from} is not in this run; it goes through {', '.join(plan.chain)}")
-    return RunCommand(plan=plan, again_from=again_from, **_common(values))
+    return RunCommand(plan=plan, again_from=again_from, said=said, **_common(values))
+
+
+def _run_parser(plan: Plan) -> Parser:
+    """With a flag for every setting of the plan."""
+    parser = Parser(
+        prog="python flows.py run",
+        usage="%(prog)s [options]",
+        description=_ABOUT_RUN + _presets(),
+        add_help=False,
+    )
+    _add_run_options(parser)
+    add_fields(parser, plan)
+    return parser
+
+
+def run_help(plan: Plan) -> Parser:
+    """The same with the settings of every day alone, for one screen."""
+    parser = Parser(
+        prog="python flows.py run",
+        usage="%(prog)s [--preset NAME] [--corpus TEXT ...] [options]",
+        description=_ABOUT_RUN + _presets(),
+        epilog="The settings of one stage: python flows.py stage NAME --help",
+        add_help=False,
+    )
+    _add_run_options(parser)
+    group = parser.add_argument_group(f"any of {len(list(leaves(plan)))} settings, such as")
+    add_some_fields(group, plan, _SHOWN_OF_RUN)
+    return parser
+
+
+_ABOUT_RUN = "From text to models whose experts can be read. What the store has is reused.\n\n"
+_SHOWN_OF_RUN = frozenset(
+    ("train_monet.training.steps", "train_monet.training.learning_rate", "distill_peer.num_experts")
+)
+
+
+def _presets() -> str:
+    """A line for each preset: what it takes."""
+    return "\n".join(["presets:", *(f"  {name:<11} {preset.__doc__}" for name, preset in PRESETS.items())])
+
+
+def _add_run_options(parser: Parser) -> None:
+    parser.add_argument("--preset", metavar="NAME", help="where settings start from (default: tiny)")
+    _add_scale(parser)
+    parser.add_argument(
+        "--corpus", nargs="+", metavar="TEXT", help="files, folders or hf:NAME to read, each optionally after domain="
+    )  # fmt: skip
+    _add_common(parser)
+    parser.add_argument(
+        "--from", dest="again_from", metavar="STAGE", help="make this stage and all that is made from it again"
+    )
+    _add_help(parser)
 
 
 def read_stage(arguments: Sequence[str], prog: str = "python flows.py stage") -> StageCommand:
     step = _step(arguments, prog)
-    parser = Parser(prog=f"{prog} {step.name}", description=step.stage.summary)
-    parser.add_argument("stage", metavar=step.name, help="the stage to run")
-    plan = _add_preset(parser, arguments)
-    _add_common(parser)
-    parser.add_argument("--force", action="store_true", help="make it again even if the store has it")
-    for role, producer in step.inputs.items():
-        kinds = " or ".join(step.stage.inputs[role].kinds)
-        parser.add_argument(
-            f"--{role}", metavar="ID", help=f"the {kinds} to use: an id, its beginning, or 'latest'; if not given, "
-            f"the one that the other inputs come from, or the latest that {producer} made (with --preset: by its "
-            "settings), or one made first"
-        )  # fmt: skip
-    add_fields(parser, plan.config_of(step), "config")
-    values = vars(parser.read(arguments))
+    plan = _preset(arguments)
+    _show_help(arguments, lambda: stage_help(step, plan, prog), lambda: _stage_parser(step, plan, prog))
+    values = vars(_stage_parser(step, plan, prog).read(arguments))
+    given = {role: values[role] for role in step.inputs if values[role] is not None}
+    start = config = plan.config_of(step)
+    if like := _like(step, values):
+        start = config = like.config
+        given = {**like.inputs, **given}
+        values["seed"] = like.seed if values["seed"] is None else values["seed"]
+    said = ""
+    if by := values["scale"]:
+        config, plan = scaled(start, by), scaled(plan, by)
+        said = scaling_said(by, {step.name: (start, config)})
     return StageCommand(
         step=step,
         plan=plan,
         planned=values["preset"] is not None,
-        config=overridden(plan.config_of(step), values, "config"),
-        given={role: values[role] for role in step.inputs if values[role] is not None},
+        config=overridden(config, values, "config"),
+        given=given,
         force=values["force"],
+        said=said,
         **_common(values),
     )
+
+
+def _like(step: Step, values: Mapping[str, Any]) -> Settings | None:
+    if values["like"] is None:
+        return None
+    if values["preset"] is not None:
+        raise Mistake("--like and --preset both say where settings start from; give one of them")
+    names_sources = "config.sources" in values
+    return settings_of(values["like"], step, Store(values["store"]), names_sources=names_sources)
+
+
+def _stage_parser(step: Step, plan: Plan, prog: str) -> Parser:
+    """With a flag for every setting of the stage."""
+    parser = Parser(
+        prog=f"{prog} {step.name}", usage="%(prog)s [options]", description=step.stage.summary, add_help=False
+    )
+    parser.add_argument("stage", metavar=step.name, help=argparse.SUPPRESS)
+    _add_stage_options(parser, step)
+    add_fields(parser, plan.config_of(step), "config")
+    return parser
+
+
+def stage_help(step: Step, plan: Plan, prog: str) -> Parser:
+    """The same with the settings of every day alone."""
+    config = plan.config_of(step)
+    shown, count = everyday(config), len(list(leaves(config)))
+    title = "settings" if len(shown) == count else f"settings of every day, {len(shown)} of {count}"
+    parser = Parser(
+        prog=f"{prog} {step.name}", usage="%(prog)s [options]", description=step.stage.summary, add_help=False
+    )
+    _add_stage_options(parser, step)
+    add_some_fields(parser.add_argument_group(title), config, {f"config.{path}" for path in shown}, "config")
+    return parser
+
+
+def _add_stage_options(parser: Parser, step: Step) -> None:
+    if step.inputs:
+        inputs = parser.add_argument_group(
+            "inputs", "An id, its beginning, or 'latest'. One that is not given is the one that the others come from, "
+            "the latest that there is (with --preset: by its settings), or is made first."
+        )  # fmt: skip
+        for role, producer in step.inputs.items():
+            kinds = " or ".join(step.stage.inputs[role].kinds)
+            inputs.add_argument(f"--{role}", metavar="ID", help=f"a {kinds}; the chain's is made by {producer}")
+    run = parser.add_argument_group("run")
+    run.add_argument(
+        "--preset", metavar="NAME", help=f"where settings start from: {', '.join(PRESETS)} (default: tiny)"
+    )
+    run.add_argument(
+        "--like", metavar="ID", help=f"start from the settings, inputs and seed of this artifact of {step.name}"
+    )
+    _add_scale(run)
+    _add_common(run)
+    run.add_argument("--force", action="store_true", help="make it again even if the store has it")
+    _add_help(run)
+
+
+def _show_help(arguments: Sequence[str], short: Callable[[], Parser], full: Callable[[], Parser]) -> None:
+    """Prints help and ends Python, if that is asked for."""
+    asked = {"-h", "--help", "--help-all"}.intersection(map(dashed, arguments))
+    if asked:
+        (full if "--help-all" in asked else short)().print_help()
+        sys.exit(0)
+
+
+def _add_help(parser: Parser | Group) -> None:
+    """For help to name them; `_show_help` has seen to them before a parser reads."""
+    parser.add_argument("-h", "--help", action="store_true", help="show this")
+    parser.add_argument("--help-all", action="store_true", help="show every setting with its range and its default")
 
 
 def _step(arguments: Sequence[str], prog: str) -> Step:
@@ -167,7 +293,7 @@ def read_republish(arguments: Sequence[str]) -> RepublishCommand:
     return RepublishCommand(store=parser.read(arguments).store.absolute())
 
 
-_COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], Command], str]] = {
+COMMANDS: Mapping[str, tuple[Callable[[Sequence[str]], Command], str]] = {
     "run": (read_run, "run the whole chain; unchanged stages are reused"),
     "stage": (read_stage, "run one stage"),
     "ui": (read_ui, "serve Prefect's UI"),
@@ -194,29 +320,35 @@ def _folder(text: str) -> Path:
     return Path(text).resolve()
 
 
-def _add_preset(parser: Parser, arguments: Sequence[str]) -> Plan:
-    """Adds --preset, and reads it ahead of the rest: the other flags' defaults are the preset's."""
-    presets = "; ".join(f"{name}: {preset.__doc__}" for name, preset in PRESETS.items())
-    help = f"where settings start from (default: tiny). {presets}".replace("%", "%%")
-    for target in (parser, ahead := Parser(add_help=False)):
-        target.add_argument("--preset", metavar="NAME", help=help)
+def _preset(arguments: Sequence[str]) -> Plan:
+    """The plan that --preset names, read ahead of the rest: the other flags' defaults are the preset's."""
+    ahead = Parser(add_help=False)
+    ahead.add_argument("--preset")
     name = ahead.parse_known_args([dashed(argument) for argument in arguments])[0].preset or "tiny"
     return preset_of(name.replace("-", "_"))
 
 
-def _add_store(parser: Parser) -> None:
+def _add_scale(parser: Parser | Group) -> None:
+    parser.add_argument(
+        "--scale", type=factor, metavar="FACTOR", help=f"multiply the preset's training steps by this, above 0, at "
+        f"most {MOST:g}; below 1 also the tokens that are measured"
+    )  # fmt: skip
+
+
+def _add_store(parser: Parser | Group) -> None:
     parser.add_argument(
         "--store", type=store_folder, default="store", metavar="DIR", help="folder of the artifacts (default: store)"
     )
 
 
-def _add_common(parser: Parser) -> None:
+def _add_common(parser: Parser | Group) -> None:
     _add_store(parser)
-    parser.add_argument("--seed", type=int, default=0, help="seed of all randomness (default: 0)")
+    parser.add_argument("--seed", type=int, metavar="INT", help="seed of all randomness (default: 0)")
     parser.add_argument("--device", choices=get_args(Device), default="cpu", help="where tensors are (default: cpu)")
 
 
 def _common(values: Mapping[str, Any]) -> dict[str, Any]:
     chosen_device(values["device"])
-    check_seed(values["seed"])
-    return {"store": values["store"].absolute(), "seed": values["seed"], "device": values["device"]}
+    seed = 0 if values["seed"] is None else values["seed"]
+    check_seed(seed)
+    return {"store": values["store"].absolute(), "seed": seed, "device": values["device"]}

@@ -19,6 +19,7 @@ from pipeline.models import LanguageModel, MonetModel
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.records.recording import check_speaks_as
 from pipeline.run import current_run, steps
 from pipeline.stage import Output, StageConfig, stage
 from pipeline.training.config import TrainingConfig
@@ -66,6 +67,7 @@ def distill_peer(
     config: DistillPeerConfig, *, corpus: Annotated[Corpus, "corpus"], monet: MonetModel
 ) -> Output[LanguageModel]:
     """Monet -> PEER: the exact conversion, cut down to few pairs and experts and made sparse, then distilled."""
+    check_speaks_as(monet, corpus)
     peer = peer_from_monet(monet, pairs_per_head=config.pairs_per_head)
     num_all = peer.spec.experts_as(PeerSpec).num_experts
     if config.num_experts > num_all:

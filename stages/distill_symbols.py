@@ -10,9 +10,10 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from artifacts.shown_experts import FILE as EXPERTS_FILE
 from kernels.errors import Mistake
 from pipeline.corpus.splits import Corpus
-from pipeline.corpus.windows import random_windows
+from pipeline.corpus.windows import random_windows, target_positions
 from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
 from pipeline.measuring.held_out import HeldOut, MeasureConfig
 from pipeline.measuring.loss import measure, measure_against
@@ -31,7 +32,9 @@ from pipeline.symbolic.rules.choice import rule_metrics, winners
 from pipeline.symbolic.rules.literals import build_literals
 from pipeline.symbolic.rules.permuted_rules import Samples, permuted_rule_f1
 from pipeline.symbolic.showing import page as symbols_page
-from pipeline.symbolic.showing.showcase import showcases
+from pipeline.symbolic.showing.in_words import in_words
+from pipeline.symbolic.showing.index import index_rows, layer_maps
+from pipeline.symbolic.showing.showcase import SampleText, showcases
 from pipeline.symbolic.tiers import Tier
 from pipeline.symbolic.writing import length_curve as length_file
 from pipeline.symbolic.writing.assembly import BlockSymbols, FittedBlock, fit_block, with_kans
@@ -84,7 +87,7 @@ class DistillSymbolsConfig(StageConfig):
         le=1,
         description="Least loss_recovered on validation tokens, a block replaced alone; its R2 bound rises until then",
     )
-    coordinates: tuple[int, ...] = Field(
+    coordinates: tuple[Annotated[int, Field(ge=1, le=2**15)], ...] = Field(
         default=(1, 2, 4, 8, 16),
         min_length=1,
         description="Numbers of coordinates of x that formulas are tried with, rising.",
@@ -96,7 +99,7 @@ class DistillSymbolsConfig(StageConfig):
         description="T0 experts a block, of those that half the error would make T1 the ones with most output, whose "
         "formula is also fitted as a pruned KAN, which takes a second each; and half as many of T1.",
     )
-    budgets: tuple[float, ...] = Field(
+    budgets: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
         default=(0.3, 0.1, 0.05, 0.02, 0.01, 0.001),
         min_length=1,
         description="Shares of the experts' variance that may be wrong, at which length is set against fidelity.",
@@ -108,12 +111,12 @@ class DistillSymbolsConfig(StageConfig):
     @field_validator("coordinates")
     @classmethod
     def _rises(cls, sizes: tuple[int, ...]) -> tuple[int, ...]:
-        if sizes[0] < 1 or list(sizes) != sorted(set(sizes)):
-            raise Mistake(f"coordinates={sizes} must rise from 1 or more, such as 1 2 4 8")
+        if list(sizes) != sorted(set(sizes)):
+            raise Mistake(f"coordinates={sizes} must rise, such as 1 2 4 8")
         return sizes
 
 
-@stage(name="distill-symbols", version=6)
+@stage(name="distill-symbols", version=7)
 def distill_symbols(
     config: DistillSymbolsConfig, *, corpus: Annotated[Corpus, "corpus"], int4: Int4Model
 ) -> Output[LanguageModel]:
@@ -154,11 +157,14 @@ def distill_symbols(
         "distillation_seconds": seconds,
         "train_tokens": float(config.sample_tokens + config.check_tokens),
     }
-    shown = showcases(model, _shown(reported, blocks), held, quantities, words)
+    text = SampleText(token_bytes=corpus.tokenizer.token_bytes, document_N=_documents(corpus, config))
+    shown = showcases(model, _shown(reported, blocks), held, quantities, words, text)
+    index = index_rows(model, reported, quantities, text.token_bytes)
     files = {
         "literals.json": json.dumps([block.literal_names for block in blocks]).encode(),
         names_file.FILE: quantities.model_dump_json().encode(),
-        symbols_page.FILE: symbols_page.page(metrics, shown).encode(),
+        symbols_page.FILE: symbols_page.page(metrics, layer_maps(reported), index, shown).encode(),
+        EXPERTS_FILE: in_words(shown),
         "plot.png": _picture(metrics),
         length_file.FILE: length_file.to_csv(points),
         "length.png": _length_picture(points, metrics),
@@ -169,6 +175,10 @@ def distill_symbols(
 def _check_fits(config: DistillSymbolsConfig, int4: LanguageModel) -> None:
     if config.coordinates[-1] > int4.shape.d_model:
         raise Mistake(f"coordinates up to {config.coordinates[-1]} are more than the width {int4.shape.d_model}")
+    if (peer := int4.spec.experts_as(PeerSpec)).pools != "shared":
+        raise Mistake(
+            f"symbols speak of experts that all heads share, not of pools={peer.pools}; quantize another PEER"
+        )
     if (groups := int4.spec.experts_as(PeerSpec).scale_groups) > 1:
         raise Mistake(f"symbols take int4 tables with one scale a row, not scale_groups={groups}; quantize with 1")
 
@@ -244,6 +254,12 @@ def _reported(corpus: Corpus, config: DistillSymbolsConfig) -> list[Tensor]:
     """(B, T) held-out windows of about `report_tokens` tokens."""
     held_out = HeldOut(corpus, MeasureConfig(tokens=config.report_tokens), config.context_length)
     return [inputs_BT for inputs_BT, _ in held_out.batches("read held-out")]
+
+
+def _documents(corpus: Corpus, config: DistillSymbolsConfig) -> Tensor:
+    """Of the tokens that are reported on."""
+    position_WT = target_positions(corpus.held_out, num_tokens=config.report_tokens, length=config.context_length)
+    return corpus.held_out.document_of(position_WT - 1).flatten()
 
 
 def _names(

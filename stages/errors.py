@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from artifacts import ArtifactError, as_command, show_every_text, told
-from kernels.errors import Failure
+from kernels.errors import Failure as Failure
 from kernels.errors import Mistake as Mistake
 
 TOLD = (ArtifactError, Mistake, Failure, ValidationError)
@@ -28,8 +28,13 @@ def _told(action: Callable[[], int]) -> int:
         print("interrupted; run the same command again to go on", file=sys.stderr)  # noqa: T201
         return 130
     except TOLD as error:
-        print(told(invalid(error) if isinstance(error, ValidationError) else error), file=sys.stderr)  # noqa: T201
+        print(sentence(error), file=sys.stderr)  # noqa: T201
         return 2
+
+
+def sentence(error: Exception) -> str:
+    """What one of the errors above says to the user."""
+    return told(invalid(error) if isinstance(error, ValidationError) else error)
 
 
 def invalid(error: ValidationError, name: Callable[[tuple[str, ...]], str] = ".".join) -> str:

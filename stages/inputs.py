@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 
-from artifacts import ArtifactId, Manifest, Store
+from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from stages.chain import CHAIN, NAMES, Step, step_of
 from stages.plan import Plan
 
@@ -19,11 +19,18 @@ def inputs_of(
 
     Any other is the one that the inputs found so far were made from, else the latest that the chain's stage made, with
     whatever config or (it and all it was made from) with those of a plan, and if there is one made from what they
-    were made from; else it is made: `make(step, its inputs)`.
+    were made from; else it is made: `make(step, its inputs)`. One that must be made from others (`Step.of`) is the
+    latest that is; where it is given, and they are not, they are what it was made from.
     """
     found = {role: store.resolve(id, kind=step.stage.inputs[role].kinds) for role, id in given.items()}
+    for role in step.of.keys() & given.keys():
+        made_from = store.manifest(found[role]).lineage.inputs
+        for theirs, ours in step.of[role].items():
+            if ours in step.inputs and theirs in made_from:
+                found.setdefault(ours, made_from[theirs].id)
     # Inputs far down the chain first: they decide which of the others belong to them.
-    for role in sorted(step.inputs, key=lambda role: NAMES.index(step.inputs[role]), reverse=True):
+    plain = [role for role in step.inputs if role not in step.of]
+    for role in sorted(plain, key=lambda role: NAMES.index(step.inputs[role]), reverse=True):
         if role not in found:
             producer = step_of(step.inputs[role])
             found[role] = (
@@ -31,6 +38,12 @@ def inputs_of(
                 or _latest(producer.name, store, plan, beside=found.values())
                 or make(producer, inputs_of(producer, {}, store, make, plan=plan))
             )
+    for role, of in step.of.items():
+        if role not in found:
+            producer = step_of(step.inputs[role])
+            theirs = {its: _through(ours, found, store) for its, ours in of.items()}
+            made = _made_from(producer.name, theirs, store, plan, like=found.values())
+            found[role] = made or make(producer, inputs_of(producer, theirs, store, make, plan=plan))
     return {role: found[role] for role in step.inputs}
 
 
@@ -47,6 +60,33 @@ def _latest(stage: str, store: Store, plan: Plan | None, *, beside: Iterable[str
     if theirs and (sharing := next((m.id for m in made if shares(m.id)), None)) is not None:
         return sharing
     return made[0].id if made else None
+
+
+def _through(path: str, found: Mapping[str, ArtifactId], store: Store) -> ArtifactId:
+    """The input of this role, or what it was made from in the role that stands behind a dot."""
+    role, _, theirs = path.partition(".")
+    if not theirs:
+        return found[role]
+    made_from = store.manifest(found[role]).lineage.inputs
+    if theirs not in made_from:
+        raise ArtifactError(f"{found[role]} was made from no {theirs!r}; name another {role}, or the input itself")
+    return made_from[theirs].id
+
+
+def _made_from(
+    stage: str, inputs: Mapping[str, ArtifactId], store: Store, plan: Plan | None, *, like: Iterable[str]
+) -> ArtifactId | None:
+    """The latest that this stage made from these inputs among others; one of the settings of one of `like`, if any."""
+    made = [
+        manifest
+        for manifest in reversed(store.manifests())
+        if manifest.lineage.stage == stage
+        and {role: ref.id for role, ref in manifest.lineage.inputs.items()}.items() >= inputs.items()
+        and _is_planned(manifest, store, plan)
+    ]
+    settings = [known.config for known in (store.manifest(id).lineage for id in like) if known.stage == stage]
+    alike = [manifest for manifest in made if manifest.lineage.config in settings]
+    return next((manifest.id for manifest in [*alike, *made]), None)
 
 
 def _is_planned(manifest: Manifest, store: Store, plan: Plan | None) -> bool:

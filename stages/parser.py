@@ -1,12 +1,16 @@
 """A parser of flags whose mistakes are one sentence, with a flag for every field of a config."""
 
 import argparse
-from collections.abc import Mapping, Sequence
+import shutil
+import textwrap
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 
 from kernels.errors import Mistake
+from stages.bounds import in_words
 from stages.errors import did_you_mean, invalid
 from stages.plan import plain
 
@@ -31,8 +35,18 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.HelpFormatter):
+    """As wide as the terminal, 79 characters where there is none; lines of descriptions stay apart."""
+
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=12, width=110)
+        super().__init__(prog, max_help_position=24, width=min(120, shutil.get_terminal_size().columns) - 1)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(
+            textwrap.fill(
+                line, width, initial_indent=indent, subsequent_indent=indent + " " * 14 * line.startswith("  ")
+            )
+            for line in text.split("\n")
+        )
 
 
 def dashed(argument: str) -> str:
@@ -41,6 +55,7 @@ def dashed(argument: str) -> str:
 
 
 M = TypeVar("M", bound=BaseModel)
+Group = argparse._ArgumentGroup  # argparse has no public name for what add_argument_group returns
 
 
 def add_fields(parser: Parser, model: BaseModel, *path: str) -> None:
@@ -50,13 +65,31 @@ def add_fields(parser: Parser, model: BaseModel, *path: str) -> None:
         value = getattr(model, name)
         if isinstance(value, BaseModel):
             add_fields(parser, value, *path, name)
-            continue
-        text = f"{info.description or 'fixed'} (default: {_shown(value)})".replace("%", "%%")
-        many = isinstance(value, tuple)
-        group.add_argument(
-            _flag((*path, name)), dest=".".join((*path, name)), default=argparse.SUPPRESS,
-            metavar=_metavar(info.annotation), nargs="*" if many else None, help=text,
-        )  # fmt: skip
+        else:
+            _add_field(group, info, value, *path, name)
+
+
+def add_some_fields(group: Group, model: BaseModel, wanted: Collection[str], *path: str) -> None:
+    """Flags for the fields whose dotted paths are wanted, in the order of the model, in one group."""
+    for name, info in type(model).model_fields.items():
+        value = getattr(model, name)
+        if isinstance(value, BaseModel):
+            add_some_fields(group, value, wanted, *path, name)
+        elif ".".join((*path, name)) in wanted:
+            _add_field(group, info, value, *path, name)
+
+
+def _add_field(group: Group, info: FieldInfo, value: Any, *path: str) -> None:
+    group.add_argument(
+        _flag(path), dest=".".join(path), default=argparse.SUPPRESS, metavar=_metavar(info.annotation),
+        nargs="*" if isinstance(value, tuple) else None, help=_help(info, value),
+    )  # fmt: skip
+
+
+def _help(info: FieldInfo, value: Any) -> str:
+    """What the field is, with its range and its default."""
+    about = "; ".join(part for part in (in_words(info), f"default: {_shown(value)}") if part)
+    return f"{info.description or 'fixed'} ({about})".replace("%", "%%")
 
 
 def _flag(path: Sequence[str]) -> str:

@@ -7,10 +7,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from kernels.errors import Mistake
 from pipeline.stage import StageConfig
 from stages.chain import BESIDE, CHAIN, NAMES, Step, step_of
+from stages.compare_superposition import CompareSuperpositionConfig
 from stages.distill_peer import DistillPeerConfig
 from stages.distill_symbols import DistillSymbolsConfig
 from stages.finetune_int4 import FinetuneInt4Config
 from stages.grow_int4 import GrowInt4Config
+from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
+from stages.measure_superposition import MeasureSuperpositionConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 from stages.quantize_int4 import QuantizeInt4Config
 from stages.quantize_int8 import QuantizeInt8Config
@@ -41,6 +45,10 @@ class Plan(BaseModel):
         default=TrainPeerConfig(),
         description="PEER trained from random weights.",
     )
+    import_monet: ImportMonetConfig = Field(
+        default=ImportMonetConfig(), description="A checkpoint of Monet's public release."
+    )
+    import_peer: ImportPeerConfig = Field(default=ImportPeerConfig(), description="PEER layers of lucidrains' code.")
     distill_peer: DistillPeerConfig = Field(default=DistillPeerConfig(), description="Monet's conversion to PEER.")
     quantize_int8: QuantizeInt8Config = Field(default=QuantizeInt8Config(), description="Its tables in int8.")
     quantize_int4: QuantizeInt4Config = Field(default=QuantizeInt4Config(), description="Its tables in int4.")
@@ -50,6 +58,12 @@ class Plan(BaseModel):
     report: ReportConfig = Field(default=ReportConfig(), description="The table and the picture at the end.")
     record_activations: RecordActivationsConfig = Field(
         default=RecordActivationsConfig(), description="Which experts fired on which tokens."
+    )
+    measure_superposition: MeasureSuperpositionConfig = Field(
+        default=MeasureSuperpositionConfig(), description="Which pairs of experts are joint codes."
+    )
+    compare_superposition: CompareSuperpositionConfig = Field(
+        default=CompareSuperpositionConfig(), description="The same of all models, side by side."
     )
     study_int4_ablation: StudyInt4AblationConfig = Field(
         default=StudyInt4AblationConfig(), description="What each part of int4 training buys."
@@ -64,6 +78,11 @@ class Plan(BaseModel):
             missing = set(step_of(name).inputs.values()) - set(self.chain)
             if missing:
                 raise Mistake(f"chain has {name} without {', '.join(sorted(missing))}; add what its inputs come from")
+            if step_of(name).of:
+                raise Mistake(
+                    f"chain has {name}, which takes several artifacts of one stage where a run makes one of each; run "
+                    f"it by itself, after the run: python -m stages {name}"
+                )
         return self
 
     def steps(self) -> tuple[Step, ...]:

@@ -3,13 +3,16 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from artifacts import canonical_json, sha256_of_bytes
 from kernels.errors import Mistake
 from pipeline.corpus.default import default_sha256, read_default
 from pipeline.corpus.documents import Document, DocumentSplits, sample_of
+from pipeline.corpus.imported_tokenizer import imported_tokenizer
 from pipeline.corpus.readers import Reading
 from pipeline.corpus.sources import Source, read_sources, sources_sha256
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
@@ -24,51 +27,59 @@ class PrepareCorpusConfig(StageConfig):
         default=(),
         exclude=True,  # the recipe holds the digest of their contents instead
         max_length=1024,
-        description="Files, folders, .jsonl, .parquet or hf:NAME to read text from, each optionally after "
+        description="Files, folders, .jsonl, .csv, .parquet or hf:NAME to read text from, each optionally after "
         "domain=; none means the default corpus, text of the pinned Python packages. At most 1024 sources.",
     )
-    tokenizer: Literal["bpe", "bytes"] = Field(
+    tokenizer: Literal["bpe", "bytes", "imported"] = Field(
         default="bpe",
-        description="Byte-level BPE trained on the train split, or raw bytes as tokens: bpe or bytes.",
+        description="Byte-level BPE trained on the train split, raw bytes as tokens, or that of tokenizer_folder: bpe, "
+        "bytes or imported.",
+    )
+    tokenizer_folder: str = Field(
+        default="",
+        exclude=True,  # the recipe's digest of sources covers what is read of it
+        max_length=4096,
+        description="Folder of a checkpoint, or of an import-monet in the store, whose tokenizer.json an imported "
+        "tokenizer is.",
     )
     vocab_size: int = Field(
         default=1024,
         ge=259,
         le=65536,
-        description="Most tokens that the BPE may have, 259 to 65536; bytes have 256.",
+        description="Most tokens that the BPE may have; bytes have 256.",
     )
     held_out_share: float = Field(
         default=0.1,
         gt=0,
         lt=1,
-        description="Share held out of every source of one's own, 0 to 1: its last documents, or the last "
+        description="Share held out of every source of one's own: its last documents, or the last "
         "bytes of a single text. The default corpus holds out a fixed list of packages.",
     )
     validation_share: float = Field(
         default=0.05,
         gt=0,
         lt=1,
-        description="Share of every source of one's own, 0 to 1, that settings are chosen on: the documents before "
+        description="Share of every source of one's own that settings are chosen on: the documents before "
         "the held-out ones, or the bytes of a single text. The default corpus has a fixed list of packages for it.",
     )
     max_bytes: int = Field(
         default=64_000_000,
         ge=1000,
         le=10**11,
-        description="Most bytes of text to take, 1000 to 1e11: shared equally among sources of one's own "
+        description="Most bytes of text to take: shared equally among sources of one's own "
         "(their beginnings), and in proportion among the splits and domains of the default corpus.",
     )
     tokenizer_sample_bytes: int = Field(
         default=8_000_000,
         ge=1000,
         le=10**9,
-        description="Bytes of train text that the BPE is trained on, 1000 to 1e9, spread evenly.",
+        description="Bytes of train text that the BPE is trained on, spread evenly.",
     )
     text_field: str = Field(
         default="text",
         min_length=1,
         max_length=200,
-        description="Field that holds the text in .jsonl, .parquet and hf: sources, 1 to 200 characters.",
+        description="Field that holds the text in .jsonl, .csv, .parquet and hf: sources, 1 to 200 characters.",
     )
     domain_field: str = Field(
         default="domain",
@@ -99,6 +110,15 @@ class PrepareCorpusConfig(StageConfig):
         return sources
 
     @model_validator(mode="after")
+    def _imports_from_somewhere(self) -> Self:
+        if (self.tokenizer == "imported") != bool(self.tokenizer_folder):
+            raise Mistake(
+                f"tokenizer {self.tokenizer} and tokenizer_folder {self.tokenizer_folder[:400]!r} do not go together; "
+                "an imported tokenizer is in a folder, and no other is"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _leave_some_to_train_on(self) -> Self:
         if self.held_out_share + self.validation_share >= 1:
             raise Mistake(
@@ -110,7 +130,13 @@ class PrepareCorpusConfig(StageConfig):
 
 def sources_digest(config: PrepareCorpusConfig) -> str:
     """sha256 of what the stage would read outside the store."""
-    return sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
+    text = sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
+    if config.tokenizer != "imported":
+        return text
+    tokenizer = imported_tokenizer(Path(config.tokenizer_folder).expanduser())
+    tokens = {name: sha256_of_bytes(raw) for name, raw in tokenizer.to_files().items()}
+    described = {"text": text, **tokens, "separator": tokenizer.separator, "tokens": len(tokenizer.token_bytes)}
+    return sha256_of_bytes(canonical_json(described).encode())
 
 
 @stage(name="prepare-corpus", version=5, sources=sources_digest)
@@ -118,7 +144,12 @@ def prepare_corpus(config: PrepareCorpusConfig) -> Output[Corpus]:
     """text -> corpus: documents with their domains as tokens, some to choose by, some held out."""
     splits = _read(config)
     tokenizer = _tokenizer(config, splits)
-    spec = CorpusSpec(tokenizer=config.tokenizer, vocab_size=len(tokenizer.token_bytes), domains=splits.domains)
+    spec = CorpusSpec(
+        tokenizer=config.tokenizer,
+        vocab_size=len(tokenizer.token_bytes),
+        domains=splits.domains,
+        separator=tokenizer.separator if config.tokenizer == "imported" else None,
+    )
     index = {domain: i for i, domain in enumerate(splits.domains)}
     encoded = {
         name: make_split(((index[document.domain], document.text) for document in documents), tokenizer)
@@ -148,6 +179,8 @@ def _read(config: PrepareCorpusConfig) -> DocumentSplits:
 def _tokenizer(config: PrepareCorpusConfig, splits: DocumentSplits) -> TextTokenizer:
     if config.tokenizer == "bytes":
         return ByteTokenizer()
+    if config.tokenizer == "imported":
+        return imported_tokenizer(Path(config.tokenizer_folder).expanduser())
     return BpeTokenizer.train(sample_of(splits.train, config.tokenizer_sample_bytes), config.vocab_size)
 
 

@@ -31,12 +31,56 @@ from stages.train_peer import TrainPeerConfig
 
 
 def tiny() -> Plan:
-    """Width 128, 4 layers, 1.5M tokens, 4,096 experts a block: 2 cores, about ten minutes for all stages."""
+    """Width 128, 1.5M tokens, 4,096 experts a block: 2 cores, 10 min."""
     return Plan()
 
 
+def smoke() -> Plan:
+    """Width 64, 0.3M tokens, 512 experts a block: 2 cores, 90 seconds."""
+    base, training = Plan(), TrainingConfig(steps=300, learning_rate=6e-3, warmup_steps=30)
+    shape = TransformerShape(d_model=64, num_layers=2, num_heads=2, num_kv_heads=2)
+    monet = MonetSpec(num_sub_experts=16, d_expert=8)
+    measure = MeasureConfig(tokens=16_384)
+
+    def shorter(config: TrainingConfig, steps: int) -> TrainingConfig:
+        return TrainingConfig.model_validate({**config.model_dump(), "steps": steps})
+
+    distill, finetune = base.distill_peer, base.finetune_int4
+    return Plan(
+        prepare_corpus=PrepareCorpusConfig(
+            max_bytes=8_000_000,
+            tokenizer_sample_bytes=2_000_000,
+            compressors=_compressors(training).model_copy(update={"tokens": measure.tokens}),
+        ),
+        train_dense=TrainDenseConfig(
+            transformer=shape, mlp=dense_as_large_as(monet, shape), training=training, measure=measure
+        ),
+        train_monet=TrainMonetConfig(transformer=shape, monet=monet, training=training, measure=measure),
+        train_peer=TrainPeerConfig(
+            transformer=shape,
+            peer=PeerSpec(sub_keys="shared", num_keys=22, num_experts=22 * 22),
+            training=training,
+            measure=measure,
+        ),
+        distill_peer=DistillPeerConfig(
+            num_experts=512,
+            calibration_tokens=8192,
+            sparsity=distill.sparsity.model_copy(update={"score_features": 32}),
+            training=shorter(distill.training, 64),
+            measure=measure,
+        ),
+        quantize_int8=QuantizeInt8Config(measure=measure),
+        quantize_int4=QuantizeInt4Config(measure=measure),
+        finetune_int4=FinetuneInt4Config(training=shorter(finetune.training, 40), measure=measure),
+        grow_int4=GrowInt4Config(measure=measure),
+        distill_symbols=DistillSymbolsConfig(
+            sample_tokens=8192, check_tokens=8192, report_tokens=8192, kan_experts=1, measure=measure
+        ),
+    )
+
+
 def small() -> Plan:
-    """Width 256, 4 layers, 4M tokens, 16,384 experts a block: 2 cores, about an hour for all stages."""
+    """Width 256, 4M tokens, 16,384 experts a block: 2 cores, an hour."""
     return _plan(
         shape=TransformerShape(d_model=256),
         monet=MonetSpec(num_sub_experts=64),
@@ -49,7 +93,7 @@ def small() -> Plan:
 
 
 def gpu() -> Plan:
-    """Width 768, 12 layers, 131M tokens, 1,048,576 experts a block: one GPU."""
+    """Width 768, 131M tokens, 1,048,576 experts a block: one GPU."""
     return _plan(
         shape=TransformerShape(d_model=768, num_layers=12, num_heads=12, num_kv_heads=12),
         monet=MonetSpec(num_sub_experts=256, num_heads=4, active_sub_experts=8, router_group=4),
@@ -62,7 +106,7 @@ def gpu() -> Plan:
 
 
 def shakespeare() -> Plan:
-    """Bytes of one text, the last tenth held out: dense, Monet and PEER at width 128, 2000 steps each."""
+    """Bytes of one text: dense, Monet and PEER, 2000 steps each."""
     training = TrainingConfig(steps=2000, batch_size=12, context_length=64, learning_rate=2e-3)
     measure = MeasureConfig(tokens=10_000_000)  # all there are
     return Plan(
@@ -80,22 +124,22 @@ def shakespeare() -> Plan:
 
 
 def monet_850m() -> Plan:
-    """Monet 850M as in the paper, 100B tokens of FineWeb-Edu: a cluster."""
+    """The paper\'s Monet 850M, 100B tokens of FineWeb-Edu: a cluster."""
     return _paper(d_model=1536, num_layers=24)
 
 
 def monet_1_4b() -> Plan:
-    """Monet 1.4B as in the paper, 100B tokens of FineWeb-Edu: a cluster."""
+    """The paper\'s Monet 1.4B, 100B tokens of FineWeb-Edu: a cluster."""
     return _paper(d_model=2048, num_layers=24)
 
 
 def monet_4_1b() -> Plan:
-    """Monet 4.1B as in the paper, 100B tokens of FineWeb-Edu: a cluster."""
+    """The paper\'s Monet 4.1B, 100B tokens of FineWeb-Edu: a cluster."""
     return _paper(d_model=3072, num_layers=32)
 
 
 PRESETS: Mapping[str, Callable[[], Plan]] = {
-    preset.__name__: preset for preset in (tiny, small, gpu, shakespeare, monet_850m, monet_1_4b, monet_4_1b)
+    preset.__name__: preset for preset in (smoke, tiny, small, gpu, shakespeare, monet_850m, monet_1_4b, monet_4_1b)
 }
 
 

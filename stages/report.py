@@ -31,8 +31,8 @@ CONTEXT = "context_tokens"
 class ReportConfig(StageConfig):
     """How the report is drawn; what it says comes from its inputs."""
 
-    width_inches: float = Field(default=8.0, ge=3, le=40, description="Width of the picture in inches, 3 to 40.")
-    dots_per_inch: int = Field(default=120, ge=50, le=600, description="Resolution of the picture, 50 to 600.")
+    width_inches: float = Field(default=8.0, ge=3, le=40, description="Width of the picture in inches.")
+    dots_per_inch: int = Field(default=120, ge=50, le=600, description="Resolution of the picture.")
 
 
 @stage(name="report", version=4)

@@ -49,11 +49,11 @@ class TrainPeerConfig(StageConfig):
                 f"score_terms={peer.score_terms} and u_terms={peer.u_terms} are found by distill-peer; random weights "
                 "start dense: leave them 0"
             )
-        if peer.num_experts < peer.num_cells:
+        if peer.num_experts < peer.num_indexed_cells:
             raise Mistake(
-                f"num_experts={peer.num_experts:,} leaves {peer.num_cells - peer.num_experts:,} of "
-                f"{peer.num_cells:,} cells empty (num_keys * num_keys * aspect), and what a token's gates give to "
-                "those is lost: use as many experts as cells, or fewer num_keys"
+                f"num_experts={peer.num_experts:,} leaves {peer.num_indexed_cells - peer.num_experts:,} of "
+                f"{peer.num_indexed_cells:,} cells empty (num_keys * num_keys * aspect), and what a token's gates "
+                "give to those is lost: use as many experts as cells, or fewer num_keys"
             )
         return PeerSpec.model_validate({**peer.model_dump(), "accumulator": peer.precision == "int4"})
 

@@ -254,7 +254,7 @@ def test_inputs_that_the_store_lacks_are_made_first_from_the_top(tmp_path):
 def test_help_shows_every_field_of_the_stage_without_prefect():
     code = (
         "import runpy, sys\n"
-        "sys.argv = ['flows.py', 'stage', 'distill-peer', '--help']\n"
+        "sys.argv = ['flows.py', 'stage', 'distill-peer', '--help-all']\n"
         "try: runpy.run_path('flows.py', run_name='__main__')\n"
         "finally: assert 'prefect' not in sys.modules\n"
     )

@@ -9,6 +9,7 @@ import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID
 
 import pytest
@@ -22,7 +23,10 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterName,
+    LogFilter,
+    LogFilterFlowRunId,
 )
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
@@ -36,6 +40,7 @@ from stages.allowed import ALLOWED, allow
 from stages.chain import BESIDE, CHAIN, made_from
 from stages.command import RunCommand, StageCommand, read
 from stages.errors import exit_code
+from stages.settings import plan_written
 from tests.shapes import SHAPES, flags
 
 
@@ -59,7 +64,7 @@ def _command(store: Store, text_file: Path, *more: str) -> RunCommand:
 
 def _run(command: RunCommand) -> tuple[Made, ...]:
     return flows.chain(
-        plan=flows.plain(command.plan), store=str(command.store), seed=command.seed, again_from=command.again_from
+        **plan_written(command.plan), store=str(command.store), seed=command.seed, again_from=command.again_from
     )
 
 
@@ -91,7 +96,7 @@ def test_every_stage_has_its_card_with_links_to_the_cards_of_its_ancestors(made,
         manifest = store.manifest(one.id)
         card = Artifact.get(manifest.lineage.stage)
         assert card is not None
-        assert card.description == one.id
+        assert card.description.splitlines()[0] == one.id
         for ancestor in store.ancestry(one.id)[1:]:
             assert f"/v2/artifacts/artifact/{cards[ancestor.id]}" in card.data or ancestor.id in card.data
     overview = Artifact.get("pipeline-lineage")
@@ -113,7 +118,7 @@ def test_the_run_graph_shows_the_true_dependencies_and_no_more(made):
         }
         for task in tasks
     }
-    assert chain.name == f"chain-{made[-1].id.rpartition('-')[2][:8]}"
+    assert chain.name == f"chain-{made[-1].id.rpartition('-')[2][:8]} · seed 0"
     assert found == {
         step.name: {role: [producer] for role, producer in step.inputs.items()}
         for step in CHAIN if step.name not in BESIDE
@@ -123,16 +128,22 @@ def test_the_run_graph_shows_the_true_dependencies_and_no_more(made):
 def test_a_stages_run_has_the_name_and_tags_of_its_artifact_and_its_progress(made, store):
     manifest = store.manifest(made[1].id)
     with get_client(sync_client=True) as client:
-        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[f"train-dense-{manifest.short[:8]}"]))
+        name = f"train-dense-{manifest.short[:8]} · loss {manifest.metrics['held_out_loss_nats']:.4f} · seed 0"
+        wanted = FlowRunFilter(name=FlowRunFilterName(any_=[name]))
         run = client.read_flow_runs(flow_run_filter=wanted, sort=FlowRunSort.START_TIME_ASC)[0]
         of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         shown = client.read_artifacts(artifact_filter=of_run)
-    assert set(run.tags) == {"kind:dense", f"sha256:{manifest.content_sha256[:8]}"}
+    assert run.tags == [
+        f"loss:{manifest.metrics['held_out_loss_nats']:.4f}", "seed:0", "steps:6",
+        f"corpus:{made[0].id.rpartition('-')[2][:8]}", f"store:{store.root.name}",
+        "kind:dense", f"sha256:{manifest.content_sha256[:8]}",
+    ]  # fmt: skip
     (progress,) = [artifact for artifact in shown if artifact.type == "progress"]
     assert progress.data == 100.0
-    assert re.match(r"[a-z ]+ (\d+)/\1\b", progress.description)
-    (card,) = [artifact for artifact in shown if artifact.type == "markdown"]
-    assert card.description == made[1].id
+    assert re.match(r"\*\*[a-z ]+\*\* (\d+) of \1\b", progress.description)
+    (card,) = [artifact for artifact in shown if artifact.key]
+    loss = f"loss {manifest.metrics['held_out_loss_nats']:.4f}"
+    assert card.description.startswith(f"{made[1].id}\n\n{loss} · seed 0 · steps 6\n\ncorpus ")
 
 
 def test_every_card_is_written_anew_where_the_server_has_lost_them(made, store, capsys):
@@ -227,6 +238,74 @@ def test_a_mistake_that_a_stage_finds_is_one_sentence(tmp_path, text_file, capsy
     overview = Artifact.get("pipeline-lineage")
     assert overview is not None
     assert "prepare-corpus" in overview.data  # what was reached stands there all the same
+    assert "**Stopped** at `train-dense`" in overview.data
+    assert "Run the same command again" not in overview.data  # it would end in the same mistake
+    for name in ("chain", "train-dense"):
+        run, log, cards = latest_run(name)
+        assert (run.state_name, run.state.message) == ("Failed", said[0])
+        assert "Traceback" not in log
+        assert cards.startswith("# From text to symbols" if name == "chain" else "# Why this run failed\n\n<code>")
+
+
+def latest_run(flow: str) -> tuple[FlowRun, str, str]:
+    """The latest run of this flow, its log, and its cards."""
+    with get_client(sync_client=True) as client:
+        named, latest = FlowFilter(name=FlowFilterName(any_=[flow])), FlowRunSort.START_TIME_DESC
+        (run,) = client.read_flow_runs(flow_filter=named, sort=latest, limit=1)
+        of_run = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        cards = [str(one.data) for one in client.read_artifacts(artifact_filter=of_run) if one.type == "markdown"]
+        logs = client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+        return run, "\n".join(log.message for log in logs), "".join(cards)
+
+
+def test_ctrl_c_cancels_every_run_that_was_going_on(tmp_path, text_file, capsys, monkeypatch):
+    def interrupted(*args: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(flows, "run_stage", interrupted)
+    assert exit_code(lambda: flows.main(_command(Store(tmp_path / "store"), text_file))) == 130
+    for name in ("chain", "prepare-corpus"):
+        run, *_ = latest_run(name)
+        assert (run.state_name, run.state.message) == (
+            "Cancelled", "Interrupted. The same command goes on from the last checkpoint.",
+        )  # fmt: skip
+        with get_client(sync_client=True) as client:
+            tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+        assert [task.state_name for task in tasks] == ["Cancelled"]
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_a_bug_fails_a_run_and_its_page_says_where_with_the_traceback_folded(tmp_path, text_file, monkeypatch):
+    monkeypatch.setattr(flows, "run_stage", lambda *args, **settings: 1 // 0)
+    with pytest.raises(ZeroDivisionError):
+        _run(_command(Store(tmp_path / "store"), text_file))
+    run, _, card = latest_run("prepare-corpus")
+    assert run.state_name == "Failed"
+    assert card.startswith("# Why this run failed\n\n`ZeroDivisionError: integer division or modulo by zero`\n\n<de")
+    assert "1 // 0" in card.partition("<summary>Traceback</summary>")[2]
+    assert "**Stopped** at `prepare-corpus`: `ZeroDivisionError: " in latest_run("chain")[2]
+
+
+def test_what_a_person_called_a_run_is_kept(made, monkeypatch):
+    monkeypatch.setattr(flows, "deployment", SimpleNamespace(id="of a form"))
+    for name, kept in (("baseline of Monday", True), ("Rustic-Otter", False)):
+        assert flows.is_typed(name) is kept
+    monkeypatch.setattr(flows, "deployment", SimpleNamespace(id=None))
+    assert not flows.is_typed("baseline of Monday")  # started here, where nobody is asked for a name
+
+
+def test_the_log_of_a_run_leads_to_its_card(made, store, server):
+    cards = json.loads((store.state_dir / "cards.json").read_text())["cards"]
+    with get_client(sync_client=True) as client:
+        logs = client.read_logs(LogFilter(), limit=200)
+    assert any(log.message.endswith(f"{server}/v2/artifacts/artifact/{cards[made[0].id]}") for log in logs)
+
+
+def test_deployments_are_in_the_order_of_the_chain_and_tagged():
+    names = [name for name, _, _ in flows.served()]
+    assert names == sorted(names)
+    assert [name[3:] for name in names] == ["chain", *(step.name for step in CHAIN)]
+    assert {name[3:] for name, tags, _ in flows.served() if tags == ["beside the chain"]} == BESIDE
 
 
 def test_text_that_is_not_there_is_told_before_a_run_is_recorded(tmp_path, capsys, monkeypatch):
@@ -292,8 +371,7 @@ def test_what_is_served_is_refused_a_store_elsewhere_before_it_does_anything(ser
 def test_the_chain_that_is_served_is_refused_text_from_elsewhere(tmp_path, text_file, monkeypatch):
     monkeypatch.setenv(ALLOWED, "[]")
     allow([tmp_path])
-    plan = flows.plain(read(["run", "--corpus", f"mixed={text_file}"]).plan)
-    state = flows.chain(plan=plan, store=str(tmp_path / "store"), return_state=True)
+    state = flows.chain(corpus=[f"mixed={text_file}"], store=str(tmp_path / "store"), return_state=True)
     assert state.is_failed()
     assert f"sources: got {text_file}; served runs take what is below {tmp_path} alone" in state.message
     assert not (tmp_path / "store").exists()
@@ -302,8 +380,10 @@ def test_the_chain_that_is_served_is_refused_text_from_elsewhere(tmp_path, text_
 @pytest.mark.parametrize("flow", [flows.chain, *flows.FLOWS.values()], ids=lambda flow: flow.name)
 def test_every_flow_can_be_deployed(flow, monkeypatch):
     monkeypatch.chdir(flows.ROOT)
-    deployment = flow.to_deployment(name="local")
+    deployment = flows.deployed("local", ["a tag"], flow)
     file, _, name = deployment.entrypoint.partition(":")
     assert file == "flows.py"
     assert getattr(flows, name) is flow
-    assert "description" in json.dumps(flow.parameters.model_dump())
+    form = deployment._parameter_openapi_schema
+    assert list(form.properties)[-1] in ("rest", "again_from")
+    assert all(field["title"] and field["description"] for field in form.properties.values())

@@ -15,8 +15,7 @@ from pydantic import BaseModel
 
 from artifacts import Circumstance, Recipe
 from pipeline.codec import known_kinds
-from stages import STAGES
-from stages.chain import CHAIN
+from stages.chain import CHAIN, STAGES
 from stages.plan import Plan, plain
 from stages.presets import PRESETS
 from tests.tiny import EVERY_KIND, tiny_model

@@ -14,6 +14,7 @@ import pytest
 from artifacts import ArtifactError, Store, as_command, for_stdout, show_every_text
 from artifacts.__main__ import main as look
 from pipeline.capacity.__main__ import main as capacity
+from pipeline.compare import main as side_by_side
 from pipeline.compare_arms import main as compare
 from pipeline.generate.__main__ import main as generate
 from pipeline.running.progress import print_results
@@ -166,6 +167,7 @@ def full() -> io.TextIOWrapper:
         (symbolic, EXPORT),
         (seeds, ()),
         (seeds, ("--stage", "distill-symbols")),
+        (side_by_side, ("latest", "latest")),
         (remeasure, ()),
         (remeasure, ("--json",)),
         (capacity, SMALL),
@@ -203,7 +205,7 @@ def code_of(main: Callable[[list[str]], int], words: list[str]) -> int | str | N
         return ended.code
 
 
-@pytest.mark.parametrize("main", [look, generate, symbolic, seeds, compare, capacity, remeasure])
+@pytest.mark.parametrize("main", [look, generate, symbolic, seeds, compare, side_by_side, capacity, remeasure])
 def test_a_mistake_of_100_000_characters_is_told_in_few(main, capsys):
     for words in (["latest", "x" * 100_000], ["--store", ".", "--" + "x" * 100_000], ["x" * 100_000, "--width", "1"]):
         assert code_of(main, words) == 2
@@ -220,6 +222,7 @@ def test_a_mistake_of_100_000_characters_is_told_in_few(main, capsys):
         (symbolic, ("show", "latest")),
         (seeds, ()),
         (compare, ("latest",)),
+        (side_by_side, ("latest", "latest")),
         (remeasure, ()),
         (run, ("prepare-corpus",)),
     ],

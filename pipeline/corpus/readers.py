@@ -1,4 +1,4 @@
-"""Rows of text out of files: plain text, an object a line, parquet.
+"""Rows of text out of files: plain text, an object a line, a CSV, parquet.
 
 One rule for all of them: text is UTF-8, with or without a byte order mark, and what is not is refused with its place,
 or left out and counted where `Reading.unreadable` says so. docs/limits.md has the rest in words.
@@ -17,6 +17,8 @@ import pyarrow
 import pyarrow.parquet
 
 from kernels.errors import Mistake
+from pipeline.corpus.delimited import SUFFIXES as DELIMITED
+from pipeline.corpus.delimited import columns_of, delimited_rows, separator_of
 from pipeline.corpus.remarks import Remarks, repr_of, some
 from pipeline.corpus.text_files import files_under
 
@@ -53,6 +55,8 @@ def path_rows(path: Path, reading: Reading, remarks: Remarks) -> Iterator[Row]:
             if path.is_file():
                 raise Mistake(f"{str(file)!r} is empty; name a file that holds text")
             continue
+        if path.is_file() and file.suffix.lower() in DELIMITED and separator_of(file, reading.text_field) is None:
+            raise _no_field(columns_of(file), reading.text_field, str(file))
         for read in _rows_of_file(name, file, reading, remarks):
             yield from readable(read, reading, remarks)
 
@@ -75,6 +79,8 @@ def _rows_of_file(name: str, file: Path, reading: Reading, remarks: Remarks) -> 
             yield from _json_lines(name, file, reading, remarks)
         case ".json" if _is_json_lines(file, reading.text_field):
             yield from _json_lines(name, file, reading, remarks)
+        case ".csv" | ".tsv" if (separator := separator_of(file, reading.text_field)) is not None:
+            yield from _delimited_rows(name, file, separator, reading, remarks)
         case ".parquet":
             yield from _parquet_rows(name, file, reading, remarks)
         case _:
@@ -150,6 +156,15 @@ def _json_object(line: str, where: str, objects: Callable[[list[tuple[str, Any]]
     if not isinstance(row, dict):
         raise Mistake(f"{where} is a JSON {type(row).__name__}, not an object; a .jsonl file has one object a line")
     return row
+
+
+def _delimited_rows(
+    name: str, file: Path, separator: str, reading: Reading, remarks: Remarks
+) -> Iterator[Callable[[], Row]]:
+    for line, fields in delimited_rows(file, separator, (reading.text_field, reading.domain_field)):
+        yield lambda line=line, fields=fields: row_of(
+            f"{name}:{line}", fields(), f"{file} line {line}", reading, remarks
+        )
 
 
 def _parquet_rows(name: str, file: Path, reading: Reading, remarks: Remarks) -> Iterator[Callable[[], Row]]:

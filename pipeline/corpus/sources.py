@@ -4,12 +4,14 @@ import hashlib
 import json
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kernels.errors import Mistake
+from pipeline.corpus.delimited import SUFFIXES as DELIMITED
 from pipeline.corpus.documents import Document, DocumentSplits, held_out_first
 from pipeline.corpus.hub import hf_commit, hf_parts, hf_rows
 from pipeline.corpus.readers import MOST_DOMAIN_CHARACTERS, Reading, Row, path_rows, too_long
@@ -27,7 +29,7 @@ class Source:
 
     @classmethod
     def parse(cls, text: str) -> "Source":
-        named = re.fullmatch(r"([A-Za-z][\w-]*)=(.+)", text)
+        named = re.fullmatch(r"([^\W\d_][\w-]*)=(.+)", text)
         domain, location = named.groups() if named and not os.path.exists(text) else (None, text)
         if not location.removeprefix("hf:").strip():
             raise Mistake(f"the source {text!r} names nothing to read; name a file, a folder or hf:NAME")
@@ -42,7 +44,13 @@ class Source:
 
 
 def _domain_name(written: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "_", written.lower()).strip("_") or "text"
+    """Letters and digits of any script in lower case, with _ between; of a name without any its characters' numbers."""
+    text = unicodedata.normalize("NFKC", written.lower()).lower()
+    # Vowel signs of many scripts are marks: names that differ in them alone are different names.
+    kept = "".join(one if unicodedata.category(one)[0] in "LNM" else " " for one in text)
+    if name := "_".join(kept.split()):
+        return name
+    return "text" if written.isascii() else "_".join(f"u{ord(one):x}" for one in text if not one.isspace())
 
 
 def read_sources(sources: Sequence[str], reading: Reading) -> DocumentSplits:
@@ -113,8 +121,11 @@ def _described(source: Source, hf_split: str) -> dict[str, Any]:
         commit = revision if revision and re.fullmatch(r"[0-9a-f]{40}", revision) else hf_commit(name, revision)
         return {"domain": source.domain, "hf": name, "config": config, "split": hf_split, "commit": commit}
     path = existing(source.location.removeprefix("hf:"))
-    files = [(name, _file_sha256(file)) for name, file in files_under(path)]
-    return {"domain": source.domain, "hf_split": hf_split if source.is_hf else None, "files": files}
+    read = files_under(path)
+    files = [(name, _file_sha256(file)) for name, file in read]
+    described = {"domain": source.domain, "hf_split": hf_split if source.is_hf else None, "files": files}
+    # Such files were once read as plain text, which is another corpus of the same bytes.
+    return described | {"rows_of": "csv"} if any(file.suffix.lower() in DELIMITED for _, file in read) else described
 
 
 def _file_sha256(file: Path) -> str:

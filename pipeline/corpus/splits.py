@@ -14,7 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from artifacts import ArtifactError
+from kernels.errors import Mistake
 from pipeline.codec import artifact_kinds
+from pipeline.corpus.imported_tokenizer import ImportedTokenizer
 from pipeline.corpus.soundness import REMEDY, check_corpus
 from pipeline.corpus.tokenizer import TOKENIZER, BpeTokenizer, ByteTokenizer, TextTokenizer
 
@@ -26,9 +28,11 @@ class CorpusSpec(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokenizer: Literal["bpe", "bytes"]
+    tokenizer: Literal["bpe", "bytes", "imported"]
     vocab_size: int = Field(ge=1, le=65_536)
     domains: tuple[str, ...] = Field(max_length=256)
+    separator: int | None = Field(default=None, ge=0, lt=65_536, exclude_if=lambda separator: separator is None)
+    """Of an imported tokenizer alone, whose file does not say which of its tokens ends a document."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -108,15 +112,26 @@ class Corpus:
 def _tokenizer_of(spec: CorpusSpec, files: Mapping[str, Path]) -> TextTokenizer:
     if spec.tokenizer == "bytes":
         tokenizer = ByteTokenizer()
+    elif TOKENIZER in files and spec.tokenizer == "imported":
+        tokenizer = _imported(spec, files[TOKENIZER].read_bytes())
     elif TOKENIZER in files:
         tokenizer = BpeTokenizer.from_json(files[TOKENIZER].read_bytes())
     else:
-        raise ArtifactError(f"it has no {TOKENIZER}, and its spec is that of a corpus in BPE; {REMEDY}")
+        raise ArtifactError(
+            f"it has no {TOKENIZER}, and its spec is that of a corpus in {spec.tokenizer} tokens; {REMEDY}"
+        )
     if len(tokenizer.token_bytes) != spec.vocab_size:
         raise ArtifactError(
             f"its spec has vocab_size={spec.vocab_size}, its tokenizer {len(tokenizer.token_bytes)} tokens; {REMEDY}"
         )
     return tokenizer
+
+
+def _imported(spec: CorpusSpec, raw: bytes) -> ImportedTokenizer:
+    try:
+        return ImportedTokenizer(raw, separator=spec.separator, num_tokens=spec.vocab_size)
+    except Mistake as error:
+        raise ArtifactError(f"{error}; {REMEDY}") from None
 
 
 def make_split(documents: Iterable[tuple[int, str]], tokenizer: TextTokenizer) -> Split:

@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,7 +60,7 @@ class ByteTokenizer:
         return (np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) for text in texts)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return _decode(self.token_bytes, ids)
+        return decode_parts(self.token_bytes, ids)
 
     def to_files(self) -> dict[str, bytes]:
         return {}
@@ -72,7 +73,7 @@ class BpeTokenizer:
         tokenizer.encode_special_tokens = True  # not kept in tokenizer.json, so set on every opening
         self._tokenizer = tokenizer
         self.separator = tokenizer.token_to_id(END_OF_DOCUMENT)
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         names = (str(tokenizer.id_to_token(token)) for token in range(tokenizer.get_vocab_size()))
         self.token_bytes = tuple(
             b"" if name == END_OF_DOCUMENT else bytes(byte_of[character] for character in name) for name in names
@@ -119,7 +120,7 @@ class BpeTokenizer:
                 yield np.array([token for _ in text for token in next(encodings).ids], dtype=np.uint16)
 
     def decode(self, ids: Iterable[int]) -> str:
-        return _decode(self.token_bytes, ids)
+        return decode_parts(self.token_bytes, ids)
 
     def to_files(self) -> dict[str, bytes]:
         return {TOKENIZER: self._tokenizer.to_str().encode()}
@@ -175,7 +176,7 @@ def _difference(theirs: Mapping[str, Any], ours: Mapping[str, Any], whose: str, 
 def _problem_of_vocabulary(vocab: Mapping[str, Any]) -> str | None:
     if not all(type(token) is int for token in vocab.values()) or {*vocab.values()} != {*range(len(vocab))}:
         return "the tokens of its vocabulary are not numbered from 0 on, each once"
-    alphabet = _byte_of_character()
+    alphabet = byte_of_character()
     for name in vocab:
         if name != END_OF_DOCUMENT and not (name and alphabet.keys() >= {*name}):
             return f"{name!r} in its vocabulary is outside the alphabet of bytes"
@@ -201,7 +202,7 @@ def decoded(tokenizer: TextTokenizer, ids: Iterable[int]) -> Iterator[str]:
         yield left
 
 
-def _decode(token_bytes: Sequence[bytes], ids: Iterable[int]) -> str:
+def decode_parts(token_bytes: Sequence[bytes], ids: Iterable[int]) -> str:
     return b"".join(_parts(token_bytes, ids)).decode(errors="replace")
 
 
@@ -209,7 +210,8 @@ def _parts(token_bytes: Sequence[bytes], ids: Iterable[int]) -> Iterator[bytes]:
     return (token_bytes[i] if 0 <= i < len(token_bytes) else _REPLACEMENT for i in ids)
 
 
-def _byte_of_character() -> dict[str, int]:
+@cache
+def byte_of_character() -> dict[str, int]:
     """The byte-level alphabet: printable Latin-1 bytes are themselves, the others follow from U+0100 on."""
     itself = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in itself]

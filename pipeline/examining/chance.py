@@ -14,10 +14,12 @@ from scipy import sparse, special
 
 from pipeline.examining.counting import Pairs
 from pipeline.examining.firings import Firings
+from pipeline.examining.siblings import affinity, relations, siblings_of
 
 FALSE_DISCOVERY_RATE = 0.01
 LEAST_COUNT = 6
 """Below it no pair can be significant in a pool that is worth screening: with E = 0.01, 5 give p = 8e-13."""
+ROUNDS = 3
 STRATA_AT_ONCE = 64
 PAIRS_AT_ONCE = 2**17
 
@@ -28,55 +30,119 @@ class Screen:
 
     pairs: Pairs
     expected_C: NDArray[np.float64]
+    variance_C: NDArray[np.float64]
+    """Of a count by chance, bursts and runs among it."""
     p_C: NDArray[np.float64]
     """Of a count as high as this or higher."""
     significant_C: NDArray[np.bool_]
 
     @property
     def lift_C(self) -> NDArray[np.float64]:
-        return self.pairs.count_C / self.expected_C
+        return lifts(self.pairs, self.expected_C)
 
     def chosen(self, of: NDArray[np.integer]) -> "Screen":
         return Screen(
             pairs=self.pairs.chosen(of),
             expected_C=self.expected_C[of],
+            variance_C=self.variance_C[of],
             p_C=self.p_C[of],
             significant_C=self.significant_C[of],
         )
 
 
+def lifts(pairs: Pairs, expected_C: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts over what chance gives; finite where it gives none."""
+    return pairs.count_C / np.maximum(expected_C, 1e-9)
+
+
 def screen(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> Screen:
     """Which pairs are co-active more often than chance, at this false discovery rate over all pairs of the pool."""
-    expected_C, variance_C = moments(firings, pairs)
-    clustered, tests = clustering(firings), firings.experts * (firings.experts - 1) // 2
-    inflation_C, p_C = np.empty(len(pairs)), np.empty(len(pairs))
+    clustered, chance = clustering(firings), Chance(firings)
+    inflation_C = np.concatenate(
+        [np.ones(0), *(clustered.inflation(pairs.first_C[part], pairs.second_C[part]) for part in _parts(len(pairs)))]
+    )
+    none_C, runs_C = np.zeros(len(pairs), np.bool_), np.zeros(len(pairs))
+    screened = _screened(firings, pairs, chance, inflation_C, runs_C, rate, none_C)
+    # What siblings do by chance is fitted to those that are no discovery, which asks for a few rounds.
+    for _ in range(ROUNDS if chance.has_siblings else 0):
+        screened = _screened(firings, pairs, chance, inflation_C, runs_C, rate, screened.significant_C)
+    return screened
+
+
+def _screened(
+    firings: Firings,
+    pairs: Pairs,
+    chance: "Chance",
+    inflation_C: NDArray[np.float64],
+    runs_C: NDArray[np.float64],
+    rate: float,
+    but_C: NDArray[np.bool_],
+) -> Screen:
+    """`runs_C` has what runs do to the variance of pairs that were looked at so far, and 0 of the others."""
+    chance.fit(pairs.chosen(but_C))
+    expected_C, variance_C = chance.moments(pairs)
+    factor_C = affinity(firings, pairs, expected_C, but_C)
+    expected_C, variance_C = expected_C * factor_C, variance_C * factor_C
+    tests = firings.experts * (firings.experts - 1) // 2
+    burst_C, p_C = variance_C * inflation_C, np.empty(len(pairs))
     for part in _parts(len(pairs)):
-        inflation_C[part] = clustered.inflation(pairs.first_C[part], pairs.second_C[part])
-        p_C[part] = upper_tail(pairs.count_C[part], expected_C[part], variance_C[part] * inflation_C[part])
+        p_C[part] = upper_tail(pairs.count_C[part], expected_C[part], burst_C[part])
     # Only those that pass so far are worth a look at their own tokens; no other can pass after it.
     found = np.flatnonzero(benjamini_hochberg(p_C, rate, tests=tests))
     chosen = pairs.chosen(found)
-    runs = [_run_inflation(firings, int(i), int(j)) for i, j in zip(chosen.first_C, chosen.second_C, strict=True)]
-    inflation = np.maximum(inflation_C[found], runs)
-    p_C[found] = upper_tail(chosen.count_C, expected_C[found], variance_C[found] * inflation)
+    new = found[runs_C[found] == 0]
+    runs_C[new] = run_inflation(firings, pairs.chosen(new))
+    burst_C[found] = variance_C[found] * np.maximum(inflation_C[found], runs_C[found])
+    p_C[found] = upper_tail(chosen.count_C, expected_C[found], burst_C[found])
     significant_C = benjamini_hochberg(p_C, rate, tests=tests)
-    return Screen(pairs=pairs, expected_C=expected_C, p_C=p_C, significant_C=significant_C)
+    return Screen(pairs=pairs, expected_C=expected_C, variance_C=burst_C, p_C=p_C, significant_C=significant_C)
 
 
-def _run_inflation(firings: Firings, first: int, second: int) -> float:
+def by_frequency_alone(firings: Firings, pairs: Pairs, rate: float = FALSE_DISCOVERY_RATE) -> NDArray[np.bool_]:
+    """Which pairs would be discoveries beside the null that every expert is shuffled over all tokens: a comparison,
+    since topics, siblings, crowded tokens and bursts pass it."""
+    first_C, second_C = (firings.fired_F[of].astype(np.float64) for of in (pairs.first_C, pairs.second_C))
+    mean_C = first_C * second_C / firings.tokens
+    spare_C = (firings.tokens - first_C) * (firings.tokens - second_C) / max(firings.tokens * (firings.tokens - 1), 1)
+    tests = firings.experts * (firings.experts - 1) // 2
+    return benjamini_hochberg(upper_tail(pairs.count_C, mean_C, mean_C * spare_C), rate, tests=tests)
+
+
+def run_inflation(firings: Firings, pairs: Pairs) -> NDArray[np.float64]:
     """Of the variance, where a pair is co-active on tokens in a row, as when a whole set of experts stays on.
 
     A run of r tokens is one event that counts r times: the sum of r^2 over the sum of r.
     """
-    both = firings.both(first, second).astype(np.int64)
-    document = firings.document_T[both]
-    starts = np.flatnonzero((np.diff(both, prepend=-2) != 1) | (np.diff(document, prepend=-1) != 0))
-    run = np.diff(starts, append=len(both)).astype(np.float64)
-    return float((run**2).sum() / run.sum())
+    inflation_C, fires_T = np.ones(len(pairs)), np.zeros(firings.tokens, np.bool_)
+    order = np.argsort(pairs.first_C, kind="stable")
+    begins = np.flatnonzero(np.diff(pairs.first_C[order], prepend=-1))
+    for some in np.split(order, begins)[1:]:
+        own = firings.tokens_of(int(pairs.first_C[some[0]]))
+        fires_T[own] = True
+        for part in _parts(len(some), PAIRS_AT_ONCE // 64):
+            inflation_C[some[part]] = _of_runs(firings, fires_T, pairs.second_C[some[part]])
+        fires_T[own] = False
+    return inflation_C
 
 
-def _parts(pairs: int) -> Iterator[slice]:
-    return (slice(start, start + PAIRS_AT_ONCE) for start in range(0, pairs, PAIRS_AT_ONCE))
+def _of_runs(firings: Firings, fires_T: NDArray[np.bool_], partner_C: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Of one expert, by where it fires, with each of its partners; 1 where two never meet."""
+    partners = [firings.tokens_of(partner) for partner in partner_C.tolist()]
+    token_X = np.concatenate(partners)
+    met_X = fires_T[token_X]
+    token, pair = token_X[met_X].astype(np.int64), np.repeat(np.arange(len(partners)), list(map(len, partners)))[met_X]
+    if not len(token):
+        return np.ones(len(partners))
+    document = firings.document_T[token]
+    apart = (np.diff(token) != 1) | (np.diff(document) != 0) | (np.diff(pair) != 0)
+    starts = np.flatnonzero(np.concatenate([[True], apart]))
+    run = np.diff(starts, append=len(token)).astype(np.float64)
+    squares_C, events_C = (np.bincount(pair[starts], of, minlength=len(partners)) for of in (run**2, run))
+    return np.divide(squares_C, events_C, out=np.ones(len(partners)), where=events_C > 0)
+
+
+def _parts(pairs: int, at_once: int = PAIRS_AT_ONCE) -> Iterator[slice]:
+    return (slice(start, start + at_once) for start in range(0, pairs, at_once))
 
 
 def benjamini_hochberg(p: NDArray[np.float64], rate: float, *, tests: int) -> NDArray[np.bool_]:
@@ -109,27 +175,62 @@ def upper_tail(
 
 def moments(firings: Firings, pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and variance of each pair's count, were every expert shuffled over the tokens of each stratum."""
-    event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
-    fired_FS = _counts(event_N, firings.stratum_T[firings.token_N], len(firings.name_F), len(firings.stratum_tokens_S))
-    siblings = _siblings(firings, event_N)
-    crowding_S = crowding(firings)
-    mean_C, variance_C = np.zeros(len(pairs)), np.zeros(len(pairs))
-    for start in range(0, len(crowding_S), STRATA_AT_ONCE):
-        some = slice(start, start + STRATA_AT_ONCE)
-        dense_FS = fired_FS[:, some].toarray().astype(np.float64)
-        for part in _parts(len(pairs)):
-            first, second = pairs.first_C[part], pairs.second_C[part]
-            tokens_CS = np.broadcast_to(
-                firings.stratum_tokens_S[some].astype(np.float64), (len(first), dense_FS.shape[1])
+    return Chance(firings).moments(pairs)
+
+
+class Chance:
+    """Firings in each stratum. Siblings of a key grid are shuffled over the tokens that selected what they share."""
+
+    def __init__(self, firings: Firings) -> None:
+        event_N = np.repeat(np.arange(len(firings.name_F)), firings.fired_F)
+        shape = len(firings.name_F), len(firings.stratum_tokens_S)
+        self._firings = firings
+        self._fired_FS = _counts(event_N, firings.stratum_T[firings.token_N], *shape)
+        self._crowding_S = crowding(firings)
+        self._siblings = siblings_of(firings, self._fired_FS)
+
+    @property
+    def has_siblings(self) -> bool:
+        return bool(self._siblings)
+
+    def fit(self, but: Pairs) -> None:
+        """Fits how inclined experts are to meet siblings, but for these pairs."""
+        relation_C = relations(self._firings, but.first_C, but.second_C)
+        for sibling in self._siblings:
+            own = but.chosen(relation_C == sibling.relation)
+            sibling.fit(own.first_C, own.second_C, own.count_C)
+
+    def moments(self, pairs: Pairs) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and variance of each pair's count."""
+        mean_C, variance_C = np.zeros(len(pairs)), np.zeros(len(pairs))
+        for start in range(0, len(self._crowding_S), STRATA_AT_ONCE):
+            some = slice(start, start + STRATA_AT_ONCE)
+            dense_FS = self._fired_FS[:, some].toarray().astype(np.float64)
+            for part in _parts(len(pairs)):
+                mean_CS, spare_CS = self._in(pairs.chosen(part), some, dense_FS)
+                mean_C[part] += mean_CS.sum(1)
+                variance_C[part] += (mean_CS * spare_CS).sum(1)
+        return mean_C, variance_C
+
+    def _in(
+        self, pairs: Pairs, some: slice, dense_FS: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """(C, S) means, and what part of a mean its variance is."""
+        a_CS, b_CS = dense_FS[pairs.first_C], dense_FS[pairs.second_C]
+        size_S = self._firings.stratum_tokens_S[some].astype(np.float64)
+        mean_CS = a_CS * b_CS * (self._crowding_S[some] / size_S)
+        spare_CS = (size_S - a_CS) * (size_S - b_CS) / np.maximum(size_S * (size_S - 1), 1)
+        relation_C = relations(self._firings, pairs.first_C, pairs.second_C)
+        for sibling in self._siblings:
+            own = relation_C == sibling.relation
+            least_CS = np.minimum(a_CS[own], b_CS[own])
+            mean_CS[own] = sibling.means(pairs.first_C[own], pairs.second_C[own], a_CS[own] * b_CS[own], some)
+            # On how many tokens a sub-key was selected, and nobody fired, is not known: the seldom expert's firings
+            # are so many trials.
+            spare_CS[own] = 1 - np.minimum(
+                np.divide(mean_CS[own], least_CS, out=np.ones_like(least_CS), where=least_CS > 0), 1
             )
-            for sibling in siblings:
-                tokens_CS = sibling.tokens(first, second, some, tokens_CS)
-            a_CS, b_CS = dense_FS[first], dense_FS[second]
-            mean_CS = a_CS * b_CS / np.maximum(tokens_CS, 1) * crowding_S[some]
-            spare_CS = (tokens_CS - a_CS) * (tokens_CS - b_CS) / np.maximum(tokens_CS * (tokens_CS - 1), 1)
-            mean_C[part] += mean_CS.sum(1)
-            variance_C[part] += (mean_CS * spare_CS).sum(1)
-    return mean_C, variance_C
+        return mean_CS, spare_CS
 
 
 def crowding(firings: Firings) -> NDArray[np.float64]:
@@ -143,41 +244,6 @@ def crowding(firings: Firings) -> NDArray[np.float64]:
     mean_S = np.bincount(firings.stratum_T, fired_T) / tokens_S
     pairs_S = np.bincount(firings.stratum_T, fired_T * (fired_T - 1)) / tokens_S
     return np.maximum(1, pairs_S / np.maximum(mean_S**2, 1e-300))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Sibling:
-    """Experts of one row (or column) of the key grid: co-active by construction, as their sub-key is selected once."""
-
-    key_F: NDArray[np.int64]
-    selected_RS: sparse.csc_array
-    """On how many tokens of each stratum any expert of the row fired."""
-
-    def tokens(
-        self, first: NDArray[np.int64], second: NDArray[np.int64], some: slice, tokens_CS: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """The tokens over which chance shuffles: for siblings those on which their sub-key was selected."""
-        share = self.key_F[first] == self.key_F[second]
-        if not share.any():
-            return tokens_CS
-        tokens_CS = tokens_CS.copy()
-        selected = self.selected_RS[:, some][self.key_F[first[share]]].toarray()
-        tokens_CS[share] = np.minimum(tokens_CS[share], selected)
-        return tokens_CS
-
-
-def _siblings(firings: Firings, event_N: NDArray[np.int64]) -> list[_Sibling]:
-    if firings.cell_F2 is None:
-        return []
-    found = []
-    for key_F in firings.cell_F2.T:
-        number, key_F = np.unique(key_F, return_inverse=True)
-        # Firings of a row on a token, each once: keys of (token, row).
-        once = np.unique(firings.token_N.astype(np.int64) * len(number) + key_F[event_N])
-        stratum = firings.stratum_T[once // len(number)]
-        selected_RS = _counts(once % len(number), stratum, len(number), len(firings.stratum_tokens_S))
-        found.append(_Sibling(key_F=key_F, selected_RS=selected_RS))
-    return found
 
 
 def _counts(row: NDArray[np.int64], column: NDArray[np.int64], rows: int, columns: int) -> sparse.csc_array:

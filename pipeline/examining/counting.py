@@ -26,7 +26,7 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.count_C)
 
-    def chosen(self, of: NDArray[np.integer] | NDArray[np.bool_]) -> "Pairs":
+    def chosen(self, of: NDArray[np.integer] | NDArray[np.bool_] | slice) -> "Pairs":
         return Pairs(first_C=self.first_C[of], second_C=self.second_C[of], count_C=self.count_C[of])
 
     def joined(self, others: "Pairs") -> "Pairs":

@@ -20,6 +20,7 @@ class Firings:
 
     expert_TK: NDArray[np.int32]
     """Numbers of experts, -1 for none."""
+    contribution_TK: NDArray[np.floating]
     row_T: NDArray[np.int64]
     """Where each token is in the record."""
     name_F: NDArray[np.int64]
@@ -93,6 +94,7 @@ def firings_of(record: Record) -> Firings:
     _, stratum_T = np.unique(record.stratum_T, return_inverse=True)
     return Firings(
         expert_TK=expert_TK,
+        contribution_TK=record.contribution_TK[order_T],
         row_T=order_T,
         name_F=name_F,
         start_F1=by_expert.indptr.astype(np.int64),

@@ -76,17 +76,49 @@ class Draws:
     def chosen(self, of: NDArray[np.bool_]) -> "Draws":
         return Draws(token_R=self.token_R[of], first_R=self.first_R[of], second_R=self.second_R[of])
 
+    def joined(self, others: "Draws") -> "Draws":
+        """These, then the others."""
+        return Draws(
+            token_R=np.concatenate([self.token_R, others.token_R]),
+            first_R=np.concatenate([self.first_R, others.first_R]),
+            second_R=np.concatenate([self.second_R, others.second_R]),
+        )
+
 
 def draw(firings: Firings, rng: np.random.Generator, draws: int) -> Draws:
     """None if nothing is co-active."""
     upto_T = np.cumsum(firings.events_T)
-    if not upto_T[-1]:
+    if not draws or not upto_T[-1]:
         none = np.zeros(0, np.int64)
         return Draws(token_R=none, first_R=none, second_R=none)
     token_R = np.searchsorted(upto_T, rng.integers(0, upto_T[-1], draws), side="right")
     twos = [np.sort(rng.choice(row[row >= 0], 2, replace=False)) for row in firings.expert_TK[token_R]]
     first_R, second_R = np.array(twos, np.int64).reshape(-1, 2).T
     return Draws(token_R=token_R, first_R=first_R, second_R=second_R)
+
+
+def draw_by_mass(firings: Firings, rng: np.random.Generator, draws: int) -> Draws:
+    """The same, two experts on a token as likely as the product of what they contribute."""
+    mass_TK = np.where(firings.expert_TK >= 0, np.abs(firings.contribution_TK), 0).astype(np.float64)
+    partner_TK = mass_TK * (mass_TK.sum(1, keepdims=True) - mass_TK)
+    upto_T = np.cumsum(partner_TK.sum(1))
+    if not draws or not upto_T[-1]:
+        return draw(firings, rng, 0)
+    token_R = np.searchsorted(upto_T, rng.random(draws) * upto_T[-1], side="right")
+    one_R = _places(partner_TK[token_R], rng)
+    rest_RK = mass_TK[token_R]
+    rest_RK[np.arange(draws), one_R] = 0
+    other_R = _places(rest_RK, rng)
+    expert_RK = firings.expert_TK[token_R]
+    twos = np.sort(np.take_along_axis(expert_RK, np.stack([one_R, other_R], axis=1), axis=1), axis=1).astype(np.int64)
+    return Draws(token_R=token_R, first_R=twos[:, 0], second_R=twos[:, 1])
+
+
+def _places(weight_RK: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """A column of each row, by its weight."""
+    upto_RK = np.cumsum(weight_RK, axis=1)
+    below_R1 = rng.random((len(weight_RK), 1)) * upto_RK[:, -1:]
+    return np.minimum((upto_RK <= below_R1).sum(1), weight_RK.shape[1] - 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,6 +153,14 @@ def shares(
         _share(events_P, surveyed_P, codes_P, document_R, code_R),
         _share(events_P, surveyed_P, untestable_P, document_R, untestable_R),
     )
+
+
+def drawn_share(firings: Firings, draws: Draws, found_R: NDArray[np.bool_]) -> Headline:
+    """Of what these draws stand for, the share that was found, its interval clustered by document."""
+    if not len(found_R):
+        return Headline(value=None, not_testable="not testable: n = 0 of 1 drawn pairs")
+    none_P, all_P = np.zeros(firings.documents), np.ones(firings.documents)
+    return _share(all_P, none_P, none_P, firings.document_T[draws.token_R], found_R)
 
 
 def _share(

@@ -24,6 +24,8 @@ REQUIRED = ("expert", "contribution", "token", "label", "document", "stratum")
 A_TOKEN = {"token": True, "label": True, "document": True, "stratum": True, "position": False, "domain": False}
 """Integer tensors with one value a token, and whether a record must have them."""
 A_TOKEN_FLOAT = ("loss_nats", "omitted_share")
+CELL_AXES = ("cell_row", "cell_column")
+"""What a record may have in place of `cell`."""
 MOST_EXPERTS = 2**27
 """Of a pool that the record does not state: an index beyond is taken for damage."""
 NOTES = {
@@ -54,6 +56,9 @@ class Record:
     """Of the whole pool, those that never fired among them."""
     cell_E2: Ints | None = None
     """Row and column of each expert in the key grid, where the pool has one."""
+    input_ED: Floats | None = None
+    output_ED: Floats | None = None
+    """What each expert reads and writes, a vector of one neuron."""
 
     @property
     def tokens(self) -> int:
@@ -90,7 +95,7 @@ def record_of(tensors: Mapping[str, Tensor]) -> Record:
     ints = {name: _of_tokens(tensors[name], name, len(expert_TK)) for name in A_TOKEN if name in tensors}
     floats = {name: _floats(tensors[name], name, len(expert_TK)) for name in A_TOKEN_FLOAT if name in tensors}
     _check_groups(ints)
-    cell_E2 = _cells(tensors["cell"]) if "cell" in tensors else None
+    cell_E2 = _cells(tensors)
     experts = _pool(expert_TK, tensors.get("experts"), cell_E2)
     expert_TK, contribution_TK = _each_once(expert_TK, contribution_TK)
     return Record(
@@ -106,6 +111,8 @@ def record_of(tensors: Mapping[str, Tensor]) -> Record:
         omitted_share_T=floats.get("omitted_share"),
         experts=experts,
         cell_E2=cell_E2,
+        input_ED=_vectors(tensors, "input_vector", experts),
+        output_ED=_vectors(tensors, "output_vector", experts),
     )
 
 
@@ -195,15 +202,48 @@ def _check_groups(ints: Mapping[str, Ints]) -> None:
             )
 
 
-def _cells(cell: Tensor) -> Ints:
-    if cell.is_floating_point() or cell.dim() != 2 or cell.shape[1] != 2:
-        raise Mistake(
-            f"'cell' is {_name(cell.dtype)} of the shape {list(cell.shape)}, not integers [experts, 2]; write row and "
-            "column of each expert's cell"
-        )
+def _cells(tensors: Mapping[str, Tensor]) -> Ints | None:
+    """Row and column of each expert, from one tensor or from two; None where they are not given."""
+    if "cell" in tensors:
+        cell = tensors["cell"]
+        if cell.is_floating_point() or cell.dim() != 2 or cell.shape[1] != 2:
+            raise Mistake(
+                f"'cell' is {_name(cell.dtype)} of the shape {list(cell.shape)}, not integers [experts, 2]; write row "
+                "and column of each expert's cell"
+            )
+    elif any(name in tensors for name in CELL_AXES):
+        row, column = (_axis(tensors, name) for name in CELL_AXES)
+        if len(row) != len(column):
+            raise Mistake(f"'cell_row' has {len(row):,} experts and 'cell_column' {len(column):,}; make them agree")
+        cell = torch.stack([row, column], dim=1)
+    else:
+        return None
     if cell.numel() and int(cell.min()) < 0:
-        raise Mistake("'cell' holds a row or column below 0; number the sub-keys from 0")
+        raise Mistake("a cell's row or column is below 0; number the sub-keys from 0")
     return cell.numpy().astype(np.int64, copy=False)
+
+
+def _axis(tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    axis = tensors.get(name)
+    if axis is None:
+        raise Mistake(f"the record has no {name!r} beside the other axis of cells; write {' and '.join(CELL_AXES)}")
+    if axis.is_floating_point() or axis.dim() != 1:
+        raise Mistake(f"{name!r} is {_name(axis.dtype)} of the shape {list(axis.shape)}, not one integer an expert")
+    return axis.long()
+
+
+def _vectors(tensors: Mapping[str, Tensor], name: str, experts: int) -> Floats | None:
+    vector = tensors.get(name)
+    if vector is None:
+        return None
+    if not vector.is_floating_point() or vector.dim() != 2 or len(vector) < experts:
+        raise Mistake(
+            f"{name!r} is {_name(vector.dtype)} of the shape {list(vector.shape)}, not floats [{experts}, width]; "
+            "write a vector for each expert of the pool"
+        )
+    if not bool(torch.isfinite(vector).all()):
+        raise Mistake(f"{name!r} holds numbers that are NaN or infinite; write the experts' vectors again")
+    return vector.float().numpy()
 
 
 def _pool(expert_TK: Ints, stated: Tensor | None, cell_E2: Ints | None) -> int:
@@ -213,7 +253,7 @@ def _pool(expert_TK: Ints, stated: Tensor | None, cell_E2: Ints | None) -> int:
     experts = int(stated.item()) if stated is not None else None
     if cell_E2 is not None:
         if experts not in (None, len(cell_E2)):
-            raise Mistake(f"'experts' says {experts:,} and 'cell' has {len(cell_E2):,} rows; make them agree")
+            raise Mistake(f"'experts' says {experts:,} and 'cell' has {len(cell_E2):,} experts; make them agree")
         experts = len(cell_E2)
     if experts is None:
         return int(expert_TK.max()) + 1

@@ -10,7 +10,7 @@ co-active experts that do as much to the logits as j.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from kernels.errors import Mistake
 from pipeline.examining.ablated_states import FREE, FROZEN, ModelStates, States
-from pipeline.examining.battery import Examination, Pair
 from pipeline.examining.firings import firings_of
 from pipeline.examining.headlines import Headline, draw, mean_ratio, mean_share
 from pipeline.examining.logit_effects import Effects, effects_of, second_difference
@@ -161,19 +160,6 @@ def differences_of(
     return SecondDifferences(
         pairs=[_row(pair, means.of(number), null) for number, pair in enumerate(tested)], null=null, headlines=headlines
     )
-
-
-def with_second_differences(found: Examination, measured: SecondDifferences) -> Examination:
-    """The same examination of the same block, its pairs classed by T2 too where it was measured."""
-    by_pair = {frozenset((of.i, of.j)): of for of in measured.pairs}
-
-    def classed(pair: Pair) -> Pair:
-        of = by_pair.get(frozenset((pair.i, pair.j)))
-        if of is None or of.hidden is None:
-            return pair
-        return replace(pair, evidence=replace(pair.evidence, hidden=of.hidden, curvature=bool(of.curvature)))
-
-    return replace(found, pairs=[classed(pair) for pair in found.pairs])
 
 
 def _check(pairs: Sequence[tuple[int, int]], experts: int) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
-from pipeline.figures.style import AMBER, TEAL, heading, png
+from pipeline.figures.style import AMBER, TEAL, drawable, heading, png
 
 MOST_GROUPS = 10
 """Of bars; the smallest share one."""
@@ -44,4 +44,5 @@ def corpus_mix(title: str, train_bytes: Mapping[str, int], held_out_bytes: Mappi
 
 
 def _cut(name: str) -> str:
+    name = drawable(name)
     return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"

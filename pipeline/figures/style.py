@@ -10,6 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, get_font
 
 COLOURS = TEAL, AMBER, SLATE = "#0d9488", "#b45309", "#94a3b8"
 VIOLET, PINK = "#7c3aed", "#be185d"
@@ -41,6 +42,12 @@ def png(draw: Callable[[Figure], None], *, width: float = 7.5, height: float = 3
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=dots_per_inch, metadata={"Software": None})
     return file.getvalue()
+
+
+def drawable(text: str) -> str:
+    """The text, with the numbers of characters that the font of pictures has none of: of CJK, for one."""
+    known = get_font(findfont("DejaVu Sans")).get_charmap()  # matplotlib's own, and its default
+    return "".join(one if ord(one) in known else f"\\u{ord(one):04x}" for one in text)
 
 
 def heading(figure: Figure, text: str) -> None:

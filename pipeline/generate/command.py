@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         )
     added = generate(opened.model, ids, sampling, context=context)
     for text in chain(decoded(tokenizer, chain(ids, added)), "\n"):
-        with writing_to_stdout():  # each as soon as it is there
+        with writing_to_stdout(as_it_is=True):  # each as soon as it is there
             print(for_stdout(text), end="")
     return 0
 

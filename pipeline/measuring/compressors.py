@@ -34,7 +34,7 @@ class CompressorsConfig(BaseModel):
         default=1_536_000,
         ge=0,
         le=MOST_PRIMING_TOKENS,
-        description="Train tokens whose text primed ones read first, 0 to 1e7; at most the split.",
+        description="Train tokens whose text primed ones read first; at most the split.",
     )
     tokens: int = Field(
         default=65_536,

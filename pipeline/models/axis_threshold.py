@@ -23,5 +23,13 @@ def passing_logits(logits_NHI: Tensor, norm: nn.Module, deviations: float, margi
 
 def axis_deviations(active: int, num_keys: int) -> float:
     """Standard deviations above the mean that a fraction active / num_keys of normal logits exceeds."""
-    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64)
+    quantile = torch.tensor(1 - active / num_keys, dtype=torch.float64, device="cpu")
     return float(torch.special.ndtri(quantile))
+
+
+def fit_norm(norm: nn.BatchNorm1d, values_NHX: Tensor) -> None:
+    """Its mean and variance a head, anew from these values."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    norm.running_mean.copy_(values_NHX.mean((0, 2)))
+    norm.running_var.copy_(values_NHX.var((0, 2)))

@@ -78,6 +78,16 @@ class Chosen:
         return Chosen(**{name: getattr(self, name).to(device) for name in self.__slots__})
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Vectors:
+    """What experts read and write, the rows of their neurons."""
+
+    input_RMD: Tensor | None
+    """u; None of experts that read by formulas."""
+    output_RMD: Tensor
+    """v"""
+
+
 class Table(Protocol):
     """A row of weights for each expert of a layer, however they are stored; they may learn by a rule of their own."""
 
@@ -196,6 +206,15 @@ def _rows_of_v(layer: ExpertLayer) -> tuple[str, nn.Parameter]:
         f"{type(layer).__name__} does not say what single experts add, and has no table v that is its parameter; give "
         "it the method `added` of pipeline/models/contract.py"
     )
+
+
+def vectors_of_tables(layer: ExpertLayer, row_R: Tensor) -> Vectors:
+    """Of a layer of single neurons, by its tables u and v. ValueError where there is no table v."""
+    tables = layer.tables()
+    if "v" not in tables:
+        raise Mistake(f"{type(layer).__name__} has no table 'v', so what its experts write is not known")
+    u = tables.get("u")
+    return Vectors(input_RMD=None if u is None else u.rows(row_R)[:, None], output_RMD=tables["v"].rows(row_R)[:, None])
 
 
 def leaves(module: nn.Module) -> list[ExpertLayer]:

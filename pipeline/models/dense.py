@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from kernels.activations import activation
 from kernels.pairs import reached
-from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, Vectors, bytes_of
 from pipeline.models.registry import LayerKind
 
 
@@ -91,4 +91,7 @@ DENSE = LayerKind(
     artifact_kinds=("dense",),
     router=lambda spec, d_model, layer: None,
     experts=lambda spec, d_model, layer: DenseMLP(spec, d_model),
+    vectors=lambda experts, row_R: Vectors(
+        input_RMD=experts.up.weight[row_R, None], output_RMD=experts.down.weight.T[row_R, None]
+    ),
 )

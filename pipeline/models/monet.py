@@ -22,8 +22,8 @@ from kernels.activations import activation
 from kernels.errors import Mistake
 from kernels.monet_mix import monet_mix
 from kernels.pairs import pairs_by_row, reached
-from pipeline.models.axis_threshold import axis_deviations, passing_logits
-from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, bytes_of
+from pipeline.models.axis_threshold import axis_deviations, fit_norm, passing_logits
+from pipeline.models.contract import Chosen, ExpertLayer, Pairs, Table, Vectors, bytes_of, wanted
 from pipeline.models.number_types import FullStatistics
 from pipeline.models.registry import LayerKind, Use
 from pipeline.models.transformer import Visit
@@ -134,6 +134,10 @@ class MonetExperts(ExpertLayer):
     def neurons(self) -> Neurons:
         """All of them, repeated where they are shared (Monet eq. 6 and 13)."""
 
+    @abstractmethod
+    def vectors(self, row_R: Tensor) -> Vectors:
+        """The same of some experts; their output biases stay out."""
+
     def tables(self) -> Mapping[str, Table]:
         return {}
 
@@ -189,6 +193,11 @@ class MoHDE(MonetExperts):
             row_ID=torch.zeros_like(self.b),
             column_JD=self.b,
         )
+
+    def vectors(self, row_R: Tensor) -> Vectors:
+        n = self.num_sub_experts
+        u_IMD, v_JMD = _rows(self.u.weight, n), _columns(self.v.weight, n)
+        return Vectors(input_RMD=u_IMD[row_R // n], output_RMD=v_JMD[row_R % n])
 
 
 class MoVDE(MonetExperts):
@@ -280,6 +289,14 @@ class MoVDE(MonetExperts):
             row_ID=torch.cat([self.b1, nothing], dim=-1),
             column_JD=torch.cat([nothing, self.b2], dim=-1),
         )
+
+    def vectors(self, row_R: Tensor) -> Vectors:
+        n = self.num_sub_experts
+        i_R, j_R = row_R // n, row_R % n
+        v11, v12, v21, v22 = (_columns(v.weight, n) for v in (self.v11, self.v12, self.v21, self.v22))
+        u1, u2 = (_rows(u.weight, n) for u in (self.u1, self.u2))
+        halves = [torch.cat([i_IFO[i_R], j_JFO[j_R]], dim=-1) for i_IFO, j_JFO in ((v11, v21), (v12, v22))]
+        return Vectors(input_RMD=torch.cat([u1[i_R], u2[j_R]], dim=1), output_RMD=torch.cat(halves, dim=1))
 
 
 def _rows(parameter: Tensor, n: int) -> Tensor:
@@ -383,11 +400,20 @@ def _cells(n: int) -> Tensor:
     return torch.cartesian_prod(torch.arange(n), torch.arange(n))
 
 
+def _settle(spec: MonetSpec, router: nn.Module, x_ND: Tensor, share: float) -> None:
+    """How many pass is Monet's own: those above a share of normal logits."""
+    monet = wanted(router, MonetRouter, "a router")
+    for linear, norm in ((monet.w1, monet.norm1), (monet.w2, monet.norm2)):
+        fit_norm(norm, linear(x_ND).unflatten(-1, (monet.num_heads, -1)))
+
+
 MONET = LayerKind(
     spec=MonetSpec,
     artifact_kinds=("monet",),
     router=lambda spec, d_model, layer: None if layer % spec.router_group else MonetRouter(spec, d_model),
     experts=lambda spec, d_model, layer: {"horizontal": MoHDE, "vertical": MoVDE}[spec.decomposition](spec, d_model),
     use=_use,
+    settle=_settle,
     cells=lambda experts: _cells(experts.num_sub_experts),
+    vectors=lambda experts, row_R: experts.vectors(row_R),
 )

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 
 from kernels.errors import Mistake
-from pipeline.models.contract import ExpertLayer, ExpertSpec
+from pipeline.models.contract import ExpertLayer, ExpertSpec, Vectors, vectors_of_tables
 from pipeline.models.transformer import Block, TransformerSpec, Visit
 
 S = TypeVar("S", bound=BaseModel)
@@ -63,6 +63,9 @@ class LayerKind(Generic[S]):
     """Those of a block's parameters whose zeros stay while the others learn."""
     use: Callable[[Visit], Use] = use_of_pairs
     """What `measure_routing` counts."""
+    settle: Callable[[S, nn.Module, Tensor, float], None] = lambda spec, router, x_ND, share: None
+    """Sets what a router keeps of states, such as thresholds, anew from these, so that tokens reach `share` times the
+    pairs of its spec where its gate leaves that open."""
     reads: Callable[[S], int] = lambda spec: 1
     """Tokens up to its own that a router or an expert reads as tokens, beside the state of its own."""
     cells: Callable[[Any], Tensor | None] = lambda experts: None
@@ -70,6 +73,8 @@ class LayerKind(Generic[S]):
     check_same_pool: Callable[[Any, Any], None] = check_same_number
     """ValueError unless an expert of a layer and that of its number in a teacher's are the same one, as far as that can
     be seen; `drift` compares only such."""
+    vectors: Callable[[Any, Tensor], Vectors] = vectors_of_tables
+    """What the experts of these numbers read and write."""
 
 
 LAYER_KINDS: dict[str, LayerKind[Any]] = {}

@@ -9,12 +9,18 @@ LONGEST = 2**16
 """The most that a training takes, and that runtime.c reads."""
 
 
+IMPORTED = "context_tokens"
+"""Of an imported checkpoint, the metric that says what its config allows."""
+
+
 def trained_length(store: Store, id: str) -> int:
-    """Most tokens a sequence that this model, or one that it was made from, was trained on.
+    """Most tokens a sequence that this model, or one that it was made from, was trained on or an import takes.
 
     The recipes in its lineage say so, those of artifacts from before this was read too. ArtifactError where none does.
     """
-    lengths = [length for made in store.ancestry(id) for length in _lengths(made.lineage.config)]
+    ancestry = store.ancestry(id)
+    lengths = [length for made in ancestry for length in _lengths(made.lineage.config)]
+    lengths += [int(made.metrics[IMPORTED]) for made in ancestry if IMPORTED in made.metrics]
     if not lengths:
         raise ArtifactError(
             f"nothing that {id} was made from says on how many tokens of context it was trained "

@@ -30,11 +30,16 @@ def forget(run: str, folder: Path) -> None:
     (folder / run).unlink(missing_ok=True)
 
 
-def _is_of_a_run(path: Path) -> bool:
+def is_uuid(text: str) -> bool:
+    """Whether it is an id as Prefect gives them."""
     try:
-        return str(UUID(path.name)) == path.name and path.is_file()
+        return str(UUID(text)) == text
     except ValueError:
         return False
+
+
+def _is_of_a_run(path: Path) -> bool:
+    return is_uuid(path.name) and path.is_file()
 
 
 def _is_held(path: Path) -> bool:

@@ -118,7 +118,7 @@ def begun_early(words: Sequence[str], *, home: Path) -> Starting | None:
 
     Ends Python after a sentence if the home will not do, or PREFECT_API_URL is no URL: importing Prefect might.
     """
-    if {"-h", "--help"} & set(words):
+    if {"-h", "--help", "--help-all"} & set(words):
         return None
     given = os.environ.get("PREFECT_API_URL")
     try:

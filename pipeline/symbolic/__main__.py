@@ -1,74 +1,36 @@
-"""Reads experts of a symbols model, writes one as a KAN or all as C: python -m pipeline.symbolic show | kan | export"""
+"""Experts of a model, read and asked: python -m pipeline.symbolic find | read | show | ablate | kan | export"""
 
 import argparse
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
-from artifacts import (
-    ArtifactError,
-    CommandParser,
-    Store,
-    as_command,
-    show_every_text,
-    store_folder,
-    told,
-    writing_to_stdout,
-)
-from kernels.errors import Mistake
-from pipeline.symbolic.exporting.export import export as write_export
-from pipeline.symbolic.exporting.kan_folder import write_kan
-from pipeline.symbolic.showing.blocks import symbol_experts
-from pipeline.symbolic.showing.magnitudes import DIGITS
-from pipeline.symbolic.showing.opened import OpenedSymbols, open_symbols, sample
-from pipeline.symbolic.showing.printed import data_of, show_expert, show_layers
-from pipeline.symbolic.showing.reading import Reading, read_expert
+Command = Callable[[str, str], argparse.ArgumentParser]
+"""Adds one of this name and summary."""
 
 
-@as_command
+class _Parser(argparse.ArgumentParser):
+    """Says what artifacts.CommandParser says, and loads torch with it only where that is not argparse's own message."""
+
+    def error(self, message: str) -> NoReturn:
+        if len(message) > 200 or not message.isprintable():
+            from artifacts import told
+
+            message = told(message)
+        super().error(message)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command. 0 is well, 2 is an error told in one sentence."""
-    show_every_text()
     args = _parser().parse_args(arguments)
-    if args.command == "export":
-        return _export(args)
-    if args.command == "kan":
-        return _kan(args)
-    try:
-        opened, layers, reading = _chosen(args)
-    except (ArtifactError, ValueError) as error:
-        print(told(error), file=sys.stderr)
-        return 2
-    with writing_to_stdout():
-        if args.json and reading is not None:
-            print(data_of(opened, reading).model_dump_json())
-        elif reading is None:
-            show_layers(opened, layers)
-        else:
-            show_expert(opened, reading, in_latex=args.latex, whole=args.all)
-    return 0
+    # Only now: who asks for --help, or mistypes an option, does not wait for torch.
+    from pipeline.symbolic.commands.run import run
 
-
-def _chosen(args: argparse.Namespace) -> tuple[OpenedSymbols, list[int], Reading | None]:
-    """What was asked for: an artifact, some of its layers, and where one was named an expert."""
-    layer, expert = args.layer, args.expert
-    if expert is not None and layer is None:
-        raise Mistake("an expert has a number within its layer; give --layer too")
-    if args.command == "show" and expert is None and (args.json or args.all):
-        raise Mistake(f"--{'json' if args.json else 'all'} is of one expert; give --layer and --expert too")
-    opened = open_symbols(Store(args.store), args.id)
-    if layer is None:
-        return opened, list(range(len(opened.model.blocks()))), None
-    symbol_experts(opened.model, layer)
-    if expert is None:
-        return opened, [layer], None
-    digits = None if args.command == "show" and args.all else DIGITS
-    names = opened.names[layer]
-    return opened, [layer], read_expert(opened.model, layer, expert, names, opened.vocabulary, digits=digits)
+    return run(args)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = CommandParser(prog="python -m pipeline.symbolic", description="Reads experts as symbols.")
+    parser = _Parser(prog="python -m pipeline.symbolic", description="Reads and asks the experts of a model.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
 
     def command(name: str, summary: str) -> argparse.ArgumentParser:
@@ -76,15 +38,44 @@ def _parser() -> argparse.ArgumentParser:
         made.add_argument(
             "id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'"
         )
-        made.add_argument(
-            "--store", type=store_folder, default="store", metavar="DIR", help="folder of the store (default: store)"
-        )
+        made.add_argument("--store", default="store", metavar="DIR", help="folder of the store (default: store)")
         return made
 
-    summary = "Show one expert; without --expert the largest of a layer, without --layer those of every layer."
+    for add in (_find, _read, _show, _ablate, _kan, _export):
+        add(command)
+    return parser
+
+
+def _find(command: Command) -> None:
+    find = command("find", "Find the experts, scores and features that a token goes with.")
+    find.add_argument(
+        "--token", action="append", required=True, metavar="TEXT", help="a token, spaces included; again for more"
+    )
+    find.add_argument("--back", type=int, default=0, metavar="N", help="look N tokens behind it (default: 0, on it)")
+    find.add_argument("--most", type=int, default=8, metavar="N", help="so many of a kind (default: 8)")
+    find.add_argument("--tokens", type=int, default=8192, help="held-out tokens to count on (default: 8192)")
+    find.add_argument("--json", action="store_true", help="all figures as data, a line a token")
+
+
+def _read(command: Command) -> None:
+    read = command("read", "Read a text: which experts fire on each token, and what is known of them.")
+    text = read.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text", metavar="TEXT", help="the text")
+    text.add_argument(
+        "--file", metavar="FILE", help="a file of UTF-8, of which as much is read as the model was trained on"
+    )
+    read.add_argument("--layer", type=int, action="append", metavar="L", help="this layer alone; again for more")
+    read.add_argument("--most", type=int, default=3, metavar="N", help="experts a token and layer (default: 3)")
+    read.add_argument("--json", action="store_true", help="all of it as data")
+    read.add_argument("--to", metavar="FILE.html", help="write a coloured page instead")
+
+
+def _show(command: Command) -> None:
+    summary = "Show one expert of symbols; without --expert list those of a layer, without --layer of every layer."
     show = command("show", summary)
     show.add_argument("--layer", type=int, metavar="L", help="number of the layer, from 0")
     show.add_argument("--expert", type=int, metavar="E", help="number of the expert in its layer, from 0")
+    show.add_argument("--most", type=int, default=20, metavar="N", help="experts that are listed (default: 20)")
     form = show.add_mutually_exclusive_group()
     form.add_argument("--latex", action="store_true", help="print rule and formula as LaTeX too")
     form.add_argument(
@@ -95,74 +86,37 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="print all that computes the expert as data (pipeline/symbolic/showing/expert_form)",
     )
-    summary = "Write one expert's formula as a KAN that pykan loads, plots, edits and refits."
-    kan = command("kan", summary)
+
+
+def _ablate(command: Command) -> None:
+    summary = "Leave experts out: what the loss on held-out text and a continuation are without them."
+    ablate = command("ablate", summary)
+    ablate.add_argument("--layer", type=int, required=True, metavar="L", help="number of the layer, from 0")
+    ablate.add_argument(
+        "--expert", type=int, required=True, nargs="+", metavar="E", help="numbers of experts in it, from 0"
+    )
+    ablate.add_argument("--tokens", type=int, default=16_384, help="held-out tokens to measure on (default: 16384)")
+    ablate.add_argument(
+        "--prompt", metavar="TEXT", help="text to go on from (default: before the token that it hurts most)"
+    )
+    ablate.add_argument("--json", action="store_true", help="all figures as data")
+
+
+def _kan(command: Command) -> None:
+    kan = command("kan", "Write one expert's formula as a KAN that pykan loads, plots, edits and refits.")
     kan.add_argument("--layer", type=int, required=True, metavar="L", help="number of the layer, from 0")
     kan.add_argument("--expert", type=int, required=True, metavar="E", help="number of the expert in it, from 0")
-    kan.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
-    summary = "Write a model as one C source with its tables and a check, which needs no Python."
-    export = command("export", summary)
-    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
+    kan.add_argument("--to", required=True, metavar="DIR", help="folder to write, new or empty")
+
+
+def _export(command: Command) -> None:
+    export = command("export", "Write a model as one C source with tables and a check: it needs no Python.")
+    export.add_argument("--to", required=True, metavar="DIR", help="folder to write, new or empty")
     export.add_argument("--tokens", type=int, default=16_384, help="held-out tokens to check it on (default: 16384)")
     export.add_argument(
         "--length", type=int, help="tokens of a window of them (default, and at most: those that it was trained on)"
     )
-    return parser
-
-
-def _export(args: argparse.Namespace) -> int:
-    try:
-        made = write_export(Store(args.store), args.id, args.to, num_tokens=args.tokens, length=args.length)
-    except (ArtifactError, ValueError) as error:
-        print(told(error), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not _is_of(args.to, error):
-            raise
-        return _unwritable(args.to, error)
-    if args.length is not None and made.length < args.length:
-        print(
-            f"--length: got {args.length}, and the model was trained on {made.length} tokens of context: the windows "
-            f"are of {made.length}",
-            file=sys.stderr,
-        )
-    with writing_to_stdout():
-        print(f"{made.folder}: {made.loss_nats:.6f} nats a token on {made.num_tokens:,} tokens; `make check` compares")
-    return 0
-
-
-def _kan(args: argparse.Namespace) -> int:
-    try:
-        opened, layers, reading = _chosen(args)
-        assert reading is not None
-        tokens_WT, _ = sample(opened, layers)
-        states = write_kan(opened.model, reading, tokens_WT, args.to, id=opened.id)
-    except (ArtifactError, ValueError) as error:
-        print(told(error), file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not _is_of(args.to, error):
-            raise
-        return _unwritable(args.to, error)
-    coordinates = f"{reading.num_coordinates} coordinates"
-    with writing_to_stdout():
-        print(f"{args.to}: {reading.tier.name}, {coordinates}, {states:,} states; see its README.md")
-    return 0
-
-
-def _is_of(folder: Path, error: OSError) -> bool:
-    """Whether it befell the folder that is written, what lies in it, or one above it; a full disk names no file."""
-    if error.filename is None:
-        return True
-    path = Path(error.filename)
-    inside = any(part == folder.name or part.startswith(f".{folder.name}.") for part in path.parts)
-    return inside or path in folder.parents
-
-
-def _unwritable(folder: Path, error: OSError) -> int:
-    print(f"--to: {folder} cannot be written ({error.strerror or error}); name another folder", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

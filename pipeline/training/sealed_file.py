@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from artifacts import ArtifactError
+from artifacts.regular_file import open_regular
 from artifacts.scratch import sync_folder
 
 _UNREADABLE = (
@@ -57,7 +58,7 @@ def save_sealed(state: Mapping[str, Any], path: Path) -> None:
 def load_sealed(path: Path) -> dict[str, Any]:
     """What was saved, on the CPU. ArtifactError unless every byte is as it was, and a mapping by name."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             stated = file.read(_DIGEST_BYTES)
             if stated != _digest_of_rest(file, path):
                 raise unusable(path, "is damaged, its bytes do not give the digest it states")

@@ -3,12 +3,15 @@
 Intervals are of steps and never of seconds, so a run has the same curve on every machine, killed in between or not.
 """
 
+import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from artifacts.csv_file import csv_file
+from kernels.errors import Failure
 
 MOST_POINTS = 200
 
@@ -102,6 +105,22 @@ def to_csv(curve: Curve) -> bytes:
     names = list(dict.fromkeys(name for point in curve for name in point.numbers))
     rows = ((point.step, point.tokens, *(point.numbers.get(name, "") for name in names)) for point in curve)
     return csv_file(("step", "tokens", *names), rows)
+
+
+def from_csv(data: bytes) -> Curve:
+    """The curve that `to_csv` wrote. Failure for what it did not write."""
+    head, *rows = csv.reader(io.StringIO(data.decode("utf-8", "replace")))
+    try:
+        return tuple(
+            Point(
+                step=int(step),
+                tokens=int(tokens),
+                numbers={name: float(text) for name, text in zip(head[2:], numbers, strict=True) if text},
+            )
+            for step, tokens, *numbers in rows
+        )
+    except ValueError as error:
+        raise Failure(f"no curve of a training: {error}; make the artifact again") from None
 
 
 def _are_sums(sums: Any) -> bool:

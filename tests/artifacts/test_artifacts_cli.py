@@ -1,6 +1,7 @@
 """python -m artifacts: what it prints, and with which code it ends."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,21 @@ def test_ls_lists_oldest_first(run, ids):
     assert (code, err) == (0, "")
     assert [line.split()[0] for line in out.splitlines()] == ids
     assert "held_out_loss_nats 2.25" in out
+
+
+@pytest.mark.parametrize(
+    ("columns", "has"),
+    [(200, (True, True, True)), (80, (True, True, False)), (65, (True, False, False)), (40, (False, False, False))],
+)
+def test_ls_fits_the_terminal_and_leaves_out_time_then_bytes_then_kind(run, ids, monkeypatch, columns, has):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    lines = run("ls")[1].splitlines()
+    assert [line.split()[0] for line in lines] == ids
+    assert all("held_out_loss_nats 2." in line for line in lines)
+    for line in lines:
+        assert (" monet " in line or " corpus " in line, " B " in line, "+00:00" in line) == has
+    assert columns == 40 or max(map(len, lines)) <= columns
 
 
 def test_ls_json_is_a_list_of_manifests_oldest_first(run, ids, store):
@@ -107,13 +123,28 @@ def test_diff_goes_field_by_field(run, ids):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert code == 0
     assert "config.lr 0.1 -> 0.2" in lines
-    assert "circumstances: the same" in lines
     assert "held_out_loss_nats 2.5 2.25 -0.25" in lines
     assert "seconds (absent) 7" in lines
     assert "config.router" not in out
     found = json.loads(run("diff", ids[1], ids[2], "--json")[1])
     assert found["recipe"] == {"config.lr": [0.1, 0.2]}
     assert found["files"].keys() == {"weights.safetensors"}
+
+
+def test_diff_is_silent_about_what_is_equal(run, publish):
+    metrics = {"held_out_loss_nats": 2.5, "num_parameters": 12}
+    same, other = (
+        publish("train-monet", {"lr": lr}, kind="monet", metrics={**metrics, "train_loss_nats": lr})
+        for lr in (0.1, 0.2)
+    )
+    code, out, err = run("diff", same, other)
+    assert (code, err) == (0, "")
+    assert out.split("\n\n")[2:] == [
+        "recipe\n  config.lr  0.1  ->  0.2",
+        "files\n  weights.safetensors",  # it holds the recipe
+        "metrics: a, b, change\n  train_loss_nats  0.1  0.2  +0.1\n",
+    ]
+    assert run("diff", same, same)[1] == f"a  {same}\nb  {same}\n\na and b are the same artifact.\n"
 
 
 def test_diff_says_why_first(run, publish):
@@ -215,19 +246,43 @@ def test_an_unknown_id_is_one_sentence_and_code_two(run, ids, command):
     assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", ["ls", "tree", "gc"])
-def test_a_store_that_is_not_there_yet_gets_a_sentence(run, store, command):
-    code, _, err = run(command)
-    assert (code, err) == (0, f"There is no store at {store.root} yet; the first stage that runs makes it.\n")
-    assert not store.root.exists()
+@pytest.mark.parametrize("words", [("ls",), ("ls", "--json"), ("tree",), ("gc",)])
+@pytest.mark.parametrize("what", ["nothing", "a file", "a pipe", "a link to itself"])
+def test_a_store_that_is_not_there_is_an_error(run, store, words, what):
+    make = {"a file": Path.touch, "a pipe": os.mkfifo, "a link to itself": lambda path: path.symlink_to(path)}
+    make.get(what, lambda path: None)(store.root)
+    assert run(*words) == (2, "", f"there is no store at {store.root}; name its folder with --store\n")
+    assert what != "nothing" or not store.root.exists()
+
+
+def test_a_store_that_is_empty_is_none(run, store):
+    store.root.mkdir()
+    assert run("ls") == (0, f"{store.root} holds no artifact yet.\n", "")
+    assert run("ls", "--json") == (0, "[]\n", "")
+    assert run("tree") == (0, "", "")
+
+
+@pytest.mark.parametrize("what", ["a link to itself", "a link to nothing", "a file", "a pipe"])
+def test_what_has_an_artifacts_name_and_is_no_folder_is_damage_and_stops_nothing(run, ids, store, what):
+    odd = store.root / "train-monet-0123456789ab"
+    if what == "a file":
+        odd.touch()
+    elif what == "a pipe":
+        os.mkfifo(odd)
+    else:
+        odd.symlink_to(odd.name if what == "a link to itself" else "nothing")
+    code, out, err = run("ls")
+    assert (code, len(out.splitlines())) == (0, len(ids))
+    assert err.startswith(f"damaged: {odd.name}: manifest.json cannot be read (")
+    code, out, err = run("verify")
+    assert (code, out) == (1, "4 checked, 1 damaged.\n")
+    assert err.count("\n") == 1
+    assert run("show", odd.name)[0] == 2
+    assert run("rm", ids[2]) == (0, f"{ids[2]} removed.\n", "")
 
 
 def test_to_verify_a_store_that_is_not_there_is_an_error(run, store):
     assert run("verify") == (2, "", f"there is no store at {store.root} to verify; name its folder with --store\n")
-
-
-def test_ls_json_of_no_store_is_an_empty_list(run):
-    assert json.loads(run("ls", "--json")[1]) == []
 
 
 def test_an_unknown_command_ends_with_two(run):

@@ -8,6 +8,8 @@ import pytest
 
 from artifacts import ArtifactError
 from artifacts.board import RUN_KEY, pin_all, pin_card, pin_run_card
+from artifacts.cards import Stopped
+from artifacts.shown_experts import FILE, ShownContext, ShownExpert, from_json, to_json
 
 
 @dataclass
@@ -21,7 +23,7 @@ class Wall:
 
     def pin(self, card: str, *, key: str, description: str, of_this_run: bool) -> str:
         id = f"{self.name}-{len(self.cards)}"
-        self.cards[id], self.names[id] = card, (key, description)
+        self.cards[id], self.names[id] = card, (key, description.splitlines()[0])  # the id, then what tells it apart
         if of_this_run:
             self.of_runs.append(id)
         return id
@@ -75,7 +77,7 @@ def test_the_parents_cards_name_a_child_as_soon_as_it_is_pinned(store, publish):
     pin_card(monet, store, wall)
     pin_card(peer, store, wall)
     for parent in (corpus, monet):
-        used_by = wall.card_of(parent).partition("## Used by")[2].partition("## Metrics")[0]
+        used_by = wall.card_of(parent).partition("## Used by")[2].partition("<details>")[0]
         assert re.search(rf"\[`{peer}`\]\(/cards/", used_by)
     assert "Nothing yet." in wall.card_of(peer)
 
@@ -86,9 +88,9 @@ def test_a_card_stands_beside_the_latest_others_of_its_stage(store, publish):
     wall = Wall()
     for id in ids:
         pin_card(id, store, wall)
-    beside = wall.card_of(ids[3]).partition("## Others of this stage")[2].partition("## Metrics")[0]
+    beside = wall.card_of(ids[3]).partition("## Others of this stage")[2].partition("<details>")[0]
     assert re.findall(r"\[`([\w-]+)`\]", beside) == [*ids[:3:-1], ids[2]]
-    assert f"| [`{ids[7]}`](/cards/{list(wall.cards)[8]}) | `config.clips 8` | held_out_loss_nats 2.5 |" in beside
+    assert f"| [`{ids[7]}`](/cards/{list(wall.cards)[8]}) | `config.clips 8` | loss 2.5000 nats |" in beside
     assert "## Others of this stage" not in wall.card_of(corpus)
     assert links_are_right(wall)
 
@@ -141,19 +143,23 @@ def test_the_card_of_a_run_says_what_was_reused_and_where_it_stopped(store, publ
     corpus, monet, _ = chain(publish)
     wall = Wall()
     pin_card(monet, store, wall)
-    pin_run_card({corpus: "reused", monet: "3.0 s"}, store, wall, stopped="distill-peer: no | room")
+    stopped = Stopped(at="distill-peer", why="no | room", helps_again=True)
+    pin_run_card({corpus: "reused", monet: "3.0 s"}, store, wall, stopped=stopped)
     ((key, description),) = [name for name in wall.names.values() if name[0] == RUN_KEY]
     card = wall.card_of(description)
     assert (key, description) == ("pipeline-lineage", "2 artifacts")
-    assert "**Stopped** at <code>distill&#45;peer&#58; no &#124; room</code>" in card
+    assert "**Stopped** at `distill-peer`: <code>no &#124; room</code> Run the same command again to go on" in card
     assert re.search(rf"\| train-monet \| \[`{monet}`\]\(/cards/wall-1\) \| 3\.0 s \|", card)
     assert links_are_right(wall)
 
 
 def test_a_run_that_made_nothing_has_a_card_that_says_so(store):
     wall = Wall()
-    pin_run_card({}, store, wall, stopped="prepare-corpus: no such file")
-    assert "Nothing was made." in wall.card_of("0 artifacts")
+    stopped = Stopped(at="prepare-corpus", why="there is no file 'x'", helps_again=False)
+    pin_run_card({}, store, wall, stopped=stopped)
+    card = wall.card_of("0 artifacts")
+    assert "Nothing was made." in card
+    assert "**Stopped** at `prepare-corpus`: `there is no file 'x'`\n" in card  # nor will it be found by running again
 
 
 def test_a_damaged_ancestor_is_left_out_and_the_card_is_pinned(store, publish):
@@ -178,6 +184,35 @@ def test_a_plot_is_shown_only_as_it_was_published(store, circumstance, publish):
     (store.root / drawn / "plot.png").write_bytes(b"\x89PNG?..")
     pin_all(store, wall)
     assert "data:image" not in wall.card_of(drawn)
+
+
+EXPERT = ShownExpert(
+    layer=1, expert=5, statement="cur in {' the'}", f1=0.75, null_f1=0.02, writes="raises ' cat'; lowers ' of'",
+    contexts=(ShownContext(before="under\nthe", token=" the"),),
+)  # fmt: skip
+
+
+def test_experts_in_words_stand_on_the_cards_of_their_model_and_of_its_run(store, circumstance, publish):
+    recipe = store.manifest(publish()).lineage.recipe.model_copy(update={"stage": "distill-symbols"})
+    id = store.publish(
+        recipe=recipe, kind="symbols", spec={}, tensors={}, metrics={}, files={FILE: to_json([EXPERT])},
+        circumstance=circumstance,
+    )  # fmt: skip
+    wall = Wall()
+    pin_card(id, store, wall)
+    pin_run_card({id: "1.0 s"}, store, wall)
+    assert from_json(to_json([EXPERT])) == (EXPERT,)
+    for card in (wall.card_of(id), wall.card_of("1 artifacts")):
+        assert "**Block 1, expert 5** fires where `cur in {' the'}` (F1 0.75; by chance 0.02)" in card
+        assert "\n* `under⏎the` **` the`**\n" in card or "* `under⏎the` **<code> the</code>**" in card
+    (store.root / id / FILE).write_bytes(to_json([]))
+    pin_all(store, wall)
+    assert "expert 5" not in wall.card_of(id)  # other bytes than were published
+
+
+@pytest.mark.parametrize("data", [b"", b"[]", b'{"experts": 3}', b'{"experts": [{"layer": 1}]}'])
+def test_a_file_of_experts_that_cannot_be_read_shows_none(data):
+    assert from_json(data) == ()
 
 
 def test_a_store_that_cannot_be_written_to_is_told_in_a_sentence(store, publish):

@@ -59,7 +59,10 @@ def test_a_column_has_the_heading_and_form_of_its_place():
 
 
 def test_headlines_and_what_the_hub_shows_come_in_their_own_order():
-    assert names(HEADLINE) == ("held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens")
+    assert names(HEADLINE) == (
+        "held_out_loss_nats", "loss_recovered", "held_out_bits_per_byte", "train_tokens", "symbols_bits_per_byte",
+    )  # fmt: skip
+    assert all(column.words for column in columns(HEADLINE))
     assert names(HUB)[:3] == ("held_out_bits_per_byte", "held_out_loss_nats", "loss_increase_nats")
     assert len(names(HUB)) == 13
     assert names(SYMBOLS)[:2] == ("loss_recovered_over_biases", "loss_recovered")

@@ -8,6 +8,7 @@ import pytest
 
 from artifacts import ArtifactError, ArtifactId
 from artifacts.manifest import checked_manifest, parse_manifest
+from tests.foreign import reseal
 
 ID = ArtifactId("train-monet-0c89ed52f41c")
 # Written on 2026-11-22. If this no longer opens, every store there is has become unreadable: raise FORMAT and
@@ -116,8 +117,54 @@ def test_what_is_no_regular_file_is_never_read(store, publish, tmp_path, name, w
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero" if what == "a device" else tmp_path / "kept")
-    told = f"{name} cannot be read (it is no regular file, and artifacts hold no others)"
+    told = f"{name} cannot be read (it is no regular file, and a store holds no others)"
     with pytest.raises(ArtifactError, match=re.escape(told)):
         store.open(id)
     assert told in [damage.what for damage in store.verify()]
     assert [damage.what for damage in store.listing().damaged] == [told] * (name == "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("where", "least", "most"),
+    [
+        (("lineage", "sequence"), 1, 2**53),
+        (("lineage", "seed"), -(2**63), 2**64 - 1),
+        (("lineage", "stage_version"), 0, 2**31 - 1),
+        (("lineage", "seconds"), 0, 10**12),
+        (("files", "weights.safetensors", "bytes"), 0, 2**63 - 1),
+        (("metrics", "held_out_loss_nats"), -1e100, 1e100),
+    ],
+)
+def test_every_number_has_its_bounds(where, least, most):
+    """Sums of sizes, variances of metrics, the next of a sequence: none overflows, or is too long to print."""
+    for number, is_taken in ((least, True), (most, True), (least - abs(least) - 1, False), (2 * most, False)):
+        record = json.loads(GOLDEN)
+        place = record
+        for key in where[:-1]:
+            place = place[key]
+        place[where[-1]] = number
+        if is_taken:
+            parse_manifest(json.dumps(record).encode(), ID)
+        else:
+            with pytest.raises(ArtifactError, match=rf"{re.escape('.'.join(where))}: Input should be"):
+                parse_manifest(json.dumps(record).encode(), ID)
+
+
+def test_a_manifest_beyond_all_measure_is_neither_read_nor_written(store, publish, circumstance):
+    path = store.root / publish() / "manifest.json"
+    os.truncate(path, 2**42)  # a sparse file, which takes no room
+    with pytest.raises(ArtifactError, match=r"manifest.json cannot be read \(it has more than 16,777,216 bytes\)"):
+        store.manifest(path.parent.name)
+    assert [damage.id for damage in store.listing().damaged] == [path.parent.name]
+    with pytest.raises(ArtifactError, match=r"would have 1\d,\d{3},\d{3} bytes, and 16,777,216 are read at most"):
+        publish("train-monet", {"text": "x" * 2**24})
+    assert len(store.ids()) == 1
+
+
+def test_after_a_number_that_no_store_comes_to_nothing_is_published_and_it_is_named(store, publish):
+    id = publish()
+    reseal(store.root / id, lambda record: record["lineage"].update(sequence=2**53))
+    with pytest.raises(ArtifactError, match=f"{id} says that it was number 9,007,199,254,740,992 of its store"):
+        publish("train-monet")
+    reseal(store.root / id, lambda record: record["lineage"].update(sequence=2**53 - 1))
+    assert store.manifest(publish("train-monet")).lineage.sequence == 2**53

@@ -6,12 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import torch
 
 from artifacts import ArtifactError, ArtifactId, InputRef, Lineage, Manifest, Recipe, Store
+from artifacts.board import pin_all
 from artifacts.manifest import FileRecord
 from artifacts.scratch import scratch_folder
 
@@ -547,3 +549,42 @@ def test_checkpoints_of_finished_stages_are_garbage_unless_a_run_holds_them(stor
         assert store.collect_garbage() == [f".state/checkpoints/{name}" for name in removed]
         assert (forced / "train.pt").is_file()
     assert {path.name for path in checkpoints.iterdir()} == {names["unfinished"]}
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("/dev/zero", path)])
+@pytest.mark.parametrize("name", ["lock", "cards.lock", "cards.json"])
+def test_what_is_no_file_in_the_state_is_told_and_not_waited_for(store, publish, name, make):
+    id = publish()
+    (store.state_dir / name).unlink(missing_ok=True)
+    make(store.state_dir / name)
+    with pytest.raises(ArtifactError, match=r"regular file|Is a directory"):
+        store.remove(id) if name == "lock" else pin_all(store, _NoBoard())
+    assert store.ids() == [id]
+
+
+class _NoBoard:
+    """A board that nothing is pinned to."""
+
+    def pin(self, card: str, *, key: str, description: str, of_this_run: bool) -> str:
+        raise AssertionError(card)
+
+    def rewrite(self, id: str, card: str) -> None:
+        raise AssertionError(id)
+
+    def count(self, ids: Collection[str]) -> int:
+        return 0
+
+    def link(self, id: str) -> str:
+        return id
+
+
+def test_garbage_that_is_no_folder_is_removed_and_no_link_is_followed(store, publish, tmp_path):
+    publish()
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").touch()
+    (store.root / ".partial-1-00000000").symlink_to(tmp_path / "precious")
+    (store.root / ".partial-2-00000000").symlink_to("nothing")
+    os.mkfifo(store.root / ".partial-3-00000000")
+    (store.root / ".partial-4-00000000").touch()
+    assert store.collect_garbage() == [f".partial-{n}-00000000" for n in (1, 2, 3, 4)]
+    assert (tmp_path / "precious" / "file").is_file()

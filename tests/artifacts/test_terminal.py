@@ -4,12 +4,13 @@ import json
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from artifacts.__main__ import main
-from artifacts.terminal import MOST_CHARACTERS, on_one_line, printable, told
+from artifacts.terminal import MOST_CHARACTERS, on_one_line, printable, told, writing_to_stdout
 from tests.foreign import reseal
 
 ROOT = Path(__file__).parents[2]
@@ -121,3 +122,19 @@ def test_without_a_stdout_nothing_is_printed_and_that_is_no_error(foreign, store
     command = f"exec {sys.executable} -m artifacts --store {store.root} ls >&-"
     done = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_whoever_prints_to_stdout_what_is_not_seen_is_escaped_unless_it_is_to_be_as_it_is(capsys):
+    with writing_to_stdout():
+        sys.stdout.write(f"{EVIL}ä\n")
+    assert capsys.readouterr().out == SEEN + "ä\n"
+    with writing_to_stdout(as_it_is=True):
+        sys.stdout.write(EVIL)
+    assert capsys.readouterr().out == EVIL
+
+
+def test_a_long_text_is_made_printable_in_no_time():
+    text = "x" * 50_000_000
+    start = time.perf_counter()
+    assert printable(text) is text
+    assert time.perf_counter() - start < 5  # a character at a time takes longer

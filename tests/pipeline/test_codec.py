@@ -14,7 +14,7 @@ from pipeline.corpus.splits import Corpus
 from pipeline.corpus.windows import held_out_windows
 from pipeline.models import LanguageModel
 from pipeline.models.peer.cells import CellIndex
-from stages import STAGES
+from stages.chain import STAGES
 from tests.tiny import EVERY_KIND, tiny_model, tiny_tokens
 
 ROOT = Path(__file__).resolve().parents[2]

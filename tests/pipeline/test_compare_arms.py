@@ -2,9 +2,11 @@
 
 import pytest
 
-from artifacts import Circumstance, Recipe, Store
+from artifacts import ArtifactError, Circumstance, Recipe, Store
+from kernels.errors import Mistake
 from pipeline.compare_arms import main
 from pipeline.report import Report, ReportSpec, Row, trial_row
+from tests.foreign import reseal
 
 LOSSES = {"plain": {3: 2.0, 4: 2.5, 5: 3.0}, "better": {3: 1.9, 4: 2.4, 5: 2.8}, "once": {3: 1.0}}
 
@@ -47,6 +49,16 @@ def test_the_difference_is_paired_by_seed_whatever_the_seeds_do_to_both(study, c
     assert capsys.readouterr().out == told
 
 
+def test_in_a_narrow_terminal_the_sentence_goes_on_in_the_next_line(study, capsys, monkeypatch):
+    store, id, _ = study
+    monkeypatch.setenv("COLUMNS", "50")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main([id, "better", "plain", "--store", str(store.root)]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, told.splitlines())) <= 50
+    assert " ".join(told.split()) == ("better minus plain: -0.1333 ± 0.1434 nats a token (95 %, paired over 3 seeds)")
+
+
 def test_without_arms_they_are_listed_with_their_means(study, capsys):
     """Trials that only chose a rate are none."""
     store, id, _ = study
@@ -77,3 +89,35 @@ def test_a_report_without_trials_is_told(study):
     store, _, other = study
     with pytest.raises(ValueError, match="got a report without trials"):
         main([other, "--store", str(store.root)])
+
+
+def renamed(name):
+    return lambda row: row.update(name=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (renamed("plain, seed x"), "trial 'plain, seed x' has a name that does not end in ', seed NUMBER'"),
+        (renamed("plain, seed ٣"), "does not end in ', seed NUMBER'"),
+        (renamed("plain, seed " + "9" * 5000), "does not end in ', seed NUMBER'"),
+        (renamed("plain"), "does not end in ', seed NUMBER'"),
+        (renamed("plain, seed 4"), "two trials of 'plain' with seed 4"),
+        (lambda row: row["metrics"].pop("held_out_loss_nats"), "has no metric 'held_out_loss_nats'"),
+        (lambda row: row["metrics"].update(held_out_loss_nats=1e308), "spec that this version does not read"),
+        (lambda row: row.update(seconds="nan"), "spec that this version does not read"),
+    ],
+)
+@pytest.mark.parametrize("arms", [(), ("better", "plain")])
+def test_a_study_of_another_writer_that_holds_no_such_trials_is_told(study, change, message, arms):
+    store, id, _ = study
+    reseal(store.root / id, lambda record: change(record["spec"]["rows"][0]))
+    with pytest.raises((ArtifactError, Mistake), match=message):
+        main([id, *arms, "--store", str(store.root)])
+
+
+def test_no_control_character_of_a_foreign_study_reaches_the_terminal(study, capsys):
+    store, id, _ = study
+    reseal(store.root / id, lambda record: record["spec"]["rows"][0].update(name="\x1b[31m\u202e, seed 7"))
+    assert main([id, "--store", str(store.root)]) == 0
+    assert capsys.readouterr().out.startswith("\\u001b[31m\\u202e: 2.0000 nats")

@@ -149,3 +149,42 @@ def test_seeds_of_other_text_are_flagged_and_another_seed_of_the_same_text_is_no
     assert len(set(texts)) == 2
     assert "Not alike: train-monet" not in out
     assert "**Not compared: seed 1: corpus of dense" in out
+
+
+@pytest.mark.parametrize("columns", [None, 80, 300])
+def test_in_a_narrow_terminal_a_wide_table_is_lines_and_in_a_file_it_is_markdown(
+    columns, tmp_path, capsys, monkeypatch
+):
+    store = Store(tmp_path / "store")
+    _two_seeds(store)
+    if columns is not None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert main(["--store", str(store.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    if columns == 80:
+        assert max(map(len, lines)) <= 80
+        assert "`train-monet`" in lines
+        assert any(line.startswith("  seeds 2   ") for line in lines)
+        assert any("   loss, nats " in line for line in lines)
+    else:
+        assert max(map(len, lines)) > 80
+        assert lines[0].startswith("| stage | seeds | bits/byte | loss, nats |")
+
+
+def test_a_metric_of_another_writer_breaks_no_table_and_moves_no_cursor(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    _publish(store, "train-x", 0, **{"\x1b[31m|`a`\n": 1.5})
+    assert main(["--store", str(store.root), "--stage", "train-x"]) == 0
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[-1] == "| <code>\\u001b&#91;31m&#124;&#96;a&#96;&#10;</code> | 1.5 |"
+    assert len(rows) == 3
+
+
+def test_the_largest_metrics_have_a_mean_a_deviation_and_a_difference(tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    for stage in ("train-dense", "train-monet"):
+        for seed in (0, 1):
+            _publish(store, stage, seed, held_out_loss_nats=1e100 * (-1) ** seed, bits_per_byte=-1e100)
+    assert main(["--store", str(store.root)]) == 0
+    assert "inf" not in capsys.readouterr().out

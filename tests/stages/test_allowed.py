@@ -1,5 +1,7 @@
 """Runs that are started from outside read and write below the named folders alone."""
 
+from pathlib import Path
+
 import pytest
 
 from stages.allowed import ALLOWED, allow, check_allowed
@@ -25,6 +27,22 @@ def check(store, *sources):
 def test_without_serve_everything_may_be_used(tmp_path, monkeypatch):
     monkeypatch.delenv(ALLOWED, raising=False)
     check("/anywhere", "/etc/passwd")
+
+
+@pytest.mark.parametrize("store", ["", " ", "\t"])
+@pytest.mark.parametrize("folder", ["/", None])
+def test_a_store_without_a_name_is_refused_of_everybody(store, folder, monkeypatch):
+    monkeypatch.setenv(ALLOWED, "[]")
+    allow([Path(folder)]) if folder else monkeypatch.delenv(ALLOWED)
+    with pytest.raises(ValueError, match=r"^store: got '.*', wanted: the folder of a store$"):
+        check_allowed(store, ReportConfig())
+
+
+def test_a_path_that_no_file_can_have_is_told(folders):
+    inside, _ = folders
+    for store, source in ((f"{inside}/a\0b", inside), (inside, f"{inside}/a\0b")):
+        with pytest.raises(ValueError, match=r"^(store|sources): got '.*x00b', which no file is called"):
+            check(store, source)
 
 
 def test_what_is_below_is_taken(folders, tmp_path):

@@ -26,7 +26,9 @@ BESIDE = {
     "train-peer.peer.pairs-per-head": 3,
 }
 MODELS = {
-    step.name for step in CHAIN if "corpus" in step.inputs and not step.name.startswith(("study", "record", "report"))
+    step.name
+    for step in CHAIN
+    if "corpus" in step.inputs and not step.name.startswith(("study", "record", "report", "measure"))
 }
 
 

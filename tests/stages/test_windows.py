@@ -9,8 +9,7 @@ from pipeline.corpus.windows import require_windows
 from pipeline.measuring.held_out import MeasureConfig
 from pipeline.run import Progress
 from pipeline.stage import Output, StageConfig, longest_window, run_stage, stage
-from stages import STAGES
-from stages.chain import step_of
+from stages.chain import STAGES, step_of
 from stages.presets import PRESETS
 from stages.train_dense import TrainDenseConfig, train_dense
 from tests.tiny import tiny_corpus

@@ -20,7 +20,8 @@ class CellIndex(nn.Module):
     def __init__(self, spec: PeerSpec) -> None:
         super().__init__()
         self.num_experts = spec.num_experts
-        start = torch.arange(spec.num_cells + 1, dtype=torch.float64) * spec.num_experts / spec.num_cells
+        cells = spec.num_indexed_cells
+        start = torch.arange(cells + 1, dtype=torch.float64) * spec.num_experts / cells
         offset_C1, block_start_K = CellStarts.of(start.round().to(torch.int32))
         self.register_buffer("offset_C1", offset_C1)
         self.register_buffer("block_start_K", block_start_K)

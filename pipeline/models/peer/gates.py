@@ -24,7 +24,7 @@ from kernels.jump_router.packed import Packed
 from kernels.jump_router.tables import AxisStatistics, Rule
 from kernels.pairs import starts
 from kernels.product_key_topk import product_key_threshold, product_key_topk
-from pipeline.models.axis_threshold import axis_deviations, passing_logits
+from pipeline.models.axis_threshold import axis_deviations, fit_norm, passing_logits
 from pipeline.models.derived import Derived
 from pipeline.models.number_types import at_least_float32
 from pipeline.models.peer.routing import LogGates, PassingKeys, PeerRouting
@@ -33,7 +33,7 @@ if TYPE_CHECKING:  # a spec is checked by its gate, and a router selects by it
     from pipeline.models.peer.router import PeerRouter
     from pipeline.models.peer.spec import PeerSpec
 
-GateName = Literal["softmax", "jumprelu"]
+GateName = Literal["softmax", "jumprelu", "relu"]
 Axes = tuple[Tensor, Tensor]
 """(N, H, I) of the rows and (N, H, J) of the columns."""
 
@@ -102,8 +102,9 @@ class Gate(ABC):
         """Lets heads reach `pairs_per_head` pairs a token on average over these routings of its own."""
 
     @abstractmethod
-    def fit(self, router: "PeerRouter", x_ND: Tensor) -> None:
-        """What the gate keeps, anew from the scores of these states."""
+    def fit(self, router: "PeerRouter", x_ND: Tensor, share: float = 1.0) -> None:
+        """What the gate keeps, anew from the scores of these states; heads then reach `share` times `pairs_per_head`
+        pairs a token, where the gate leaves that open."""
 
     @abstractmethod
     def hold_statistics(self, router: "PeerRouter") -> None:
@@ -136,6 +137,8 @@ class Softmax(Gate):
             raise Mistake(f"pairs_per_head={spec.pairs_per_head} is more than num_keys={spec.num_keys}")
 
     def check_doubling(self, spec: "PeerSpec") -> None:
+        if spec.pools == "per-head":
+            raise Mistake("heads with pools of their own do not grow; grow a pool that all heads share")
         if 2 * spec.pairs_per_head > (1 if spec.aspect % 2 else 2) * spec.num_keys:
             raise Mistake(
                 f"a head would keep {2 * spec.pairs_per_head} pairs of {spec.num_keys} rows; grow a pool of more "
@@ -147,9 +150,16 @@ class Softmax(Gate):
 
     def select(self, router: "PeerRouter", x_ND: Tensor) -> PeerRouting:
         score_NHK, cell_NHK = product_key_topk(*router.scores(x_ND), router.spec.pairs_per_head)
+        if router.spec.pools == "per-head":
+            head_H = torch.arange(router.spec.num_heads, device=x_ND.device)
+            cell_NHK = cell_NHK + router.spec.num_cells * head_H[:, None]
         pairs = cell_NHK[0].numel() if len(cell_NHK) else 0
         start_N1 = torch.arange(len(x_ND) + 1, device=x_ND.device) * pairs
-        return PeerRouting(cell_NHK.flatten(), start_N1, torch.softmax(score_NHK, dim=-1).flatten(), None)
+        return PeerRouting(cell_NHK.flatten(), start_N1, self.gates(score_NHK).flatten(), None)
+
+    def gates(self, score_NHK: Tensor) -> Tensor:
+        """Of a head's best pairs, from their scores."""
+        return torch.softmax(score_NHK, dim=-1)
 
     def log_gates(self, router: "PeerRouter", scores: Axes) -> None:
         """The gate of a pair is no product of one of its row and one of its column."""
@@ -168,7 +178,7 @@ class Softmax(Gate):
     def aim(self, router: "PeerRouter", routings: Sequence[PeerRouting]) -> None:
         """Heads always keep as many pairs as that."""
 
-    def fit(self, router: "PeerRouter", x_ND: Tensor) -> None:
+    def fit(self, router: "PeerRouter", x_ND: Tensor, share: float = 1.0) -> None:
         """It keeps nothing."""
 
     def hold_statistics(self, router: "PeerRouter") -> None:
@@ -176,6 +186,29 @@ class Softmax(Gate):
 
     def copy_doubled(self, new: "PeerRouter", old: "PeerRouter") -> None:
         """It keeps nothing."""
+
+
+class Rectified(Softmax):
+    """The positive part of a pair's own score: scores do not compete (arXiv 2310.10837, lucidrains' default)."""
+
+    rule = (
+        "a and b are the scores of a head's rows and columns. The expert fires by a head iff a_row + b_column is among "
+        "the pairs_per_head largest sums of one row and one column of that head, and above 0. Its gate is the sum of "
+        "a_row + b_column over the heads that it fires by."
+    )
+    words = (
+        "A^h_r = a^h_r and B^h_c = b^h_c; best are the largest sums of one row and one column of the head",
+        "gate = A^h_r + B^h_c where that is above 0, summed over the heads by which it fires",
+    )
+    runtime_code = None
+
+    def check_doubling(self, spec: "PeerSpec") -> None:
+        raise Mistake(
+            "a pair of the relu gate that is found twice does not have half the gate; grow another gate's pool"
+        )
+
+    def gates(self, score_NHK: Tensor) -> Tensor:
+        return torch.relu(score_NHK)
 
 
 class JumpRelu(Gate):
@@ -248,14 +281,11 @@ class JumpRelu(Gate):
         column_NHJ = torch.cat([routing.log_gate2_NHJ for routing in routings])  # type: ignore[misc]
         router.threshold_H.copy_(threshold_for(row_NHI, column_NHJ, router.spec.pairs_per_head))
 
-    def fit(self, router: "PeerRouter", x_ND: Tensor) -> None:
+    def fit(self, router: "PeerRouter", x_ND: Tensor, share: float = 1.0) -> None:
         scores = router.scores(x_ND)
         for norm, score_NHX in zip((router.norm1, router.norm2), scores, strict=True):
-            assert norm.running_mean is not None
-            assert norm.running_var is not None
-            norm.running_mean.copy_(score_NHX.mean((0, 2)))
-            norm.running_var.copy_(score_NHX.var((0, 2)))
-        router.threshold_H.copy_(threshold_for(*self.log_gates(router, scores), router.spec.pairs_per_head))
+            fit_norm(norm, score_NHX)
+        router.threshold_H.copy_(threshold_for(*self.log_gates(router, scores), share * router.spec.pairs_per_head))
 
     def hold_statistics(self, router: "PeerRouter") -> None:
         router.norm1.eval()
@@ -293,7 +323,7 @@ class JumpRelu(Gate):
         return PeerRouting(fired.cell_P, fired.start_N1, fired.gate_P.to(x_ND.dtype), keys)
 
 
-GATES: Mapping[GateName, Gate] = {"softmax": Softmax(), "jumprelu": JumpRelu()}
+GATES: Mapping[GateName, Gate] = {"softmax": Softmax(), "jumprelu": JumpRelu(), "relu": Rectified()}
 
 
 def threshold_for(row_NHI: Tensor, column_NHJ: Tensor, pairs_per_head: float) -> Tensor:

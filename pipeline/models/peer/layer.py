@@ -3,11 +3,12 @@
 # P pairs of a token and a cell, H heads, I sub-keys of the rows, J of the columns
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.errors import Mistake
 from kernels.pairs import tokens_of_pairs
 from kernels.product_key_topk import reference as product_keys
+from pipeline.models.axis_threshold import fit_norm
 from pipeline.models.contract import ExpertLayer, wanted
 from pipeline.models.peer.experts import PeerExperts, PeerLayer
 from pipeline.models.peer.router import PeerRouter
@@ -43,6 +44,13 @@ def _use(visit: Visit) -> Use:
     router = visit.block.router
     mismatches = None if router is None else firing_mismatches(wanted(router, PeerRouter, "a router"), routing)
     return Use(gate_sums=(sums_E,), pairs=len(expert_P), mismatches=mismatches)
+
+
+def _settle(spec: PeerSpec, router: nn.Module, x_ND: Tensor, share: float) -> None:
+    peer = wanted(router, PeerRouter, "a router")
+    if spec.query_norm:
+        fit_norm(wanted(peer.query_norm, nn.BatchNorm1d, "a query norm"), peer.query(x_ND)[:, :, None])
+    peer.gate.fit(peer, x_ND, share)
 
 
 def firing_mismatches(router: PeerRouter, routing: PeerRouting) -> int | None:
@@ -81,6 +89,7 @@ PEER = LayerKind(
     experts=_experts,
     sparse=_sparse,
     use=_use,
+    settle=_settle,
     cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.num_columns),
     check_same_pool=_check_same_pool,
 )

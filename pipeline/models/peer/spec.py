@@ -46,6 +46,12 @@ class PeerSpec(BaseModel):
         "(arXiv 2407.04153), or a set for each head, as in lucidrains' code.",
     )
     d_key: int = Field(default=32, ge=1, le=2**15, description="Width of a sub-key; with identity keys num_keys.")
+    pools: Literal["shared", "per-head"] = Field(
+        default="shared",
+        description="Whether all heads reach the same experts, or each has as many cells, and experts in them, of its "
+        "own.",
+        exclude_if=lambda pools: pools == "shared",  # specs and recipes without it are older, and keep their ids
+    )
     query_norm: bool = Field(default=True, description="Whether the query passes a batch norm.")
     gate: GateName = Field(
         default="softmax",
@@ -91,6 +97,8 @@ class PeerSpec(BaseModel):
         if self.sub_keys == "identity" and self.d_key != self.num_keys:
             raise Mistake(f"identity keys have d_key = num_keys = {self.num_keys}, not {self.d_key}")
         GATES[self.gate].check(self)
+        if self.pools == "per-head" and GATES[self.gate].axis_gates:
+            raise Mistake(f"pools of their own have heads whose pairs are compared, not those of the {self.gate} gate")
         if self.accumulator and self.precision != "int4":
             raise Mistake(f"only int4 tables have an accumulator; precision is {self.precision}")
         if self.scale_groups > 1 and (self.precision != "int4" or self.accumulator):
@@ -130,7 +138,13 @@ class PeerSpec(BaseModel):
 
     @property
     def num_cells(self) -> int:
+        """Of the key grid, which every head searches."""
         return self.num_keys * self.num_columns
+
+    @property
+    def num_indexed_cells(self) -> int:
+        """Of the pool: those of the grid, or of one grid after the other."""
+        return self.num_cells * (1 if self.pools == "shared" else self.num_heads)
 
     @property
     def kind(self) -> str:

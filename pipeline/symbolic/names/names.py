@@ -33,7 +33,7 @@ class TopToken(BaseModel):
 class Name(BaseModel):
     """One score, feature or coordinate, and when it is high: a statement about tokens, with its F1 beside two nulls."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     kind: Literal["score", "feature", "coordinate"]
     block: int = Field(description="Block whose router has the score or feature, or whose experts read the coordinate.")
@@ -65,7 +65,7 @@ class Name(BaseModel):
 class Said(BaseModel):
     """The best token statement for the firing of one expert. It explains; what fires the expert is its own rule."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     block: int
     expert: int

@@ -17,6 +17,7 @@ from torch import Tensor
 from kernels.pairs import starts
 from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter
+from pipeline.symbolic.names.high import score_keys_of, scores_high, upper_tail
 from pipeline.symbolic.names.names import Name, Said, TopToken, gate_words, place
 from pipeline.symbolic.recording import Events, LayerRecord
 from pipeline.symbolic.rules.statements import Statements
@@ -30,8 +31,6 @@ from pipeline.symbolic.rules.token_logic import (
     with_own_sets,
 )
 
-TAIL = 0.05
-"""Share of the fitting sample's tokens on which a coordinate is called high."""
 TOP_TOKENS = 5
 TOKENS_IN_BRIEF = 5
 CONTEXTS = 3
@@ -114,8 +113,7 @@ def high_scores(router: PeerRouter, record: LayerRecord) -> High:
     for first in range(0, len(record.x_ND), TOKENS_A_PIECE):
         x_ND = record.x_ND[first : first + TOKENS_A_PIECE]
         raw_NHI, raw_NHJ = router.scores(x_ND)
-        high = router.gate.high(router, (raw_NHI, raw_NHJ))
-        event_P, token_P = torch.nonzero(torch.cat([part.flatten(1) for part in high], dim=1).T, as_tuple=True)
+        event_P, token_P = torch.nonzero(scores_high(router, (raw_NHI, raw_NHJ)).T, as_tuple=True)
         pairs.append((event_P, token_P + first))
         raw_NE = torch.cat([raw_NHI.flatten(1), raw_NHJ.flatten(1)], dim=1)
         best = raw_NE.topk(min(CONTEXTS, len(raw_NE)), dim=0)
@@ -134,12 +132,6 @@ def high_values(value_NE: Tensor, limit_E: Tensor, record: LayerRecord) -> High:
     return High(_events(event_P, token_P, len(limit_E), record), highest_KE.T)
 
 
-def upper_tail(value_NE: Tensor) -> Tensor:
-    """(E) the limits above which TAIL of the tokens lie; never below 0, so that high is positive."""
-    rank = max(1, round(TAIL * len(value_NE)))
-    return value_NE.topk(min(rank + 1, len(value_NE)), dim=0).values[-1].clamp(min=0)
-
-
 def _events(event_P: Tensor, token_P: Tensor, count: int, record: LayerRecord) -> Events:
     order = torch.argsort(event_P, stable=True)
     return Events(
@@ -153,13 +145,7 @@ def name_scores(
     router: PeerRouter, block: int, fit: LayerRecord, check: LayerRecord, words: Words, generator: torch.Generator
 ) -> list[Name]:
     """A name for each score of the router that `block` has, the block's own records given."""
-    spec = router.spec
-    keys = [
-        (axis, head, key)
-        for axis, count in (("A", spec.num_keys), ("B", spec.num_columns))
-        for head in range(spec.num_heads)
-        for key in range(count)
-    ]
+    keys = score_keys_of(router)
     return _named("score", block, keys, high_scores(router, fit), high_scores(router, check).events, words, generator)
 
 

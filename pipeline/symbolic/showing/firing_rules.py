@@ -7,6 +7,7 @@ import torch
 from sympy.logic.boolalg import Boolean
 
 from kernels.errors import Mistake
+from pipeline.corpus.visible import quoted_text
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.symbols import SymbolExperts
@@ -54,19 +55,19 @@ def rule_circuit(experts: SymbolExperts, expert: int) -> Circuit:
 def rule_names(experts: SymbolExperts, circuit: Circuit, names: Sequence[str], vocabulary: Sequence[str]) -> list[str]:
     """The names of a rule's literals, no two alike."""
     said = [literal_name(experts, literal, names, vocabulary) for literal in circuit.inputs]
+    numbered = [f"{name} (literal {literal})" for name, literal in zip(said, circuit.inputs, strict=True)]
     # Tokens that are no UTF-8 of their own all look alike.
-    return [
-        name if said.count(name) == 1 else f"{name} (literal {literal})"
-        for name, literal in zip(said, circuit.inputs, strict=True)
-    ]
+    distinct = [name if said.count(name) == 1 else other for name, other in zip(said, numbered, strict=True)]
+    # A file of another writer may call a literal as another is called here.
+    return distinct if len(set(distinct)) == len(distinct) else numbered
 
 
 def literal_name(experts: SymbolExperts, literal: int, names: Sequence[str], vocabulary: Sequence[str]) -> str:
     """The literal's name; of an expert's own set the tokens themselves, such as token[-1] in {'a', ' the'}."""
     if not names[literal].startswith(OWN_SET):
         return names[literal]
-    tokens = torch.nonzero(experts.member_LV[literal])[:, 0].tolist()
-    listed = ", ".join(repr(vocabulary[token]) for token in tokens)
+    tokens: list[int] = torch.nonzero(experts.member_LV[literal])[:, 0].tolist()
+    listed = ", ".join(quoted_text(vocabulary[token]) for token in tokens)
     return f"token[{-int(experts.literal_offset_L[literal])}] in {{{listed}}}"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from pipeline.corpus.visible import quoted_text
 from pipeline.models.peer.gates import GATES
 from pipeline.symbolic.names.names import symbol
 from pipeline.symbolic.showing.expert_form import Head, LogicFiring, ScoreFiring, Sum, Terms
@@ -91,7 +92,7 @@ def literal_lines(fires: LogicFiring, vocabulary: Sequence[str], *, whole: bool)
     lines = []
     for literal in fires.literals:
         shown = literal.tokens if whole else literal.tokens[:TOKENS]
-        tokens = ", ".join(str(token) if whole else repr(vocabulary[token]) for token in shown)
+        tokens = ", ".join(str(token) if whole else quoted_text(vocabulary[token]) for token in shown)
         left = len(literal.tokens) - len(shown)
         more = f" ... and {left} more (--all)" if left else ""
         lines.append(f"{literal.name} = token[{-literal.back}] in {{{tokens}}}{more}")

@@ -3,7 +3,7 @@
 Expressions are built from the tables, number by number; no text of an artifact is evaluated.
 """
 
-# N tokens, D model width, P pairs (a token and an expert), V vocabulary
+# N tokens, D model width, X experts
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,8 +13,10 @@ import torch
 from sympy.logic.boolalg import Boolean
 
 from kernels.errors import Mistake
+from pipeline.corpus.visible import quoted_text
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
+from pipeline.symbolic.asking.words import written
 from pipeline.symbolic.showing.blocks import symbol_experts
 from pipeline.symbolic.showing.firing_rules import firing_statement, in_words
 from pipeline.symbolic.showing.magnitudes import (
@@ -26,9 +28,6 @@ from pipeline.symbolic.showing.magnitudes import (
     magnitude_expression,
 )
 from pipeline.symbolic.tiers import Tier
-
-TOKENS_NAMED = 5
-"""Tokens that a direction is described by, each way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,15 +95,10 @@ def latex(expression: sympy.Basic) -> str:
 
 
 def _direction(model: LanguageModel, experts: SymbolExperts, expert: int, vocabulary: Sequence[str]) -> str:
-    v_D = experts.v.rows(torch.tensor([expert]))[0]
-    with torch.no_grad():
-        logit_V = model.lm_head.weight @ (model.model.norm.weight * v_D)
-    count = min(TOKENS_NAMED, len(logit_V))
-    up, down = (
-        ", ".join(repr(vocabulary[token]) for token in logit_V.topk(count, largest=largest).indices.tolist())
-        for largest in (True, False)
-    )
-    return f"v of length {v_D.norm():.{DIGITS}g}; read by the unembedding alone it raises {up}; lowers {down}"
+    v_XD = experts.v.rows(torch.tensor([expert]))
+    (wrote,) = written(model, v_XD)
+    up, down = (", ".join(quoted_text(vocabulary[token]) for token in side) for side in (wrote.raises, wrote.lowers))
+    return f"v of length {v_XD.norm():.{DIGITS}g}; read by the unembedding alone it raises {up}; lowers {down}"
 
 
 def _is_score(symbol: sympy.Basic) -> bool:

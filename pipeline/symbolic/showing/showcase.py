@@ -11,15 +11,17 @@ from sympy.logic.boolalg import Boolean
 from torch import Tensor
 
 from kernels.activations import activation
+from pipeline.corpus.visible import bytes_of, parted, token_texts
 from pipeline.models.language_model import LanguageModel
 from pipeline.models.symbols import SymbolExperts
 from pipeline.symbolic.names.names import Name, Names, symbol
-from pipeline.symbolic.names.naming import Words, context_before, expert_statement, token_weights
+from pipeline.symbolic.names.naming import Words, expert_statement, token_weights
 from pipeline.symbolic.recording import LayerRecord
 from pipeline.symbolic.rules.choice import winners
 from pipeline.symbolic.rules.circuits import expression
 from pipeline.symbolic.rules.token_logic import LARGEST_SET
 from pipeline.symbolic.showing.blocks import symbol_experts
+from pipeline.symbolic.showing.contexts import spread
 from pipeline.symbolic.showing.expert_data import score_firing
 from pipeline.symbolic.showing.firing_text import score_words
 from pipeline.symbolic.showing.magnitudes import arguments, coordinates_by_size, function_values
@@ -29,7 +31,8 @@ from pipeline.symbolic.showing.svg_graph import graph
 from pipeline.symbolic.tiers import READABLE, Tier
 from pipeline.symbolic.writing.assembly import BlockSymbols
 
-BY_ENERGY, BY_LOGIC = 6, 4
+MOST_BY_ENERGY, BY_ENERGY, BY_LOGIC = 48, 6, 4
+"""Experts that are shown for their output, of all blocks and of one; those that are shown for what tokens say."""
 LEAST_FIRINGS = 30
 """Of an expert that is shown for its token statement, on the checking sample: an F1 of few firings says little."""
 CONTEXTS = 6
@@ -39,9 +42,9 @@ POINTS, CURVE = 60, 80
 """Of a graph: data, and places of the curve."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Context:
-    """A text up to a token on which the expert fires."""
+    """A text up to a token on which the expert fires, both as `pipeline.corpus.visible` shows them."""
 
     before: str
     token: str
@@ -88,25 +91,45 @@ class Showcase:
     contexts: tuple[Context, ...]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleText:
+    """The text of a sample."""
+
+    token_bytes: Sequence[bytes]
+    document_N: Tensor
+    """That each of its tokens is of."""
+
+
 def showcases(
-    model: LanguageModel, blocks: Sequence[BlockSymbols], check: Sequence[LayerRecord], names: Names, words: Words
+    model: LanguageModel,
+    blocks: Sequence[BlockSymbols],
+    check: Sequence[LayerRecord],
+    names: Names,
+    words: Words,
+    text: SampleText,
 ) -> list[Showcase]:
-    """BY_ENERGY experts with most output energy of tiers T1 to T3, then BY_LOGIC of the best token statements.
+    """Of every block the experts of tiers T1 to T3 with most output energy, then BY_LOGIC of the best statements.
 
     No two of the latter have one statement. `check` is the sample of the model that was distilled.
     """
-    shown = {place: f"one of the {BY_ENERGY} with most output in T1 to T3" for place in _by_energy(blocks)}
+    shown = {place: "one of those with most output of its layer in T1 to T3" for place in _by_energy(blocks)}
     said: set[str] = set()
     for layer, expert in _by_logic(blocks):
         statement = expert_statement(blocks[layer].statements, check[layer], expert, words)
         if len(said) < BY_LOGIC and (layer, expert) not in shown and statement not in said:
             shown[layer, expert] = f"one of the {BY_LOGIC} best said by tokens, firing {LEAST_FIRINGS} times or more"
             said.add(statement)
-    return [_showcase(model, blocks, check, names, words, layer, expert, why) for (layer, expert), why in shown.items()]
+    return [
+        _showcase(model, blocks, check, names, words, text, layer, expert, why)
+        for (layer, expert), why in shown.items()
+    ]
 
 
 def _by_energy(blocks: Sequence[BlockSymbols]) -> list[tuple[int, int]]:
-    return _ranked([block.energy_E * _readable(block) for block in blocks])[:BY_ENERGY]
+    """As many of each block, at least one."""
+    most = max(1, min(BY_ENERGY, MOST_BY_ENERGY // len(blocks)))
+    ranked = [_ranked([block.energy_E * _readable(block)])[:most] for block in blocks]
+    return [(layer, expert) for layer, of_block in enumerate(ranked) for _, expert in of_block]
 
 
 def _by_logic(blocks: Sequence[BlockSymbols]) -> list[tuple[int, int]]:
@@ -133,12 +156,13 @@ def _showcase(
     check: Sequence[LayerRecord],
     names: Names,
     words: Words,
+    text: SampleText,
     layer: int,
     expert: int,
     why: str,
 ) -> Showcase:
     block, record, experts = blocks[layer], check[layer], symbol_experts(model, layer)
-    reading = read_expert(model, layer, expert, block.literal_names, words.vocabulary)
+    reading = read_expert(model, layer, expert, block.literal_names, token_texts(text.token_bytes))
     router, keys = score_keys(model, layer, expert)
     uses_z = bool(reading.function.free_symbols)
     coordinates = [symbol("x", None, index) for index in coordinates_by_size(experts, expert)] if uses_z else []
@@ -157,7 +181,7 @@ def _showcase(
         features=tuple(names.of(router, heaviest_features(sums, FEATURES))),
         coordinates=tuple(names.of(layer, coordinates)),
         graph=_graph(experts, record, expert, reading),
-        contexts=_contexts(experts, record, expert, words),
+        contexts=_contexts(experts, record, expert, text),
     )
 
 
@@ -216,13 +240,22 @@ def _graph(experts: SymbolExperts, record: LayerRecord, expert: int, reading: Re
     return graph(list(curve), list(points), "z", "value")
 
 
-def _contexts(experts: SymbolExperts, record: LayerRecord, expert: int, words: Words) -> tuple[Context, ...]:
+def _contexts(experts: SymbolExperts, record: LayerRecord, expert: int, text: SampleText) -> tuple[Context, ...]:
     strength_P, token_P = _strengths(experts, record, expert), record.events.token_P[_pairs(record, expert)]
-    contexts = []
-    for at in strength_P.abs().topk(min(CONTEXTS, len(token_P))).indices.tolist():
-        tokens = context_before(record.events.context_ON, int(token_P[at]), CONTEXT_TOKENS)
-        whole, before = words.decode(tokens), words.decode(tokens[:-1])
-        # A character of several tokens has its text only with the last of them.
-        token = whole[len(before) :] if whole.startswith(before) else words.decode(tokens[-1:])
-        contexts.append(Context(before=before, token=token, strength=float(strength_P[at])))
-    return tuple(contexts)
+
+    def parts(place: int) -> tuple[str, str]:
+        *before, last = _tokens_before(record, text, int(token_P[place]))
+        return parted(bytes_of(text.token_bytes, before), text.token_bytes[last])
+
+    chosen = spread(strength_P, text.document_N[token_P], lambda place: "".join(parts(place)), CONTEXTS)
+    return tuple(Context(*parts(place), strength=float(strength_P[place])) for place in chosen)
+
+
+def _tokens_before(record: LayerRecord, text: SampleText, token: int) -> list[int]:
+    """Those up to and with this one of the sample, at most CONTEXT_TOKENS, of its window and its document."""
+    previous_N, first = record.events.context_ON[1], token
+    while token - first + 1 < CONTEXT_TOKENS and int(previous_N[first]) >= 0:
+        if int(text.document_N[first - 1]) != int(text.document_N[token]):
+            break
+        first -= 1
+    return record.events.context_ON[0, first : token + 1].tolist()

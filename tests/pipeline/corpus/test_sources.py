@@ -1,6 +1,7 @@
 """One's own files, folders and tables become documents; what cannot be read says so in one sentence."""
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -86,6 +87,48 @@ def test_jsonl_and_parquet_give_the_same_documents(tmp_path):
     assert texts(lines.train) == texts(table.train) == [f"text {i}" for i in range(10)]
     assert texts(lines.validation) == texts(table.validation) == ["text 10"]
     assert texts(lines.held_out) == texts(table.held_out)
+
+
+@pytest.mark.parametrize(("suffix", "separator", "mark"), [("csv", ",", ""), ("csv", ";", "\ufeff"), ("tsv", "\t", "")])
+def test_a_row_of_a_table_of_text_is_a_document_with_its_quotes_lines_and_domain(tmp_path, suffix, separator, mark):
+    bodies = [f'text {i}, "quoted";\tä\n\nline' for i in range(20)]
+    quoted = ['"' + body.replace('"', '""') + '"' for body in bodies]
+    rows = [
+        separator.join(("label", "id", "body")),
+        *(separator.join((f"D{i % 2}", "x", q)) for i, q in enumerate(quoted)),
+    ]
+    (tmp_path / f"rows.{suffix}").write_text(mark + "\r\n".join(rows) + "\r\n", encoding="utf-8", newline="")
+    splits = read(tmp_path / f"rows.{suffix}", text_field="body", domain_field="label")
+    assert sorted(texts(splits.documents)) == sorted(bodies)
+    assert splits.domains == ("d0", "d1")
+    assert {document.domain for document in splits.documents if document.text in bodies[::2]} == {"d0"}
+
+
+def test_a_long_row_of_a_table_of_text_is_one_document_and_an_unreadable_one_is_left_out(tmp_path):
+    (tmp_path / "rows.csv").write_bytes(
+        b"text,n\n" + b"x" * 300_000 + b",1\nb\xff,2\n" + b"".join(b"t%d,3\n" % i for i in range(9))
+    )
+    splits = read(tmp_path / "rows.csv", unreadable="skip")
+    assert [len(text) for text in texts(splits.train)][:2] == [300_000, 2]
+    assert splits.num_unreadable == 1
+    with pytest.raises(ValueError, match="line 3 ends a row that is not UTF-8 text"):
+        read(tmp_path / "rows.csv")
+
+
+def test_a_table_without_a_column_of_text_is_plain_text_within_a_folder(tmp_path):
+    (tmp_path / "a.csv").write_text("x,y\n1,2\n")
+    write_jsonl(tmp_path / "b.jsonl", [{"text": f"text {i}"} for i in range(20)])
+    assert "x,y\n1,2\n" in texts(read(tmp_path).train)
+
+
+def test_a_table_of_text_has_another_digest_than_the_plain_text_that_it_was_read_as(tmp_path):
+    (tmp_path / "a.csv").write_text("text\na\n")
+    files = [(".csv", hashlib.sha256(b"text\na\n").hexdigest())]
+    before = json.dumps([{"domain": "a", "files": files, "hf_split": None}], sort_keys=True)
+    assert digest(tmp_path / "a.csv") != hashlib.sha256(before.encode()).hexdigest()
+    (tmp_path / "a.csv").rename(tmp_path / "a.txt")
+    plain = before.replace(".csv", ".txt")
+    assert digest(tmp_path / "a.txt") == hashlib.sha256(plain.encode()).hexdigest()
 
 
 def test_a_hugging_face_data_set_is_streamed(tmp_path):
@@ -180,6 +223,12 @@ def bad(name, content, message):
         bad("list.jsonl", b"[1]", r"list.jsonl line 1 is a JSON list, not an object"),
         bad("broken.jsonl", b'\n{"text', r"broken.jsonl line 2 is not JSON .* one object a line"),
         bad("blank.jsonl", b'{"text": ""}', r"'.*blank.jsonl' holds no text; name a source that does"),
+        bad("other.csv", b"id,body\n1,a\n", r"other.csv has no field 'text' \(it has: id, body\); set text_field"),
+        bad("ragged.csv", b"text,id\na,1\nb,c,2\n", r"ragged.csv line 3 ends a row of 3 fields, and the header has 2"),
+        bad("open.csv", b'text,id\na,1\n"b,2\n', r"open.csv line 3 is not CSV \(unexpected end of data\); check"),
+        bad("latin.csv", b"text,id\na,1\ncaf\xe9,2\n", r"latin.csv line 3 .* not UTF-8 .*'text' has the byte 0xe9"),
+        bad("twice.csv", b"text,text\na,b\n", r"'.*twice.csv' has 2 columns 'text'; leave one of them in it"),
+        bad("nul.csv", b'text\n"a\0b"\n', r"nul.csv line 2: field 'text' is not text: it holds NUL"),
         bad("no.parquet", b"not parquet", r"'.*no.parquet' is no parquet file; check it or leave it out"),
     ],
 )
@@ -281,6 +330,29 @@ def test_rows_name_their_domains_and_each_is_split_by_itself(tmp_path):
     assert read(tmp_path / "a.jsonl", domain_field="").domains == ("a",)
     write_jsonl(tmp_path / "b.jsonl", [{"text": f"{i}", "kind": "x"} for i in range(10)])
     assert read(tmp_path / "b.jsonl", domain_field="kind").domains == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("written", "domain"),
+    [
+        ("C++ code", "c_code"), ("Über", "über"), ("U\u0308ber", "über"), ("проза", "проза"), ("проза 2", "проза_2"),
+        ("日本", "日本"), ("中国", "中国"), ("हिन्दी", "हिन्दी"), ("हिन्दू", "हिन्दू"), ("ＡＢ", "ab"), ("🎉", "u1f389"),
+        ("🚀", "u1f680"), ("---", "text"), ("a_b-c", "a_b_c"), ("İ", "i̇"),
+    ],
+)  # fmt: skip
+def test_a_domain_is_called_as_it_was_written_in_whatever_script(tmp_path, written, domain):
+    write_jsonl(tmp_path / "a.jsonl", [{"text": f"text {i}", "domain": written} for i in range(10)])
+    assert read(tmp_path / "a.jsonl").domains == (domain,)
+
+
+def test_folders_whose_names_are_not_latin_are_domains_of_their_own(tmp_path):
+    for name in ("проза", "стихи"):
+        (tmp_path / name).mkdir()
+        for i in range(9):
+            (tmp_path / name / f"{i}.txt").write_text(f"{name} number {i} of its own kind")
+    splits = read_sources([str(tmp_path / "проза"), str(tmp_path / "стихи"), f"книги={tmp_path / 'стихи'}"], READING)
+    assert splits.domains == ("проза", "стихи")  # what the third would give stands in the second already
+    assert Source.parse(f"книги={tmp_path / 'стихи'}").domain == "книги"
 
 
 def test_too_many_domains_are_refused_at_once_and_a_domain_too_small_by_name(tmp_path):

@@ -9,10 +9,11 @@ import torch
 from scipy import stats
 
 from pipeline.examining import counting
-from pipeline.examining.chance import benjamini_hochberg, clustering, crowding, moments, screen, upper_tail
+from pipeline.examining.chance import Chance, benjamini_hochberg, clustering, crowding, moments, screen, upper_tail
 from pipeline.examining.counting import count_pairs
 from pipeline.examining.firings import firings_of
 from pipeline.examining.record import record_of
+from tests.planted_siblings import plant_siblings
 
 
 def record(expert, *, stratum=None, document=None, cell=None, label=None):
@@ -144,3 +145,35 @@ def test_siblings_are_judged_where_their_row_is_selected():
     blind, knowing = (firings_of(record(expert_TK, cell=given)) for given in (None, cell))
     assert screen(blind, count_pairs(blind, 6)).significant_C.sum() == 60
     assert screen(knowing, count_pairs(knowing, 6)).significant_C.sum() == 0
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+@pytest.mark.parametrize(("heads", "extra"), [(1, 1), (2, 15)])
+def test_siblings_that_co_fire_beyond_their_sub_key_are_found_and_no_others(seed, heads, extra):
+    tensors, planted = plant_siblings(seed, heads=heads)
+    firings = firings_of(record_of(tensors))
+    screened = screen(firings, count_pairs(firings, 6))
+    found = set(named(firings, screened.pairs.chosen(screened.significant_C)))
+    assert planted <= found
+    assert len(found - planted) <= extra
+    blind = firings_of(record_of({name: tensor for name, tensor in tensors.items() if name != "cell"}))
+    assert screen(blind, count_pairs(blind, 6)).significant_C.sum() > 1_000
+
+
+def test_siblings_meet_by_chance_as_they_do_when_columns_are_drawn_apart():
+    """Of a row that is selected with a strength of the token's, against the mean over 20 drawings."""
+    rng = np.random.default_rng(11)
+    tokens, rates = 20_000, np.array([0.8, 0.5, 0.5, 0.3, 0.2])
+    strength_T = rng.beta(2, 2, tokens) * (rng.random(tokens) < 0.3)
+    fires_DTE = rng.random((20, tokens, 5)) < rates * strength_T[:, None]
+    met_EE = np.einsum("dte,dtf->ef", fires_DTE.astype(np.float32), fires_DTE.astype(np.float32)) / 20
+    cell = np.stack([np.zeros(5, int), np.arange(5)], axis=1)
+    means = []
+    for fires_TE in fires_DTE:
+        firings = firings_of(record(np.where(fires_TE, np.arange(5), -1), cell=cell))
+        chance = Chance(firings)
+        pairs = count_pairs(firings, 1)
+        chance.fit(pairs.chosen(np.zeros(0, np.int64)))
+        means.append(chance.moments(pairs)[0])
+    wanted = [met_EE[i, j] for i, j in itertools.combinations(range(5), 2)]
+    np.testing.assert_allclose(np.mean(means, axis=0), wanted, rtol=0.04)

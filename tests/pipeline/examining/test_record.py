@@ -47,6 +47,14 @@ def test_an_expert_that_two_heads_reach_fires_once_with_the_sum():
     assert record.contribution_TK.sum() == sum([0, 1, 3, 4, 5, 9, 10, 11, 12, 14])
 
 
+def test_cells_are_given_as_one_tensor_or_as_two():
+    row, column = torch.arange(8) // 3, torch.arange(8) % 3
+    apart = record_of(tensors() | {"cell_row": row, "cell_column": column.to(torch.int32)}).cell_E2
+    together = record_of(tensors() | {"cell": torch.stack([row, column], dim=1)}).cell_E2
+    assert apart is not None
+    np.testing.assert_array_equal(apart, together)
+
+
 def test_what_padding_holds_is_of_no_account():
     changed = tensors()
     changed["contribution"][2] = torch.nan
@@ -76,6 +84,12 @@ def test_what_padding_holds_is_of_no_account():
         ({"domain": torch.tensor([0, 0, 2, 2, 3])}, "domain 1 is without text"),
         ({"loss_nats": torch.zeros(4)}, r"'loss_nats' has the shape \[4\], not \[5\]"),
         ({"cell": torch.zeros((8, 3), dtype=torch.int32)}, "'cell' is int32 of the shape"),
+        ({"cell_row": torch.zeros(8, dtype=torch.int32)}, "has no 'cell_column' beside"),
+        ({"cell_row": torch.zeros(8), "cell_column": torch.zeros(8)}, "'cell_row' is float32 of the shape"),
+        ({"cell_row": torch.arange(8), "cell_column": torch.arange(7)}, "8 experts and 'cell_column' 7; make"),
+        ({"cell_row": torch.arange(8), "cell_column": torch.arange(8) - 1}, "row or column is below 0"),
+        ({"output_vector": torch.zeros((7, 4))}, r"'output_vector' is float32 of the shape \[7, 4\], not floats \[8,"),
+        ({"input_vector": torch.full((8, 4), torch.nan)}, "'input_vector' holds numbers that are NaN"),
         ({"cell": torch.zeros((9, 2), dtype=torch.int32), "experts": torch.tensor(8)}, "make them agree"),
     ],
 )

@@ -17,8 +17,8 @@ from pipeline.examining.second_difference import (
     SecondDifferenceConfig,
     differences_of,
     second_differences,
-    with_second_differences,
 )
+from pipeline.examining.superposition import knowing_differences
 from pipeline.records.recording import Recording, record_activations
 from tests.planted_records import Planting, plant
 from tests.planted_states import wire
@@ -52,7 +52,7 @@ def test_hidden_pairs_are_found_and_no_others(level_b):
 def test_classes_follow_where_it_was_measured(level_b):
     planted, _, _, hidden, found = level_b
     examined = examine(record_of(planted.tensors), random_pairs=50)
-    classed = with_second_differences(examined, replace(found, pairs=found.pairs[::2]))
+    classed = knowing_differences(examined, replace(found, pairs=found.pairs[::2]))
     measured = {(pair.i, pair.j) for pair in found.pairs[::2]}
     assert hidden & measured
     assert [pair.count for pair in classed.pairs] == [pair.count for pair in examined.pairs]

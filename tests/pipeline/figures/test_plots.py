@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from matplotlib.image import imread
 
 from pipeline.figures.chain import chain_costs
 from pipeline.figures.corpus import MOST_GROUPS, corpus_mix
+from pipeline.figures.style import drawable
 from pipeline.figures.symbols import length_against_fidelity, symbol_tiers
 from pipeline.figures.tables import quantization_error
 from pipeline.figures.training import Panel, training_curve
@@ -153,3 +155,19 @@ def test_arrays_of_errors_are_not_changed_by_drawing_them():
     table = errors(0.0, 0.1)
     quantization_error("int8", {name: table for name in "uvw"})
     assert np.array_equal(table.row_error_E.numpy(), [0.0, 0.1])
+
+
+def test_a_name_in_a_script_that_the_font_has_not_is_drawn_by_its_numbers(recwarn):
+    assert drawable("über тексты 2") == "über тексты 2"
+    assert drawable("中a") == "\\u4e2da"
+    assert_picture(corpus_mix("text", {"中国": 900, "тексты": 100}, {"中国": 30}))
+    assert not recwarn.list
+
+
+def test_a_home_that_cannot_be_written_is_no_concern_of_whoever_draws(tmp_path):
+    (tmp_path / "file").touch()
+    done = subprocess.run(
+        [sys.executable, "-c", "import pipeline.figures.corpus"], cwd=ROOT, capture_output=True, check=False,
+        env={**os.environ, "HOME": str(tmp_path / "file"), "MPLCONFIGDIR": str(tmp_path / "file")},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")

@@ -16,7 +16,7 @@ from pipeline.models.language_model import ModelSpec, register_expert_layer
 from pipeline.models.peer.experts import PeerExperts
 from pipeline.models.peer.layer import PEER
 from pipeline.models.peer.spec import PeerSpec
-from pipeline.models.registry import LAYER_KINDS, LayerKind
+from pipeline.models.registry import LAYER_KINDS, LayerKind, kind_of
 from pipeline.models.tables.experts import TableExperts, table_of
 from pipeline.models.tables.floats import FloatTable
 from pipeline.models.tables.parameter import ParameterTable
@@ -136,6 +136,32 @@ def test_a_layers_output_is_the_sum_of_its_pairs_each_as_long_as_it_says(name, p
         assert_close(visit.y_ND.double(), rebuilt_ND, 2e-4 if path == "native" and "int" in name else 2e-6)
         fired += len(pairs.token_P)
     assert fired > 40
+
+
+@pytest.mark.parametrize("name", NAMES)
+@torch.no_grad()
+def test_vectors_are_what_experts_read_and_write(name):
+    model = made(name)
+    for visit in visits(model):
+        layer, pairs = visit.experts, visit.pairs()
+        some_R = pairs.expert_P.unique()[::3]
+        vectors = kind_of(model.spec.experts).vectors(layer, some_R)
+        for place, expert in enumerate(some_R.tolist()):
+            pre_PM = pairs.pre_PM[pairs.expert_P == expert]
+            says = ORACLES.get(name, peer)
+            written_MD, pre_M = vectors.output_RMD[place].double(), pre_PM[0].tolist()
+            added_D = says(layer, expert, pre_M)
+            if vectors.input_RMD is None:  # a formula: only its direction is a vector
+                assert name == "symbols"
+                assert_close(added_D * (written_MD[0] @ written_MD[0]), written_MD[0] * (added_D @ written_MD[0]), 1e-6)
+                continue
+            act = ACTIVATIONS[layer.spec.activation if says is peer else "relu2"]
+            hidden_M = torch.tensor([act(z) for z in pre_M], dtype=torch.float64)
+            assert_close(added_D - says(layer, expert, [0.0] * len(pre_M)), hidden_M @ written_MD, 1e-6)
+            # What is left of a pre-activation is the bias, which does not hang on the token.
+            x_PD = visit.x_ND[pairs.token_P[pairs.expert_P == expert]]
+            rest_PM = pre_PM - x_PD @ vectors.input_RMD[place].T.type_as(x_PD)
+            assert (rest_PM - rest_PM[:1]).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("name", ["peer-softmax", "int4-accumulator", "monet-vertical", "dense"])

@@ -35,7 +35,8 @@ def test_every_name_has_an_entry_and_the_c_program_numbers_those_that_it_has():
     source = Path(export.__file__).with_name("runtime.c").read_text(encoding="utf-8")
     names = re.search(r"enum \{ ([A-Z, ]+) \}; +/\* its gate \*/", source)
     assert names is not None
-    assert {gate.runtime_code: name.upper() for name, gate in GATES.items()} == dict(enumerate(names[1].split(", ")))
+    known = {gate.runtime_code: name.upper() for name, gate in GATES.items() if gate.runtime_code is not None}
+    assert known == dict(enumerate(names[1].split(", ")))
 
 
 @torch.no_grad()

@@ -1,5 +1,9 @@
 """python -m pipeline.symbolic show: every expert, old and damaged artifacts, and mistakes."""
 
+import json
+import re
+import shutil
+
 import pytest
 import torch
 
@@ -10,6 +14,7 @@ from pipeline.symbolic.showing.magnitudes import coordinates_by_size
 from pipeline.symbolic.showing.scores import score_keys
 from pipeline.symbolic.tiers import Tier
 from tests.catalogue import BY_NAME
+from tests.foreign import reseal
 from tests.tiny_symbols import DROPPED, LOGIC, SPLINE, D, E
 
 
@@ -23,9 +28,12 @@ def test_show_prints_rule_formula_and_contexts_of_a_logic_expert(symbols_store, 
     assert (code, err) == (0, "")
     for piece in ("T2, logic and formula", "letters & ~token[-1] in {'\\n', 't'}", "tanh(z)", "where z is", "LaTeX"):
         assert piece in out
-    assert "most on the last token of" in out
-    contexts = [line.split(None, 1)[1] for line in out.splitlines()[-8:]]
+    lines = out.split("on the last token of\n")[1].splitlines()
+    strengths, contexts = zip(*(line.split(None, 1) for line in lines), strict=True)
+    assert len(contexts) == 8
+    assert len(set(contexts)) == 8
     assert all(eval(context)[-1].isalpha() for context in contexts)
+    assert [*strengths] == sorted(strengths, key=lambda strength: -abs(float(strength)))
 
 
 @pytest.mark.parametrize("expert", range(DROPPED + 1))
@@ -163,3 +171,70 @@ def test_an_artifact_with_a_wrong_entry_is_refused_with_its_place(symbols, tmp_p
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert f"model.layers.1.moe, symbolic experts: {message}" in err
     assert "make the artifact again" in err
+
+
+EVIL = "\x1b[31m\u202e\n| `x`"
+
+
+def _in_json(folder, name, change):
+    value = json.loads((folder / name).read_bytes())
+    (folder / name).write_text(json.dumps(change(value)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("literals.json", b"", "EOF while parsing"),
+        ("literals.json", b"[" * 100_000, "recursion limit exceeded"),
+        ("literals.json", b"null", "valid array"),
+        ("literals.json", b"{}", "valid array"),
+        ("literals.json", b'["abcd", "abcd"]', r"literals.json.0 is unusable \(Input should be a valid array"),
+        ("literals.json", b"[[1, 2, 3, 4], []]", r"literals.json.0.0 is unusable \(Input should be a valid string"),
+        ("literals.json", b'[["\\ud800", "b", "c", "d"]]', "hex escape"),
+        ("literals.json", b"[]", r"names \[\] literals by block, and the model has \[4, 4\]"),
+        ("literals.json", b'[["a", "b", "c", "d"]]', r"names \[4\] literals by block"),
+        ("literals.json", b'[["a", "b", "c", "d"], ["a"]]', r"names \[4, 1\] literals by block"),
+        ("literals.json", b'\xef\xbb\xbf[["a"]]', "Invalid JSON"),
+        ("names.json", b"", "EOF while parsing"),
+        ("names.json", b'{"names": [], "foo": 1}', "names.json.foo is unusable"),
+        ("names.json", lambda names: names["experts"][0].update(f1=float("nan")), r"experts.0.f1 .*finite number"),
+    ],
+)
+def test_words_of_another_writer_that_are_none_are_told(symbols_store, tmp_path, capsys, name, content, said):
+    store = Store(tmp_path / "store")
+    shutil.copytree(symbols_store.root, store.root)
+    folder = store.root / store.latest(kind="symbols")
+    if isinstance(content, bytes):
+        (folder / name).write_bytes(content)
+    else:
+        _in_json(folder, name, lambda value: (content(value), value)[1])
+    reseal(folder)
+    for words in (("latest",), ("latest", "--layer", "0", "--expert", str(LOGIC))):
+        code, out, err = show(store, capsys, *words)
+        assert (code, out) == (2, "")
+        assert re.search(said, err)
+        assert err.count("\n") == 1
+
+
+def test_no_control_character_of_foreign_words_reaches_the_terminal(symbols_store, tmp_path, capsys):
+    store = Store(tmp_path / "store")
+    shutil.copytree(symbols_store.root, store.root)
+    folder = store.root / store.latest(kind="symbols")
+    _in_json(folder, "literals.json", lambda names: [[EVIL] * len(block) for block in names])
+
+    def change(names):
+        for name in names["names"]:
+            name.update(statement=EVIL, brief=EVIL, contexts=[EVIL])
+        for said in names["experts"]:
+            said.update(statement=EVIL)
+        return names
+
+    _in_json(folder, "names.json", change)
+    reseal(folder)
+    for words in ((), ("--layer", "0", "--expert", str(LOGIC)), ("--layer", "1", "--expert", "11")):
+        for form in ((), ("--latex",), ("--json",), ("--all",)):
+            if words or not form:
+                code, out, err = show(store, capsys, "latest", *words, *form)
+                assert (code, err) == (0, "")
+                assert [one for one in out if not one.isprintable() and one != "\n"] == []
+    assert "\\u202e" in out

@@ -10,9 +10,9 @@ from kernels.symbol_table.tables import context_of
 from pipeline.models.literals import Literals
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.symbolic.names.high import TAIL
 from pipeline.symbolic.names.names import Name, Names, TopToken, gate_words
 from pipeline.symbolic.names.naming import (
-    TAIL,
     Words,
     context_before,
     high_scores,

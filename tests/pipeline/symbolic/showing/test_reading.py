@@ -9,9 +9,10 @@ from kernels.symbol_table.tables import context_of
 from pipeline.models.language_model import LanguageModel, ModelSpec
 from pipeline.models.peer.spec import PeerSpec
 from pipeline.models.symbols import SymbolExperts
+from pipeline.symbolic.rules.circuits import Circuit
 from pipeline.symbolic.showing.blocks import router_block, symbol_experts
 from pipeline.symbolic.showing.fired import firings, output_energies
-from pipeline.symbolic.showing.firing_rules import firing_statement, literal_name
+from pipeline.symbolic.showing.firing_rules import firing_statement, literal_name, rule_names
 from pipeline.symbolic.showing.magnitudes import (
     arguments,
     coordinates_by_size,
@@ -236,3 +237,11 @@ def test_a_score_is_the_sum_of_features_that_it_is_said_to_be(symbols):
     heaviest = max((abs(weight), feature) for score in sums for feature, weight in score.terms.items())[1]
     assert heaviest_features(sums, 2)[0] == f"f_{heaviest}"
     assert score_sums(symbols, 1, keys) == []
+
+
+def test_a_literal_that_is_called_as_another_is_numbered_stays_another(symbols):
+    """Two are called q, and a third what the first of them would be told apart by."""
+    experts = symbols.blocks()[0].moe
+    circuit = Circuit(inputs=(0, 1, 2), gates=((1, 0, 1), (1, 3, 2)))
+    names = rule_names(experts, circuit, ["q", "q", "q (literal 0)", "z"], VOCABULARY)
+    assert len(set(names)) == 3
