@@ -205,7 +205,7 @@ def test_a_run_whose_process_was_killed_is_marked_crashed(store, text_file, made
 def test_from_a_stage_all_that_is_made_from_it_is_made_again(made, store, text_file):
     again = _run(_command(store, text_file, "--from", "quantize-int8"))
     stages = {store.manifest(one.id).lineage.stage for one in again if not one.reused}
-    assert stages == made_from("quantize-int8") == {"quantize-int8", "report"}
+    assert stages == made_from("quantize-int8") - BESIDE == {"quantize-int8", "report"}
 
 
 def test_one_stage_alone_takes_the_latest_inputs(made, store, capsys):

@@ -337,7 +337,9 @@ def test_no_file_asks_for_the_class_of_a_layer_a_table_or_a_spec_nor_for_pieces_
     names = {layer.__name__ for layer in layers[1:]} | {kind.spec.__name__ for kind in LAYER_KINDS.values()}
     names |= {"FloatTable", "Int8Table", "Int4Table", "ParameterTable", "MonetRouter", "PeerRouter", "SymbolRouter"}
     assert {"PeerExperts", "TableExperts", "MoVDE", "SymbolExperts", "DenseMLP", "SymbolSpec"} <= names
-    for file in (file for package in ("pipeline", "stages") for file in (ROOT / package).rglob("*.py")):
+    files = {file for package in ("pipeline", "stages") for file in (ROOT / package).rglob("*.py")}
+    # What is exported runs without the house, and has the names of what it is exported to.
+    for file in files - set((ROOT / "pipeline" / "exchange").glob("*_legible.py")):
         tree = ast.parse(file.read_text(encoding="utf-8"))
         assert not names & set(asked_classes(tree)), file
         words = {
