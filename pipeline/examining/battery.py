@@ -51,11 +51,12 @@ class Pair:
     drawn: int
     """How often the pair came among the random co-active ones, which no lift chose."""
     evidence: Evidence
+    """What its class follows from."""
     kind: str
 
-    def knowing(self, hidden: bool | None) -> "Pair":
+    def knowing(self, hidden: bool | None, curvature: bool | None = None) -> "Pair":
         """The same, classed anew by what T2 says of it."""
-        evidence = replace(self.evidence, hidden=hidden)
+        evidence = replace(self.evidence, hidden=hidden, curvature=bool(curvature))
         return replace(self, evidence=evidence, kind=class_of(evidence))
 
     def row(self) -> dict[str, object]:
@@ -295,6 +296,7 @@ class _Tables:
             significant=significant,
             joint_code=result.bits >= LEAST_BITS if tested else None,
             alike=result.alike,
+            parallel=self.geometries[place].parallel,
             opposed=self.geometries[place].opposed,
             never_part=result.scarce == "alone" and most >= FUSED_SHARE,
         )

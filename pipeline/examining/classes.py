@@ -10,6 +10,7 @@ JOINT_CODE = "joint code"
 JOINT_CODE_READABLE = "joint code, readable"
 JOINT_CODE_HIDDEN = "joint code, hidden"
 ANTAGONIST = "antagonist"
+HIDDEN = "hidden function"
 
 FUSED_SHARE = 0.5
 """Of the tokens of either expert that are both's, from which on two that never part are fused."""
@@ -29,18 +30,22 @@ class Evidence:
     """One fires alone too seldom to be tested, and most tokens of either are both's."""
     hidden: bool | None = None
     """T2: the output with both isn't the sum of what each adds, so far that another token wins."""
+    curvature: bool = False
+    """T2: it isn't, but all that the loss sees of that is the softmax's curvature, and no other token wins."""
+    parallel: bool = False
+    """T3: their output vectors are nearly one."""
     opposed: bool = False
     """T3: their output vectors point apart."""
 
 
 def class_of(of: Evidence) -> str:
-    """One of the words above. Without T2 a joint code is neither readable nor hidden, and nobody an antagonist."""
+    """One of the words above. Without T2 a joint code is neither readable nor hidden, and no pair has a function."""
     if of.joint_code:
         return {None: JOINT_CODE, False: JOINT_CODE_READABLE, True: JOINT_CODE_HIDDEN}[of.hidden]
-    if of.hidden and of.opposed:
-        return ANTAGONIST
+    if of.hidden:
+        return ANTAGONIST if of.opposed else HIDDEN
     if not of.significant:
         return INDEPENDENT
-    if of.never_part or (of.alike and not of.hidden):
+    if of.never_part or of.alike or (of.curvature and of.parallel):
         return REDUNDANT
     return NOT_TESTABLE if of.joint_code is None else COMPOSITIONAL

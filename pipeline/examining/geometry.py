@@ -22,6 +22,8 @@ from pipeline.models.registry import kind_of
 MATCHED = 20
 """Random pairs beside each."""
 DECILES = 10
+PARALLEL = 0.7
+"""The cosine of what two experts write, above which they may be one."""
 PAIRS_AT_ONCE = 256
 
 Floats = NDArray[np.floating]
@@ -55,6 +57,11 @@ class PairGeometry:
     output: Lie | None
     interference: float | None
     """E[g_i g_j v_i . v_j] over E |g_i v_i + g_j v_j|^2 on tokens of both, if both contribute with one sign."""
+
+    @property
+    def parallel(self) -> bool:
+        """They write nearly the same."""
+        return self.output is not None and self.output.cosine > PARALLEL
 
     @property
     def opposed(self) -> bool:

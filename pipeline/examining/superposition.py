@@ -174,9 +174,13 @@ def interacting(found: Examination, most: int) -> list[tuple[int, int]]:
 
 def knowing_differences(found: Examination, differences: SecondDifferences) -> Examination:
     """The same with the pairs classed anew whose second differences are known."""
-    hidden = {(of.i, of.j): of.hidden for of in differences.pairs if of.hidden is not None}
-    pairs = [pair.knowing(hidden[pair.i, pair.j]) if (pair.i, pair.j) in hidden else pair for pair in found.pairs]
-    return replace(found, pairs=pairs)
+    known = {(of.i, of.j): of for of in differences.pairs if of.hidden is not None}
+
+    def classed(pair: Pair) -> Pair:
+        of = known.get((pair.i, pair.j))
+        return pair if of is None else pair.knowing(of.hidden, of.curvature)
+
+    return replace(found, pairs=[classed(pair) for pair in found.pairs])
 
 
 def _weight(pair: Pair) -> float:

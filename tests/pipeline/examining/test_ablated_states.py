@@ -81,13 +81,13 @@ def by_whole_passes(model, block, tokens_BT, token, experts, frozen):
 
 
 def asked(model, block, tokens_BT):
-    """On some tokens, the first and the second among them, the two experts that add most."""
+    """On some tokens, two of one window and the first of another, the two experts that add most."""
     with torch.no_grad():
         pairs = list(model.walk(tokens_BT))[block].pairs()
     norm_NE = torch.zeros(tokens_BT.numel(), model.blocks()[block].moe.num_experts)
     norm_NE.index_put_((pairs.token_P, pairs.expert_P), pairs.norm_P.float(), accumulate=True)
     best_N2 = norm_NE.topk(2).indices
-    row_P = torch.tensor([13, 0, 1, 8, 4, 20, 7, 15])
+    row_P = torch.tensor([13, 0, 8])
     return row_P, best_N2[row_P, 0], best_N2[row_P, 1]
 
 
@@ -99,9 +99,10 @@ def check(model, block, limit=2e-5):
         for mode, logits_PSV in some.by_mode.items():
             found[mode][some.place_P] = logits_PSV
     changed = 0
+    routed = any(of.router is not None for of in model.blocks()[block + 1 :])
     for place, (row, first, second) in enumerate(zip(row_P.tolist(), first_P.tolist(), second_P.tolist(), strict=True)):
         for state, experts in enumerate([(), (first,), (second,), (first, second)]):
-            for mode in (FREE, FROZEN):
+            for mode in (FREE, FROZEN) if routed else (FREE,):
                 wanted_V = by_whole_passes(model, block, tokens_BT, row, experts, mode == FROZEN)
                 assert_close(found[mode][place, state], wanted_V, limit)
         changed += not torch.allclose(found[FREE][place], found[FROZEN][place], atol=1e-4)
@@ -109,19 +110,18 @@ def check(model, block, limit=2e-5):
 
 
 @pytest.mark.parametrize("path", ["stock", "native"])
-@pytest.mark.parametrize("block", [0, 1])
 @pytest.mark.parametrize("name", [*KINDS, "symbols"])
-def test_they_are_those_of_whole_forward_passes(name, block, path, best_library, monkeypatch):
+def test_they_are_those_of_whole_forward_passes(name, path, best_library, monkeypatch):
     monkeypatch.setattr(backends, "cpu_library", lambda: best_library if path == "native" else None)
     model = symbols_model() if name == "symbols" else tiny_model(KINDS[name])
     # AVX-512 rounds a token to 15 bits for int8 and int4 tables: in blocks above the last bit may fall either way.
-    check(model, block, 1e-4 if path == "native" and "int" in name else 2e-5)
+    check(model, 0, 1e-4 if path == "native" and "int" in name else 2e-5)
 
 
 def test_frozen_routers_choose_as_with_both():
     assert check(tiny_model(OWN_ROUTERS), 0) > 0
     assert check(tiny_model(EVERY_KIND["dense"]), 0) == 0
-    assert check(tiny_model(JUMP), 2) == 0
+    assert check(tiny_model(JUMP), 1) > 0
 
 
 @pytest.mark.parametrize("kv_heads", [1, 3])

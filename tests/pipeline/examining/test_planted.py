@@ -116,4 +116,13 @@ def test_every_class_follows_from_its_row_of_the_table():
     assert class_of(Evidence(**yes)) == "not testable"
     for known, (hidden, words) in itertools.product((yes, no), [(None, ""), (False, ", readable"), (True, ", hidden")]):
         assert class_of(Evidence(**known, joint_code=True, hidden=hidden)) == f"joint code{words}"
-    assert class_of(Evidence(**no, joint_code=False, hidden=True, opposed=True)) == "antagonist"
+    for known, code in itertools.product((yes, no), (None, False)):
+        assert class_of(Evidence(**known, joint_code=code, hidden=True, opposed=True)) == "antagonist"
+        assert class_of(Evidence(**known, joint_code=code, hidden=True)) == "hidden function"
+        assert (
+            class_of(Evidence(**known, joint_code=code, hidden=True, alike=True, never_part=True)) == "hidden function"
+        )
+    for curvature, parallel in itertools.product((True, False), repeat=2):
+        of = Evidence(**yes, joint_code=False, hidden=False, curvature=curvature, parallel=parallel)
+        assert class_of(of) == ("redundant" if curvature and parallel else "compositional")
+        assert class_of(replace(of, significant=False)) == "independent"

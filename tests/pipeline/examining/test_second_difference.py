@@ -1,6 +1,7 @@
 """T2 finds the functions that were hidden in pairs and no other; its numbers are those of the logits it was given."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 from kernels.errors import Mistake
 from pipeline.examining.ablated_states import FREE, FROZEN, Logits
+from pipeline.examining.battery import examine
 from pipeline.examining.headlines import mean_ratio, mean_share
 from pipeline.examining.logit_effects import effects_of
 from pipeline.examining.record import record_of
@@ -16,6 +18,7 @@ from pipeline.examining.second_difference import (
     differences_of,
     second_differences,
 )
+from pipeline.examining.superposition import knowing_differences
 from pipeline.records.recording import Recording, record_activations
 from tests.planted_records import Planting, plant
 from tests.planted_states import wire
@@ -44,6 +47,27 @@ def test_hidden_pairs_are_found_and_no_others(level_b):
     assert above == hidden | planted.redundant
     assert {(pair.i, pair.j) for pair in found.pairs if pair.curvature} == planted.redundant
     assert len(found.null.iota_X) >= 100
+
+
+def test_classes_follow_where_it_was_measured(level_b):
+    planted, _, _, hidden, found = level_b
+    examined = examine(record_of(planted.tensors), random_pairs=50)
+    classed = knowing_differences(examined, replace(found, pairs=found.pairs[::2]))
+    measured = {(pair.i, pair.j) for pair in found.pairs[::2]}
+    assert hidden & measured
+    assert [pair.count for pair in classed.pairs] == [pair.count for pair in examined.pairs]
+    for before, after in zip(examined.pairs, classed.pairs, strict=True):
+        pair = (after.i, after.j)
+        if pair not in measured:
+            assert after == before
+        elif before.kind == "joint code":
+            assert after.kind == ("joint code, hidden" if pair in hidden else "joint code, readable")
+        else:
+            assert after.kind == before.kind
+            assert after.evidence.curvature == (pair in planted.redundant)
+    assert {pair for pair in measured if pair in planted.code} == {
+        (pair.i, pair.j) for pair in classed.pairs if pair.kind in ("joint code, hidden", "joint code, readable")
+    }
 
 
 def test_what_redundant_pairs_do_to_the_loss_is_curvature(level_b):
