@@ -82,19 +82,21 @@ def test_a_form_fills_in_nothing_that_a_preset_decides():
     }  # fmt: skip
     assert "'default'" not in str(properties[form.REST])
     assert properties["steps"]["minimum"] == 1
-    assert "int4" in properties["precision"]["enum"]
+    _, everything = properties[form.REST]["anyOf"]
+    assert "int4" in everything["properties"]["peer"]["properties"]["precision"]["enum"]
     assert properties["steps"]["description"].startswith("Optimizer steps. Blank: the preset's (1,500; ")
 
 
-def test_many_inputs_are_one_field_and_the_others_follow_from_it():
-    report = step_of("report")
-    assert [name for name in form.schema(form.fields_of(report, STORE))["properties"] if name in report.inputs] == [
-        "symbols"
-    ]
-    assert set(report.inputs) <= {field.name for field in form.fields_of(report, STORE)}  # the chain names them all
-    assert form.given_inputs(report, {"symbols": "distill-symbols-1", "corpus": "latest", "force": False}) == {
-        "symbols": "distill-symbols-1"
-    }
+@pytest.mark.parametrize(
+    ("stage", "shown"),
+    [("report", "symbols"), ("measure-superposition", "model"), ("compare-superposition", "chain")],
+)
+def test_many_inputs_are_one_field_and_the_others_follow_from_it(stage, shown):
+    step = step_of(stage)
+    assert [name for name in form.schema(form.fields_of(step, STORE))["properties"] if name in step.inputs] == [shown]
+    assert set(step.inputs) <= {field.name for field in form.fields_of(step, STORE)}  # the chain names them all
+    assert form.given_inputs(step, {shown: "report-1", "force": False}) == {shown: "report-1"}
+    assert form.given_inputs(step, dict.fromkeys(step.inputs, "latest")) == {}
 
 
 @pytest.mark.parametrize(
