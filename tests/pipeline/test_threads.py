@@ -80,5 +80,6 @@ def test_libgomp_hears_what_the_user_set():
 @pytest.mark.parametrize("module", ["flows", "stages.bare", "pipeline.generate.command", "pipeline.symbolic.__main__"])
 def test_what_is_started_imports_the_pipeline_before_torch(module):
     # Those that answer --help by themselves import torch when they are asked for more.
-    code = f"import sys, {module}, torch; names = list(sys.modules); sys.exit(names.index('pipeline') > names.index('torch'))"
+    order = "names = list(sys.modules); sys.exit(names.index('pipeline') > names.index('torch'))"
+    code = f"import sys, {module}, torch; {order}"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
