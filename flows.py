@@ -3,6 +3,7 @@
     text -> prepare-corpus -+-> train-dense ---------------------------------------------+
                             +-> train-peer   (the arm that is not distilled)             |
                             +-> study-int4-ablation, study-precision   (beside a run)    |
+    import-monet, import-peer: models of others, beside a run                            |
                             +-> train-monet ---------------------------------------------+
                                      |                                                   |
                                      v                                                   |
@@ -14,7 +15,8 @@
                                      |        |                                          |
                                      |        v                                          |
                                      +-> finetune-int4 ----------------------------------+
-                                              +-> grow-int4, record-activations          |
+                                              +-> grow-int4, record-activations, then    |
+                                              |   measure- and compare-superposition     |
                                               |      (beside a run)                      |
                                               |                                          |
                                               v                                          |
