@@ -17,11 +17,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
 import pipeline.training.loop
-from artifacts import tensors_file
 
 T = TypeVar("T")
 
@@ -118,7 +118,7 @@ class Operations:
         self._replace(fcntl, "flock", "flock")
         self._replace(pipeline.training.loop, "random_windows", STEP, target=None)
         self._replace_open()
-        self._replace_native(tensors_file, "save_file", _safetensors_error)
+        self._replace_native(safetensors.torch, "save_file", _safetensors_error)
         self._replace_torch_save()
 
     def _replace(self, module: Any, attribute: str, name: str, target: int | None = 0) -> None:
