@@ -23,6 +23,7 @@ class Opened:
 
 def open_model(store: Store, id: str, kind: str | None = None) -> Opened:
     """The model of this id, or the latest one; of this kind, or of any. ArtifactError where there is none."""
+    store.require_folder()
     artifact = store.open(id, kind=kind or codec.kinds_of(LanguageModel))
     model = codec.load_as(LanguageModel, artifact).eval()
     corpus_id = next((made.id for made in store.ancestry(artifact.id) if made.kind == "corpus"), None)

@@ -36,7 +36,9 @@ def _parser() -> argparse.ArgumentParser:
     def command(name: str, summary: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=summary, description=summary)
         made.add_argument(
-            "id", metavar="ID", help="an id, its beginning, the beginning of its fingerprint, or 'latest'"
+            "id",
+            metavar="ID",
+            help="an id, its beginning, that of its fingerprint, or 'latest': of symbols, where there are any",
         )
         made.add_argument("--store", default="store", metavar="DIR", help="folder of the store (default: store)")
         return made

@@ -7,11 +7,11 @@ from pathlib import Path
 from artifacts import Store
 from artifacts.terminal import say, told
 from kernels.errors import Mistake
-from pipeline.opening import open_model
 from pipeline.symbolic.asking.read import read as ask
 from pipeline.symbolic.asking.read_page import read_page
 from pipeline.symbolic.asking.told import read_lines
 from pipeline.symbolic.asking.words import known_words
+from pipeline.symbolic.commands.asked import open_asked
 
 
 def read(store: Store, args: argparse.Namespace) -> int:
@@ -20,7 +20,7 @@ def read(store: Store, args: argparse.Namespace) -> int:
     if args.json and args.to:
         raise Mistake("--json prints, and --to writes a page; give one of them")
     text = _text(args.text, args.file)
-    opened = open_model(store, args.id)
+    opened = open_asked(store, args.id)
     answer = ask(opened, known_words(store, opened.id), text, most=args.most, layers=args.layer)
     if answer.tokens_given > len(answer.tokens):
         cut = f"the first {len(answer.tokens)} of {answer.tokens_given:,} tokens are read"

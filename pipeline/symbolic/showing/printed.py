@@ -120,6 +120,7 @@ def _show_contexts(opened: OpenedSymbols, reading: Reading) -> None:
     own_P = fired.expert_P == reading.expert
     token_P, strength_P = fired.token_P[own_P], fired.strength_P[own_P]
     _put(f"\nfires on {len(token_P):,} of {found.tokens_WT.numel():,} held-out tokens", end="")
+    _put(f", adds something on {int((strength_P != 0).sum()):,}" if len(token_P) else "", end="")
     _put("; from the strongest to the weakest, on the last token of" if len(token_P) else "")
     token_bytes = opened.corpus.tokenizer.token_bytes
 
