@@ -202,6 +202,12 @@ def _pooled_correlations(blocks: Sequence[Block]) -> dict[str, float]:
 
 
 HEADLINES = (
+    (
+        "co-active experts a token, of those recorded",
+        "co_active_experts_per_token",
+        "",
+        "co_active_experts_per_token_untrained",
+    ),
     ("JCS, next token", "jcs", "jcs_shuffled_labels", "jcs_untrained"),
     (
         "the same, next tokens shuffled among places of one token",
@@ -237,7 +243,8 @@ def _page(
     spec = record.spec
     documents = len(record.tensors["document"].unique())
     cut = (
-        f" Of each token the {most} experts are examined that contribute most, as many as fire in {peer.id}."
+        f" Of each token the {most} experts are examined that contribute most, as many as fire in {peer.id}; second "
+        "differences and rankings take all that the record has."
         if most is not None
         else ""
     )
@@ -251,6 +258,7 @@ def _page(
         "The null of joint codes is shuffled labels; that of correlations another expert that fires about as often; "
         "that of iota the 99th percentile of matched co-active partners. An untrained model has the same shape, random "
         "weights, and thresholds at which about as many experts fire.\n\n"
+        f"{_without_null(blocks)}"
         "![shares of co-activity by block](plot.png)\n\n"
         f"## Pairs\n\n{_pairs(blocks)}\n\n"
         "## Siblings\n\nPairs by what they share of the key grid: beyond chance, of these tested for joint codes, and "
@@ -258,6 +266,18 @@ def _page(
         "## Classes\n\nOf tested pairs: those co-active beyond chance, and drawn ones that are not.\n\n"
         f"{_classes(blocks)}\n\n{_beyond_pairs(blocks)}{_geometry(blocks)}{_rankings(metrics)}"
         f"## Examples\n\n`{EXAMPLES}` has pairs with the tokens on which each alone and both fire, and what follows.\n"
+    )
+
+
+def _without_null(blocks: Sequence[Block]) -> str:
+    """In which blocks no function could be found hidden, whatever the pairs do; nothing where each has its null."""
+    asked = [(block.number, block.differences.null) for block in blocks if block.differences is not None]
+    lacking = [f"block {number} is {null.not_testable}" for number, null in asked if null.not_testable is not None]
+    if not lacking:
+        return ""
+    return (
+        f"**Hidden functions have a null in {len(asked) - len(lacking)} of {len(asked)} blocks**: "
+        f"{'; '.join(lacking)}. There no pair is said to be hidden or not, and no share of hidden ones counts it.\n\n"
     )
 
 
@@ -340,7 +360,7 @@ def _rankings(metrics: dict[str, float]) -> str:
     return (
         "## Do rankings foretell what leaving an expert out does?\n\nSpearman's rank correlation over a random sample "
         "of experts; the null is what 95 % of permutations stay within. The last row is how well an effect foretells "
-        "itself: measured in one half of the windows and in the other.\n\n"
+        "itself: measured in one half of the windows and in the other, so each time in half as many as above.\n\n"
         f"{table(('ranking', *EFFECTS.values(), 'null'), rows, numbers_from=1)}\n\n"
     )
 

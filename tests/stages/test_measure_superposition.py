@@ -76,7 +76,16 @@ def test_the_page_has_every_headline_beside_its_null(output):
     assert all(cells)
     assert cells[0].startswith(f"{output.metrics['jcs']:.3f} (")
     assert cells[2].startswith(f"{output.metrics['jcs_untrained']:.3f} (")
+    fires = [f"{output.metrics[f'co_active_experts_per_token{end}']:.3f}" for end in ("", "_untrained")]
+    assert f"| co-active experts a token, of those recorded | {fires[0]} |  | {fires[1]} |" in page
     assert_picture(output.value.files["plot.png"])
+
+
+def test_a_page_without_partners_says_that_no_block_could_show_a_hidden_function(output):
+    page = output.value.files["report.md"].decode()
+    few = "not testable: n = 0 of 100 matched partners"
+    assert f"in 0 of 3 blocks**: block 0 is {few}; block 1 is {few}; block 2 is {few}. " in page
+    assert "hidden_pairs_share" not in output.metrics
 
 
 def test_examples_are_the_tokens_on_which_each_alone_and_both_fire(output):
