@@ -217,6 +217,7 @@ SUPERPOSITION: Mapping[str, str] = {
     "jcs_untrained": "control: the same of an untrained model of this shape in which as many experts fire",
     "jcs_untrained_shuffled_labels": "null of that control",
     "jcs_not_testable": "share of co-active pairs that fire too seldom to be tested; they count as no codes",
+    "jcs_untrained_not_testable": "the same of the untrained model",
     "jcs_by_mass": "the same as jcs, a pair on a token counting by the product of what the two contribute",
     "blind_spot_codes": "joint codes among pairs drawn by what they contribute that are not co-active beyond chance",
     "jcs_token_class": "jcs with the class of the current token as label, of the random draws alone",

@@ -29,8 +29,8 @@ LINKS: Mapping[str, str] = {
 MEASURES = "measure-superposition"
 SHARED = (
     "jcs", "jcs_untrained", "jcs_shuffled_labels", "jcs_shuffled_in_token", "jcs_token_class", "jcs_domain",
-    "jcs_by_mass", "jcs_not_testable", "co_active_experts_per_token", "hs", "additivity_r2",
-    "contribution_correlation", "contributions_survive",
+    "jcs_by_mass", "jcs_not_testable", "jcs_untrained_not_testable", "co_active_experts_per_token", "hs",
+    "additivity_r2", "contribution_correlation", "contributions_survive",
 )  # fmt: skip
 """Figures of each link that are metrics of the comparison too, with their intervals."""
 BITS = "held_out_bits_per_byte"
@@ -116,6 +116,7 @@ COLUMNS = (
     ("JCS, domain", "jcs_domain"),
     ("JCS by contribution", "jcs_by_mass"),
     ("not testable", "jcs_not_testable"),
+    ("untrained, not testable", "jcs_untrained_not_testable"),
     ("HS", "hs"),
     ("additivity R2", "additivity_r2"),
 )
@@ -138,8 +139,8 @@ def _page(rows: Sequence[Row], chain: Measured) -> str:
         f"# Superposition along the chain\n\n{table(head, [_cells(row) for row in rows], numbers_from=1)}\n\n"
         "JCS is the share of co-active pairs of experts that are of joint codes, the mean over blocks; intervals are "
         "of 95 % over documents, as if all blocks erred together. The untrained model has the same shape, random "
-        "weights, and thresholds at which about as many experts fire. Of dense and Monet as many units a token are "
-        "examined as experts of the PEER fire.\n\n"
+        "weights, and thresholds at which about as many experts fire. Of dense and Monet at most as many units a "
+        "token are examined as experts of the PEER are recorded there on the mean.\n\n"
         + "".join(f"**Not alike: {sentence}.**\n\n" for sentence in sentences if sentence)
         + "![shares of co-activity and drift along the chain](plot.png)\n\n"
         + _section("Drift of contributions", DRIFT, drifting, "Pearson's r of each expert with the PEER's on the same "

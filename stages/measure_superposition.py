@@ -219,7 +219,7 @@ HEADLINES = (
     ("JCS, domain", "jcs_domain", "", "jcs_untrained_domain"),
     ("JCS, next token, by contribution", "jcs_by_mass", "", ""),
     ("codes among pairs without a lift", "blind_spot_codes", "", ""),
-    ("could not be tested", "jcs_not_testable", "", ""),
+    ("could not be tested", "jcs_not_testable", "", "jcs_untrained_not_testable"),
     ("HS, co-active pairs whose sum of effects names another token", "hs", "", ""),
     ("the same with routers above held", "frozen_hs", "", ""),
     ("additivity R2", "additivity_r2", "", ""),

@@ -73,7 +73,8 @@ def effects_of_ablation(
 ) -> Effects:
     """Of a random sample of experts that fire, each left out alone, all else free to change.
 
-    An expert is measured on up to `rows` random windows in which it fires; in the others nothing changes.
+    An expert is measured on up to `rows` random windows in which the record has it; in the others nothing is taken to
+    change, though an expert that is not among those recorded of a token acts there.
     """
     length, expert_TK = record.spec.context_length, record.of_block(block, "expert").numpy()
     token_RL = record.tensors["token"].view(-1, length)

@@ -80,6 +80,7 @@ class Block:
             numbers["triples_needed_share"] = sum(of.needed == 3 for of in found.triples) / len(found.triples)
         if self.untrained is not None:
             numbers |= _headline("jcs_untrained", self.untrained.jcs)
+            numbers |= _headline("jcs_untrained_not_testable", self.untrained.not_testable_share)
             numbers["co_active_experts_per_token_untrained"] = self.untrained.bookkeeping.active_mean
             for name, headline in self.untrained.jcs_of.items():
                 numbers |= _headline(f"jcs_untrained_{name}", headline)

@@ -76,6 +76,10 @@ def test_the_page_has_every_headline_beside_its_null(output):
     assert all(cells)
     assert cells[0].startswith(f"{output.metrics['jcs']:.3f} (")
     assert cells[2].startswith(f"{output.metrics['jcs_untrained']:.3f} (")
+    line = next(line for line in page.splitlines() if line.startswith("| could not be tested |"))
+    shares = [output.metrics[name] for name in ("jcs_not_testable", "jcs_untrained_not_testable")]
+    cells = [cell.strip() for cell in line.split("|")[2:-1]]
+    assert [cells[at].split(" (")[0] for at in (0, 2)] == [f"{share:.3f}" for share in shares]
     fires = [f"{output.metrics[f'co_active_experts_per_token{end}']:.3f}" for end in ("", "_untrained")]
     assert f"| co-active experts a token, of those recorded | {fires[0]} |  | {fires[1]} |" in page
     assert_picture(output.value.files["plot.png"])
