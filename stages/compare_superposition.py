@@ -1,6 +1,5 @@
 """Reports of superposition of all models of a chain -> report: one table and one picture from dense to symbols."""
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -9,7 +8,7 @@ from pydantic import Field
 
 from artifacts.markdown import table
 from kernels.errors import Mistake
-from pipeline.examining.superposition import text_of
+from pipeline.examining.superposition import share_of, text_of
 from pipeline.figures.superposition import Share, shares_along_chain
 from pipeline.measuring.alike import unlike
 from pipeline.report import Report, ReportSpec, Row
@@ -180,7 +179,7 @@ def _cells(row: Row) -> tuple[str, ...]:
 
 def _picture(rows: Sequence[Row], config: CompareSuperpositionConfig) -> bytes:
     def shares(name: str) -> list[Share]:
-        return [tuple(row.metrics.get(key, math.nan) for key in (name, f"{name}_low", f"{name}_high")) for row in rows]
+        return [share_of(row.metrics, name) for row in rows]
 
     return shares_along_chain(
         "Joint codes and drift along the chain",

@@ -29,6 +29,7 @@ from pipeline.examining.superposition import (
     knowing_differences,
     mean_metrics,
     record_of_block,
+    share_of,
     text_of,
 )
 from pipeline.examining.untrained import untrained_record
@@ -377,7 +378,7 @@ def _picture(model: LanguageModel, rows: Sequence[Row]) -> bytes:
         f"Co-activity that is joint codes', a {model.kind}",
         [row.name for row in rows],
         {
-            words: [tuple(row.metrics.get(key, 0.0) for key in (name, f"{name}_low", f"{name}_high")) for row in rows]
+            words: [share_of(row.metrics, name) for row in rows]
             for words, name in series.items()
             if any(name in row.metrics for row in rows)
         },

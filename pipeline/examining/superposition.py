@@ -2,6 +2,7 @@
 
 # T tokens, K experts kept a token
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -248,6 +249,11 @@ def text_of(metrics: Mapping[str, float], name: str) -> str:
     if f"{name}_low" not in metrics:
         return f"{metrics[name]:.3f}"
     return f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
+
+
+def share_of(metrics: Mapping[str, float], name: str) -> tuple[float, ...]:
+    """A figure and the ends of its interval, as a picture takes them; NaN for what is not there."""
+    return tuple(metrics.get(key, math.nan) for key in (name, f"{name}_low", f"{name}_high"))
 
 
 def _headline(name: str, of: Headline) -> dict[str, float]:

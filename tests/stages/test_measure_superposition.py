@@ -13,11 +13,11 @@ from pipeline.examining.second_difference import SecondDifferenceConfig
 from pipeline.examining.superposition import CLASS, DOMAIN, SHUFFLED
 from pipeline.records.record import ActivationRecord
 from pipeline.records.recording import Recording, record_activations
-from pipeline.report import Report, ReportSpec
+from pipeline.report import Report, ReportSpec, Row
 from pipeline.stage import Measured, run_stage
 from stages.chain import step_of
 from stages.inputs import inputs_of
-from stages.measure_superposition import MeasureSuperpositionConfig, measure_superposition
+from stages.measure_superposition import MeasureSuperpositionConfig, _picture, measure_superposition
 from stages.plan import Plan
 from tests.pictures import assert_picture
 from tests.tiny import DENSE, INT4, JUMP, tiny_corpus, tiny_model
@@ -104,6 +104,18 @@ def test_examples_are_the_tokens_on_which_each_alone_and_both_fire(output):
         text, share = pair["both"]["on"][0]
         both = token_T[one_T & other_T].tolist()
         assert share == pytest.approx(both.count(ord(text)) / len(both), abs=1e-3)
+
+
+def test_a_block_without_a_figure_leaves_a_gap_in_the_picture(monkeypatch):
+    drawn = {}
+    monkeypatch.setattr("stages.measure_superposition.shares_by_block", lambda *given: drawn.update(given[2]) or b"")
+    rows = [
+        Row(name="block 0", id="", kind="block", seconds=0.0, metrics={"jcs": 0.25, "jcs_low": 0.2, "jcs_high": 0.3}),
+        Row(name="block 1", id="", kind="block", seconds=0.0, metrics={}),
+    ]
+    _picture(tiny_model(JUMP), rows)
+    assert drawn.keys() == {"next token"}
+    np.testing.assert_array_equal(drawn["next token"], [(0.25, 0.2, 0.3), (np.nan, np.nan, np.nan)])
 
 
 def test_other_units_are_cut_to_as_many_as_the_peers_and_do_not_drift(run_in):
