@@ -174,6 +174,11 @@ def signed(difference: float) -> str:
     return f"{difference:+.4g}" if difference != int(difference) else f"{sign}{int(difference):,}"
 
 
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds from two minutes on."""
+    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
+
+
 def _node(id: ArtifactId) -> str:
     # Mermaid takes some bare words and digits as its own: hence the letter in front.
     return "n" + id.replace("-", "_").replace("~", "_attempt_")
@@ -187,7 +192,7 @@ def _label(manifest: Manifest, *, is_alone: bool) -> str:
 
 def _figures(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """Head and one row of a table: what is asked first of an artifact of this kind, its size and what it took."""
-    cells = [*_first_figures(manifest), ("size", _bytes(manifest.bytes)), ("took", _seconds(manifest.lineage.seconds))]
+    cells = [*_first_figures(manifest), ("size", _bytes(manifest.bytes)), ("took", duration(manifest.lineage.seconds))]
     return [head for head, _ in cells], [[cell for _, cell in cells]]
 
 
@@ -218,10 +223,6 @@ def _bytes(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} B"
-
-
-def _seconds(seconds: float) -> str:
-    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
 def _experts(experts: Sequence[ShownExpert]) -> str:

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from artifacts import Store, writing_to_stdout
+from artifacts.cards import duration
 from artifacts.columns import RUN, columns
 from artifacts.terminal import on_one_line
 from kernels.backends import cpu_library
@@ -177,11 +178,6 @@ def time_left(first: Progress, now: Progress) -> str:
     if steps <= 0 or now.step >= now.total:
         return ""
     return f"{duration((now.total - now.step) * seconds / steps)} left"
-
-
-def duration(seconds: float) -> str:
-    """Seconds, or minutes and seconds from two minutes on."""
-    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
 def said_numbers(progress: Progress) -> list[str]:
