@@ -277,8 +277,8 @@ def read_serve(arguments: Sequence[str]) -> ServeCommand:
     )
     _add_port(parser)
     parser.add_argument(
-        "--allow", action="append", type=_folder, metavar="DIR", help="take `store` and `sources` of served runs only "
-        "below this folder; may be given more than once (default: the project's own folder)"
+        "--allow", action="append", type=_folder, metavar="DIR", help="take what served runs read, and their stores, "
+        "only below this folder; may be given more than once (default: the project's own folder)"
     )  # fmt: skip
     values = parser.read(arguments)
     return ServeCommand(port=values.port, allow=tuple(values.allow or [ROOT]))
