@@ -174,11 +174,6 @@ def signed(difference: float) -> str:
     return f"{difference:+.4g}" if difference != int(difference) else f"{sign}{int(difference):,}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds, or minutes and seconds from two minutes on."""
-    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
 def _node(id: ArtifactId) -> str:
     # Mermaid takes some bare words and digits as its own: hence the letter in front.
     return "n" + id.replace("-", "_").replace("~", "_attempt_")
@@ -223,6 +218,11 @@ def _bytes(size: int) -> str:
         if size >= scale:
             return f"{size / scale:.1f} {unit}"
     return f"{size} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds from two minutes on."""
+    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 
 def _experts(experts: Sequence[ShownExpert]) -> str:
