@@ -86,11 +86,11 @@ _early = begun_early(sys.argv[1:], home=HOME) if __name__ == "__main__" else Non
 
 from artifacts import ArtifactError, ArtifactId, Manifest, Store
 from artifacts.board import pin_all, pin_card, pin_run_card
-from artifacts.cards import Stopped, brief, failure_card, in_words
+from artifacts.cards import Stopped, brief, duration, failure_card, in_words
 from pipeline.run import Progress
 from pipeline.running.live_card import LiveCurve, tile
 from pipeline.running.live_runs import alive, forget, gone, is_uuid
-from pipeline.running.progress import Lines, duration, print_results, say_before, shown
+from pipeline.running.progress import Lines, print_results, say_before, shown
 from pipeline.running.run_names import is_made_up
 from pipeline.stage import Device, Made, StageConfig, chosen_device, run_stage
 from stages import form

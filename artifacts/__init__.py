@@ -27,7 +27,6 @@ from artifacts.manifest import Manifest as Manifest
 from artifacts.store import Listing as Listing
 from artifacts.store import Store as Store
 from artifacts.terminal import CommandParser as CommandParser
-from artifacts.terminal import StdoutError as StdoutError
 from artifacts.terminal import as_command as as_command
 from artifacts.terminal import for_stdout as for_stdout
 from artifacts.terminal import show_every_text as show_every_text

@@ -187,7 +187,7 @@ def _label(manifest: Manifest, *, is_alone: bool) -> str:
 
 def _figures(manifest: Manifest) -> tuple[list[str], list[list[str]]]:
     """Head and one row of a table: what is asked first of an artifact of this kind, its size and what it took."""
-    cells = [*_first_figures(manifest), ("size", _bytes(manifest.bytes)), ("took", _seconds(manifest.lineage.seconds))]
+    cells = [*_first_figures(manifest), ("size", _bytes(manifest.bytes)), ("took", duration(manifest.lineage.seconds))]
     return [head for head, _ in cells], [[cell for _, cell in cells]]
 
 
@@ -220,7 +220,8 @@ def _bytes(size: int) -> str:
     return f"{size} B"
 
 
-def _seconds(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds from two minutes on."""
     return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
 
 

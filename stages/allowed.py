@@ -40,7 +40,9 @@ def check_allowed(store: str, config: StageConfig) -> None:
     if isinstance(config, PrepareCorpusConfig):
         _check("sources", (path for text in config.sources for path in _local(text)), folders)
         _check("tokenizer_folder", _folder(config.tokenizer_folder), folders)
-    if isinstance(config, ImportMonetConfig | ImportPeerConfig) and not config.source.startswith("hf:"):
+    if isinstance(config, ImportPeerConfig) or (
+        isinstance(config, ImportMonetConfig) and not config.source.startswith("hf:")  # which no other stage takes
+    ):
         _check("source", _folder(config.source), folders)
 
 

@@ -15,12 +15,13 @@ from kernels.errors import Mistake
 from pipeline.run import check_seed
 from pipeline.stage import Device, StageConfig, chosen_device
 from stages.chain import CHAIN, Step, step_of
-from stages.everyday import everyday, leaves
+from stages.everyday import everyday
 from stages.like import Settings, settings_of
 from stages.parser import Group, Parser, add_fields, add_some_fields, dashed, overridden
 from stages.plan import Plan
 from stages.presets import DEFAULT, PRESETS, preset_of
 from stages.scaling import MOST, factor, scaled, scaling_said
+from stages.settings import leaves
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -126,7 +127,7 @@ def run_help(plan: Plan) -> Parser:
         add_help=False,
     )
     _add_run_options(parser)
-    group = parser.add_argument_group(f"any of {len(list(leaves(plan)))} settings, such as")
+    group = parser.add_argument_group(f"any of {len(leaves(plan))} settings, such as")
     add_some_fields(group, plan, _SHOWN_OF_RUN)
     return parser
 
@@ -205,7 +206,7 @@ def _stage_parser(step: Step, plan: Plan, prog: str) -> Parser:
 def stage_help(step: Step, plan: Plan, prog: str) -> Parser:
     """The same with the settings of every day alone."""
     config = plan.config_of(step)
-    shown, count = everyday(config), len(list(leaves(config)))
+    shown, count = everyday(config), len(leaves(config))
     title = "settings" if len(shown) == count else f"settings of every day, {len(shown)} of {count}"
     parser = Parser(
         prog=f"{prog} {step.name}", usage="%(prog)s [options]", description=step.stage.summary, add_help=False
@@ -276,8 +277,8 @@ def read_serve(arguments: Sequence[str]) -> ServeCommand:
     )
     _add_port(parser)
     parser.add_argument(
-        "--allow", action="append", type=_folder, metavar="DIR", help="take `store` and `sources` of served runs only "
-        "below this folder; may be given more than once (default: the project's own folder)"
+        "--allow", action="append", type=_folder, metavar="DIR", help="take what served runs read, and their stores, "
+        "only below this folder; may be given more than once (default: the project's own folder)"
     )  # fmt: skip
     values = parser.read(arguments)
     return ServeCommand(port=values.port, allow=tuple(values.allow or [ROOT]))

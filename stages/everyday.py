@@ -1,8 +1,10 @@
 """The settings that are changed every day: `--help` shows them, and a form asks for the first of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from pydantic import BaseModel
+
+from stages.settings import leaves
 
 FEW = 12
 """Settings of a stage of which none is left out."""
@@ -21,18 +23,8 @@ EVERYDAY = (
 def everyday(config: BaseModel) -> Sequence[str]:
     """The dotted fields of this config that are shown first, what is changed most before the others: all where they are
     few, or where none has such a name."""
-    paths = list(leaves(config))
+    paths = [name.split(".") for name in leaves(config)]
     named = [path for path in paths if path[-1] in EVERYDAY and "measure" not in path]
     named.sort(key=lambda path: EVERYDAY.index(path[-1]))
     others = [] if named and len(paths) > FEW else [path for path in paths if path not in named]
     return [".".join(path) for path in (*named, *others)]
-
-
-def leaves(model: BaseModel, *above: str) -> Iterator[Sequence[str]]:
-    """The path of every field of the model and of the models in it."""
-    for name in type(model).model_fields:
-        value = getattr(model, name)
-        if isinstance(value, BaseModel):
-            yield from leaves(value, *above, name)
-        else:
-            yield (*above, name)

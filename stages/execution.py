@@ -1,11 +1,11 @@
 """From a command for one stage to its artifact, and to those of inputs that are missing."""
 
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 from artifacts import ArtifactError, ArtifactId, Store
 from pipeline.corpus.imported_tokenizer import imported_tokenizer
 from pipeline.corpus.sources import require_sources
+from pipeline.corpus.text_files import user_path
 from pipeline.exchange.release import release_in, weights_in
 from pipeline.stage import Made, StageConfig
 from stages.chain import Step
@@ -39,7 +39,7 @@ def require_named(command: RunCommand | StageCommand) -> None:
     if isinstance(config, PrepareCorpusConfig):
         require_sources(config.sources)
         if config.tokenizer == "imported":
-            imported_tokenizer(Path(config.tokenizer_folder).expanduser())
+            imported_tokenizer(user_path(config.tokenizer_folder))
     if isinstance(config, ImportMonetConfig):
         release_in(config.source)
     if isinstance(config, ImportPeerConfig):

@@ -12,11 +12,12 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from artifacts.comparison import dotted
 from pipeline.run import LEAST_SEED, MOST_SEED
 from pipeline.stage import Device, StageConfig
 from stages.chain import NAMES, Step, step_of
 from stages.everyday import everyday
-from stages.parser import overridden
+from stages.parser import flag_of, overridden
 from stages.presets import DEFAULT, PRESETS, preset_of
 from stages.settings import EXAMPLE, leaves, nearest, preset_names, require_known
 
@@ -149,7 +150,12 @@ def description(summary: str, fields: list[Field]) -> str:
 def config_from(step: Step, preset: str, values: Mapping[str, Any]) -> StageConfig:
     """The stage's settings as the form was filled in: the preset's but for what was given. ValueError in a sentence."""
     base = preset_of(preset).config_of(step)
-    given = dict(_flat(values.get(REST) or {}))
+    given = {
+        leaf: value
+        for name, inner in (values.get(REST) or {}).items()
+        for leaf, value in dotted(inner, name)
+        if value is not None and value != {}  # not left blank
+    }
     for name in given:
         require_known(f"--config of {step.name}", name, leaves(base))
     above = {name: values.get(_parameter(name)) for name in everyday_of(step)}
@@ -185,16 +191,6 @@ def _parameter(name: str) -> str:
 
 def _listed(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
-
-
-def _flat(nested: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:
-    found: list[tuple[str, Any]] = []
-    for name, value in nested.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{above}{name}.")
-        elif value is not None:
-            found.append((above + name, value))
-    return found
 
 
 def _inputs(step: Step) -> list[Field]:
@@ -247,7 +243,7 @@ def _everyday(step: Step, name: str) -> Field:
     said = "; ".join([usual, *(f"{value} of {', '.join(presets)}" for value, presets in others)])
     return Field(
         name=_parameter(name),
-        title=f"--config.{name.replace('_', '-')}",
+        title=flag_of(("config", *above, last)),
         description=f"{(found.get('description') or '').rstrip('.')}. Blank: the preset's ({said}).",
         schema=bounds,
         annotation=owner.model_fields[last].annotation | None,  # type: ignore[operator]
@@ -305,8 +301,8 @@ def _partial(model: type[BaseModel], path: tuple[str, ...] = ("config",)) -> dic
             properties[name] = _partial(info.annotation, inner)
         elif "const" not in own[name]:
             kept = {key: value for key, value in own[name].items() if key != "default"}
-            properties[name] = {**kept, "title": f"--{'.'.join(inner).replace('_', '-')}"}
+            properties[name] = {**kept, "title": flag_of(inner)}
         if name in properties:
             properties[name]["position"] = position
-    title = f"--{'.'.join(path).replace('_', '-')}" if len(path) > 1 else "all settings"
+    title = flag_of(path) if len(path) > 1 else "all settings"
     return {"type": "object", "title": title, "properties": properties, "additionalProperties": False}

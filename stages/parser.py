@@ -60,7 +60,7 @@ Group = argparse._ArgumentGroup  # argparse has no public name for what add_argu
 
 def add_fields(parser: Parser, model: BaseModel, *path: str) -> None:
     """A flag for every field of the model and of the models in it, in groups."""
-    group = parser.add_argument_group(_flag(path).lstrip("-") or "plan", (type(model).__doc__ or "").split("\n")[0])
+    group = parser.add_argument_group(flag_of(path).lstrip("-") or "plan", (type(model).__doc__ or "").split("\n")[0])
     for name, info in type(model).model_fields.items():
         value = getattr(model, name)
         if isinstance(value, BaseModel):
@@ -81,7 +81,7 @@ def add_some_fields(group: Group, model: BaseModel, wanted: Collection[str], *pa
 
 def _add_field(group: Group, info: FieldInfo, value: Any, *path: str) -> None:
     group.add_argument(
-        _flag(path), dest=".".join(path), default=argparse.SUPPRESS, metavar=_metavar(info.annotation),
+        flag_of(path), dest=".".join(path), default=argparse.SUPPRESS, metavar=_metavar(info.annotation),
         nargs="*" if isinstance(value, tuple) else None, help=_help(info, value),
     )  # fmt: skip
 
@@ -92,7 +92,8 @@ def _help(info: FieldInfo, value: Any) -> str:
     return f"{info.description or 'fixed'} ({about})".replace("%", "%%")
 
 
-def _flag(path: Sequence[str]) -> str:
+def flag_of(path: Sequence[str]) -> str:
+    """Such as `--training.learning-rate`."""
     return "--" + ".".join(path).replace("_", "-")
 
 
@@ -116,7 +117,7 @@ def overridden(model: M, values: Mapping[str, Any], *path: str) -> M:
     try:
         return type(model).model_validate(_merged(plain(model), given))
     except ValidationError as error:
-        raise Mistake(invalid(error, lambda loc: _flag((*path, *loc)))) from None
+        raise Mistake(invalid(error, lambda loc: flag_of((*path, *loc)))) from None
 
 
 def _is_field(name: str, model: BaseModel, path: Sequence[str]) -> bool:

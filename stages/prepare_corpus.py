@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -16,6 +15,7 @@ from pipeline.corpus.imported_tokenizer import imported_tokenizer
 from pipeline.corpus.readers import Reading
 from pipeline.corpus.sources import Source, read_sources, sources_sha256
 from pipeline.corpus.splits import Corpus, CorpusSpec, make_split
+from pipeline.corpus.text_files import user_path
 from pipeline.corpus.tokenizer import BpeTokenizer, ByteTokenizer, TextTokenizer
 from pipeline.figures.corpus import corpus_mix
 from pipeline.measuring.compressors import CompressorsConfig, measure_compressors
@@ -133,7 +133,7 @@ def sources_digest(config: PrepareCorpusConfig) -> str:
     text = sources_sha256(config.sources, hf_split=config.hf_split) if config.sources else default_sha256()
     if config.tokenizer != "imported":
         return text
-    tokenizer = imported_tokenizer(Path(config.tokenizer_folder).expanduser())
+    tokenizer = imported_tokenizer(user_path(config.tokenizer_folder))
     tokens = {name: sha256_of_bytes(raw) for name, raw in tokenizer.to_files().items()}
     described = {"text": text, **tokens, "separator": tokenizer.separator, "tokens": len(tokenizer.token_bytes)}
     return sha256_of_bytes(canonical_json(described).encode())
@@ -180,7 +180,7 @@ def _tokenizer(config: PrepareCorpusConfig, splits: DocumentSplits) -> TextToken
     if config.tokenizer == "bytes":
         return ByteTokenizer()
     if config.tokenizer == "imported":
-        return imported_tokenizer(Path(config.tokenizer_folder).expanduser())
+        return imported_tokenizer(user_path(config.tokenizer_folder))
     return BpeTokenizer.train(sample_of(splits.train, config.tokenizer_sample_bytes), config.vocab_size)
 
 

@@ -124,17 +124,17 @@ def shakespeare() -> Plan:
 
 
 def monet_850m() -> Plan:
-    """The paper\'s Monet 850M, 100B tokens of FineWeb-Edu: a cluster."""
+    """The paper's Monet 850M, 100B tokens of FineWeb-Edu: a cluster."""
     return _paper(d_model=1536, num_layers=24)
 
 
 def monet_1_4b() -> Plan:
-    """The paper\'s Monet 1.4B, 100B tokens of FineWeb-Edu: a cluster."""
+    """The paper's Monet 1.4B, 100B tokens of FineWeb-Edu: a cluster."""
     return _paper(d_model=2048, num_layers=24)
 
 
 def monet_4_1b() -> Plan:
-    """The paper\'s Monet 4.1B, 100B tokens of FineWeb-Edu: a cluster."""
+    """The paper's Monet 4.1B, 100B tokens of FineWeb-Edu: a cluster."""
     return _paper(d_model=3072, num_layers=32)
 
 

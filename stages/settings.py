@@ -44,10 +44,10 @@ def preset_names() -> list[str]:
 def nearest(model: BaseModel, of_preset: Callable[[str], BaseModel]) -> tuple[str, dict[str, Any]]:
     """The preset with the fewest other values, and those that this has instead, by dotted name."""
     own = leaves(model)
-    differences = {
-        name: {leaf: value for leaf, value in own.items() if leaves(of_preset(name)).get(leaf) != value}
-        for name in preset_names()
-    }
+    differences: dict[str, dict[str, Any]] = {}
+    for name in preset_names():
+        of_this = leaves(of_preset(name))
+        differences[name] = {leaf: value for leaf, value in own.items() if of_this.get(leaf) != value}
     preset = min(differences, key=lambda name: len(differences[name]))  # of several, the first
     return preset, differences[preset]
 

@@ -12,7 +12,7 @@ from artifacts import ArtifactError, ArtifactId, Circumstance, Recipe, Store
 from pipeline.running.progress import print_results
 from stages.chain import step_of
 from stages.command import RunCommand, ServeCommand, StageCommand, UiCommand, read, read_stage
-from stages.errors import exit_code
+from stages.errors import Mistake, exit_code
 from stages.execution import require_named
 from stages.inputs import inputs_of
 from stages.plan import Plan, plain
@@ -274,6 +274,26 @@ def test_text_and_artifacts_that_are_not_there_are_told_before_anything_runs(tmp
             require_named(read([*arguments, *store]))
     with pytest.raises(ArtifactError, match=r"no artifact 'prepare-corpus-0123456789ab'"):
         require_named(read(["stage", "train-dense", "--corpus", "prepare-corpus-0123456789ab", *store]))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["prepare-corpus", "--config.sources", "~nobody-here/x"],
+        ["prepare-corpus", "--config.tokenizer", "imported", "--config.tokenizer-folder", "~nobody-here/x"],
+        ["import-monet", "--config.source", "~nobody-here/x"],
+        ["import-peer", "--config.source", "~nobody-here/x"],
+    ],
+)
+def test_a_user_that_is_not_there_is_told_wherever_a_path_is_taken(words, tmp_path):
+    command = read(["stage", *words, "--store", str(tmp_path / "store")])
+    assert isinstance(command, StageCommand)
+    with pytest.raises(Mistake, match="there is no user whose folder '~nobody-here/x' lies in"):
+        require_named(command)
+    sources = command.step.stage.sources
+    assert sources is not None
+    with pytest.raises(Mistake, match="there is no user whose folder '~nobody-here/x' lies in"):
+        sources(command.config)
 
 
 @pytest.mark.parametrize(

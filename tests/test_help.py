@@ -14,10 +14,11 @@ from stages.__main__ import main
 from stages.bounds import in_words
 from stages.chain import CHAIN
 from stages.command import read
-from stages.everyday import FEW, everyday, leaves
+from stages.everyday import FEW, everyday
 from stages.help import pages
 from stages.plan import Plan
 from stages.presets import PRESETS
+from stages.settings import leaves
 from stages.write_help import written
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -167,7 +168,7 @@ def limits(info: FieldInfo) -> set[float]:
 def test_settings_of_every_day_are_fields_of_the_stage_and_none_of_how_it_is_measured():
     for step in CHAIN:
         config = Plan().config_of(step)
-        paths = {".".join(path) for path in leaves(config)}
+        paths = set(leaves(config))
         shown = set(everyday(config))
         assert shown
         assert shown <= paths

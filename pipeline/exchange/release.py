@@ -10,6 +10,7 @@ from typing import Any
 from artifacts import ArtifactError, canonical_json, sha256_of_bytes, sha256_of_file
 from artifacts.foreign_tensors import INDEX, WHOLE, Stored, stored_in
 from kernels.errors import Failure, Mistake
+from pipeline.corpus.text_files import user_path
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer.json"
@@ -60,7 +61,7 @@ def _folder(source: str) -> Path:
         raise Mistake("no source was named; give the folder of a checkpoint, or hf:NAME, with --config.source")
     if source.startswith("hf:"):
         return _fetched(source.removeprefix("hf:"))
-    folder = Path(source).expanduser()
+    folder = user_path(source)
     if not folder.is_dir():
         raise Mistake(f"source: there is no folder {source[:400]!r}; name that of a checkpoint, or hf:NAME of the Hub")
     return folder
@@ -133,7 +134,7 @@ def _indexed(folder: Path) -> dict[str, Stored]:
 
 def weights_in(source: str) -> dict[str, Stored]:
     """What a file of safetensors holds, or all of those in a folder. Mistake where there is none, or a name twice."""
-    path = Path(source).expanduser() if source else None
+    path = user_path(source) if source else None
     if path is None or not path.exists():
         raise Mistake(f"source: there is no {source[:400]!r}; name a file of safetensors, or a folder of them")
     found: dict[str, Stored] = {}

@@ -4,27 +4,18 @@ import base64
 from dataclasses import dataclass, field
 
 from pipeline.run import Progress
-from pipeline.running.progress import duration, first_of_loop
+from pipeline.running.progress import first_of_loop, said_numbers, time_left
 
 MOST_POINTS = 240
-"""Of a curve: twice as many are thinned to these, so that a card of days stays a few kB."""
+"""Of a curve, as far apart from each other as its steps allow, so that a card of days stays a few kB."""
 WIDTH, HEIGHT, LEFT, BOTTOM = 600, 220, 56, 24
 LINE, AXIS = "#0d9488", "#64748b"
 
 
 def tile(first: Progress, now: Progress) -> str:
     """A paragraph a line: a tile shows each on one line, and cuts off what is longer than forty letters or so."""
-    steps, seconds = now.step - first.step, now.seconds - first.seconds
-    left = f"{duration((now.total - now.step) * seconds / steps)} left" if steps > 0 and now.step < now.total else ""
-    lines = [f"**{now.what}**", f"{now.step:,} of {now.total:,}", left, *_numbers(now)]
+    lines = [f"**{now.what}**", f"{now.step:,} of {now.total:,}", time_left(first, now), *said_numbers(now)]
     return "\n\n".join(line for line in lines if line)
-
-
-def _numbers(now: Progress) -> list[str]:
-    """The first two losses and the speed, a line each."""
-    said = [f"{name} {value:.4g}" for name, value in now.numbers.items() if name != "tokens_per_second"][:2]
-    speed = now.numbers.get("tokens_per_second")
-    return [*said, *([] if speed is None else [f"{speed:,.0f} tokens/s"])]
 
 
 @dataclass(slots=True)
@@ -43,9 +34,14 @@ class LiveCurve:
         self.first, self.now = first, progress
         name = self._name()
         if name is not None:
-            self.points.append((progress.step, progress.numbers[name]))
-        if len(self.points) >= 2 * MOST_POINTS:
-            self.points[:] = [*self.points[:-1:2], self.points[-1]]
+            self._keep((progress.step, progress.numbers[name]), spacing=progress.total / MOST_POINTS)
+
+    def _keep(self, point: tuple[float, float], *, spacing: float) -> None:
+        """The last point is always the latest; each of the others is far enough from the one before it."""
+        if len(self.points) > 1 and self.points[-1][0] - self.points[-2][0] < spacing:
+            self.points[-1] = point
+        else:
+            self.points.append(point)
 
     def card(self) -> str | None:
         """Markdown with the curve; None where there is none to draw yet."""

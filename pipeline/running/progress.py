@@ -14,6 +14,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from artifacts import Store, writing_to_stdout
+from artifacts.cards import duration
 from artifacts.columns import RUN, columns
 from artifacts.terminal import on_one_line
 from kernels.backends import cpu_library
@@ -128,7 +129,7 @@ class _Bars:
             self.tasks[progress.what],
             completed=progress.step,
             total=progress.total,
-            numbers=_numbers(progress),
+            numbers=said_numbers(progress),
         )
 
 
@@ -165,25 +166,21 @@ def line(first: Progress, now: Progress, width: int | None = None) -> str:
     """How far a loop has come since its first report: step, losses, speed, time left; numbers as far as they fit."""
     if not now.total:
         return now.what
-    always = [part for part in (f"{now.what} {now.step}/{now.total}", _time_left(first, now)) if part]
+    always = [part for part in (f"{now.what} {now.step}/{now.total}", time_left(first, now)) if part]
     room = None if width is None else width - len("  ".join(always)) - 2
-    numbers = _joined(_numbers(now), room)
+    numbers = _joined(said_numbers(now), room)
     return "  ".join([always[0], *([numbers] if numbers else []), *always[1:]])
 
 
-def _time_left(first: Progress, now: Progress) -> str:
+def time_left(first: Progress, now: Progress) -> str:
+    """At the pace since the loop's first report; nothing before it has one, and at its end."""
     steps, seconds = now.step - first.step, now.seconds - first.seconds
     if steps <= 0 or now.step >= now.total:
         return ""
     return f"{duration((now.total - now.step) * seconds / steps)} left"
 
 
-def duration(seconds: float) -> str:
-    """Seconds, or minutes and seconds from two minutes on."""
-    return f"{seconds:.1f} s" if seconds < 120 else f"{int(seconds) // 60} min {int(seconds) % 60} s"
-
-
-def _numbers(progress: Progress) -> list[str]:
+def said_numbers(progress: Progress) -> list[str]:
     """The first losses, and the speed."""
     shown = [f"{name} {value:.4g}" for name, value in progress.numbers.items() if name != "tokens_per_second"][:2]
     if "tokens_per_second" in progress.numbers:

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.stage import StageConfig
 from stages.allowed import ALLOWED, allow, check_allowed
+from stages.chain import CHAIN
+from stages.import_monet import ImportMonetConfig
+from stages.import_peer import ImportPeerConfig
 from stages.prepare_corpus import PrepareCorpusConfig
 from stages.report import ReportConfig
 
@@ -88,3 +92,42 @@ def test_text_from_elsewhere_is_refused(folders, source, monkeypatch, tmp_path):
     given = source.replace("{in}", str(inside)).replace("{out}", str(outside))
     with pytest.raises(ValueError, match=r"^sources: got .*; served runs take what is below"):
         check(inside / "store", inside / "text.txt", given)
+
+
+def _reading(path: str) -> list[StageConfig]:
+    """Every other config that names something to be read, with this path."""
+    tokenizer = PrepareCorpusConfig(tokenizer="imported", tokenizer_folder=path)
+    return [tokenizer, ImportMonetConfig(source=path), ImportPeerConfig(source=path)]
+
+
+@pytest.mark.parametrize("path", ["{out}", "{in}/link", "{in}/folder", "{in}/../in-beside", "~", "/etc"])
+def test_a_tokenizer_or_a_checkpoint_from_elsewhere_is_refused(folders, path):
+    inside, outside = folders
+    (inside / "link").symlink_to(outside)
+    (inside / "folder").mkdir()
+    (inside / "folder" / "config.json").symlink_to(outside / "text.txt")
+    for config in _reading(path.replace("{in}", str(inside)).replace("{out}", str(outside))):
+        with pytest.raises(ValueError, match=r"^(tokenizer_folder|source): got .*; served runs take what is below"):
+            check_allowed(str(inside / "store"), config)
+
+
+def test_a_tokenizer_or_a_checkpoint_below_is_taken_and_one_of_the_hub_by_the_stage_that_takes_it(folders):
+    inside, _ = folders
+    for config in [*_reading(str(inside)), ImportMonetConfig(source="hf:owner/name")]:
+        check_allowed(str(inside / "store"), config)
+    with pytest.raises(ValueError, match=r"^source: got hf:owner/name, which is "):
+        check_allowed(str(inside / "store"), ImportPeerConfig(source="hf:owner/name"))
+
+
+def test_every_setting_that_is_a_path_is_checked():
+    """Paths are left out of recipes, and nothing else is."""
+    left_out = {
+        (step.name, name)
+        for step in CHAIN
+        for name, field in step.stage.config_type.model_fields.items()
+        if field.exclude
+    }
+    assert left_out == {
+        ("prepare-corpus", "sources"), ("prepare-corpus", "tokenizer_folder"),
+        ("import-monet", "source"), ("import-peer", "source"),
+    }  # fmt: skip

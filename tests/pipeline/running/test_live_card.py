@@ -2,6 +2,7 @@
 
 import base64
 import re
+from itertools import pairwise
 
 import pytest
 
@@ -65,3 +66,13 @@ def test_a_card_of_a_hundred_thousand_reports_stays_small():
     assert MOST_POINTS <= len(points(card)) <= 2 * MOST_POINTS
     assert len(card) < 12_000
     assert curve.points[-1] == (100_000, 1e-5)
+    steps = [step for step, _ in curve.points]
+    gaps = [after - before for before, after in pairwise(steps)]
+    assert max(gaps) < 1.01 * 100_000 / MOST_POINTS, "the beginning is drawn as finely as the end"
+
+
+def test_a_curve_that_goes_on_has_the_latest_report_as_its_last_point():
+    curve = LiveCurve("train-monet")
+    for step in range(1, 100):
+        curve.add(at(step, 1 / step))
+        assert curve.points[-1] == (step, 1 / step)
