@@ -9,7 +9,7 @@ from kernels import backends
 from kernels.errors import Mistake
 from pipeline.measuring.swapped import Nothing, swapped
 from pipeline.models.ablation import Places, ablated, mean_contributions
-from pipeline.models.contract import ExpertLayer
+from tests.forward_only import ForwardOnly
 from tests.tiny import EVERY_KIND, HORIZONTAL, INT8, JUMP, TRAINABLE, VERTICAL, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
 from tests.tolerances import assert_close
@@ -42,7 +42,7 @@ def path(request, best_library, monkeypatch):
     return request.param
 
 
-class WrittenOut(ExpertLayer):
+class WrittenOut(ForwardOnly):
     """Monet's composed experts one by one, without some of them: they share rows, so none can be zeroed."""
 
     def __init__(self, layer, left_out):
@@ -61,18 +61,6 @@ class WrittenOut(ExpertLayer):
                 gate_N1 = (routing.gate1_NHI[:, :, i] * routing.gate2_NHJ[:, :, j]).sum(1)[:, None]
                 y_ND = y_ND + gate_N1 * (hidden_NM @ of.v_IJMD[i, j] + of.row_ID[i] + of.column_JD[j])
         return y_ND
-
-    def pairs(self, x_ND, routing):
-        raise NotImplementedError
-
-    def tables(self):
-        return {}
-
-    def state_bytes(self):
-        return 0
-
-    def check(self, path):
-        pass
 
 
 @torch.no_grad()
