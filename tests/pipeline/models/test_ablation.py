@@ -12,7 +12,7 @@ from pipeline.models.ablation import Places, ablated, mean_contributions
 from tests.forward_only import ForwardOnly
 from tests.tiny import EVERY_KIND, HORIZONTAL, INT8, JUMP, TRAINABLE, VERTICAL, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, relative_rms
 
 # B sequences, T tokens a sequence, N tokens, D model width, E experts, P pairs
 
@@ -162,6 +162,22 @@ def test_places_leave_single_experts_out_on_single_tokens(name, made, path):
         others = torch.arange(len(got_ND))
         others = others[(others != at) & (others != elsewhere * length)]
         assert torch.equal(got_ND[others], whole_ND[others])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_under_autocast_it_is_the_copy_as_far_as_bfloat16_tells(name, made):
+    model = made(name)
+    one = some(model)[0]
+    copied, num_tokens = without(model, [one]), tiny_tokens().numel()
+    with torch.autocast("cpu", torch.bfloat16):
+        whole_ND, wanted_ND = of_block(model), of_block(copied)
+        limit = 1e-2 if whole_ND.dtype == torch.bfloat16 else 1e-5  # kernels' sums stay in float32
+        for left_out in ([one], Places(tokens=range(num_tokens), experts=[one] * num_tokens)):
+            with ablated(model, {BLOCK: left_out}):
+                got_ND = of_block(model)
+            assert got_ND.dtype == whole_ND.dtype
+            assert_close(got_ND, wanted_ND.type_as(got_ND), limit)
+    assert relative_rms(whole_ND, wanted_ND.type_as(whole_ND)) > 4 * limit
 
 
 @pytest.mark.parametrize("name", ["dense", "monet-horizontal", "peer-jumprelu", "int8", "symbols", "toy"])
