@@ -74,7 +74,7 @@ class DenseMLP(ExpertLayer):
         if not len(token_Q):
             return added_ND
         hidden_Q = self.act((x_ND[token_Q] * weight_ED[expert_Q]).sum(1) + bias_E[expert_Q])
-        return added_ND.index_add(0, token_Q, hidden_Q[:, None] * down_DE.T[expert_Q])
+        return added_ND.index_add(0, token_Q, (hidden_Q[:, None] * down_DE.T[expert_Q]).type_as(added_ND))
 
     def tables(self) -> Mapping[str, Table]:
         return {}

@@ -180,7 +180,7 @@ class MoHDE(MonetExperts):
         n, (token_P, i_P, j_P, gate_P) = self.num_sub_experts, _chosen_pairs(routing, chosen)
         hidden_PM = self.act(_mapped(x_ND[token_P], i_P, _rows(self.u.weight, n), _rows(self.u.bias, n)))
         out_PD = _mapped(hidden_PM, j_P, _columns(self.v.weight, n).mT, self.b)
-        return torch.zeros_like(x_ND).index_add(0, token_P, gate_P[:, None].type_as(out_PD) * out_PD)
+        return _summed(token_P, gate_P, out_PD, len(x_ND))
 
     def neurons(self) -> Neurons:
         n = self.num_sub_experts
@@ -267,7 +267,7 @@ class MoVDE(MonetExperts):
         top_PO = _mapped(hidden_PM, i_P, torch.cat([v11, v12], dim=1).mT, self.b1)
         bottom_PO = _mapped(hidden_PM, j_P, torch.cat([v21, v22], dim=1).mT, self.b2)
         out_PD = torch.cat([top_PO, bottom_PO], dim=1)
-        return torch.zeros_like(x_ND).index_add(0, token_P, gate_P[:, None].type_as(out_PD) * out_PD)
+        return _summed(token_P, gate_P, out_PD, len(x_ND))
 
     def neurons(self) -> Neurons:
         n = self.num_sub_experts
@@ -378,6 +378,12 @@ def _mapped(in_PX: Tensor, row_P: Tensor, map_IOX: Tensor, bias_IO: Tensor) -> T
     parts = zip(row_R.tolist(), in_PX[order_P].split(start_R1.diff().tolist()), strict=True)
     out_PO = [F.linear(some_XX, map_IOX[row], bias_IO[row]) for row, some_XX in parts]
     return torch.cat(out_PO or [in_PX.new_empty(0, map_IOX.shape[1])])[torch.argsort(order_P)]
+
+
+def _summed(token_P: Tensor, gate_P: Tensor, out_PD: Tensor, num_tokens: int) -> Tensor:
+    """(N, D) each token's sum of gate times output; in the type of the outputs, which autocast chooses."""
+    added_ND = out_PD.new_zeros(num_tokens, out_PD.shape[1])
+    return added_ND.index_add(0, token_P, gate_P[:, None].type_as(out_PD) * out_PD)
 
 
 def _lecun(*linears: nn.Linear) -> None:

@@ -173,9 +173,7 @@ class SymbolExperts(FixedFormat, ExpertLayer):
     @torch.no_grad()
     def pairs(self, x_ND: Tensor, routing: SymbolRouting) -> Pairs:
         """Where a statement is true: with the gate of its cell if it fires exactly, with gate 1 if by logic."""
-        cells, context_ON = routing.cells, context_of(routing.tokens_BT, self.spec.places)
-        tables, gate_P = self.symbol_tables, at_least_float32(cells.gate_P)
-        fired = stock.firings(cells.cell_P, cells.start_N1, gate_P, context_ON, tables)
+        fired, tables = self._fired(routing), self.symbol_tables
         order_P = torch.argsort(fired[0], stable=True)
         token_P, expert_P, gate_P = (of_P[order_P] for of_P in fired)
         pre_P = stock.arguments(at_least_float32(x_ND), token_P, expert_P, tables)
@@ -186,12 +184,10 @@ class SymbolExperts(FixedFormat, ExpertLayer):
 
     @outside_autocast
     def added(self, x_ND: Tensor, routing: SymbolRouting, chosen: Chosen) -> Tensor:
-        cells, context_ON = routing.cells, context_of(routing.tokens_BT, self.spec.places)
-        tables, wide_ND = self.symbol_tables, at_least_float32(x_ND)
-        fired = stock.firings(cells.cell_P, cells.start_N1, at_least_float32(cells.gate_P), context_ON, tables)
+        fired, wide_ND = self._fired(routing), at_least_float32(x_ND)
         chosen_P = chosen.among(fired[0], fired[1], self.num_experts)
         token_P, expert_P, gate_P = (of_P[chosen_P] for of_P in fired)
-        strength_P = gate_P * stock.magnitudes(wide_ND, token_P, expert_P, tables)
+        strength_P = gate_P * stock.magnitudes(wide_ND, token_P, expert_P, self.symbol_tables)
         row_R, local_P = torch.unique(expert_P, return_inverse=True)
         part_PD = strength_P[:, None] * self.v.rows(row_R)[local_P]
         return torch.zeros_like(wide_ND).index_add(0, token_P, part_PD).type_as(x_ND)
@@ -206,6 +202,12 @@ class SymbolExperts(FixedFormat, ExpertLayer):
             wide_ND, cells.cell_P, cells.start_N1, gate_P, routing.tokens_BT, self.symbol_tables, self.spec.places
         ).type_as(x_ND)
         return y_ND if self.axis_bias is None else y_ND + self.axis_bias(cells)
+
+    def _fired(self, routing: SymbolRouting) -> tuple[Tensor, Tensor, Tensor]:
+        """(P) token, expert and gate wherever a statement is true."""
+        cells, context_ON = routing.cells, context_of(routing.tokens_BT, self.spec.places)
+        gate_P = at_least_float32(cells.gate_P)
+        return stock.firings(cells.cell_P, cells.start_N1, gate_P, context_ON, self.symbol_tables)
 
     def _layer(self, library: CpuLibrary) -> SymbolLayer:
         """As C++ runs it, made ready again when a table or a bias changes."""

@@ -1,6 +1,6 @@
 """PEER as a kind of expert layer: which router and experts its spec asks for, and what measures ask of it."""
 
-# P pairs of a token and a cell, H heads, I sub-keys of the rows, J of the columns
+# E experts, P pairs of a token and a cell, H heads, I sub-keys of the rows, J of the columns
 
 import torch
 from torch import Tensor, nn
@@ -71,6 +71,13 @@ def firing_mismatches(router: PeerRouter, routing: PeerRouting) -> int | None:
     return int((by_rule - found).abs().sum())
 
 
+def _cells(experts: PeerLayer) -> Tensor:
+    """(E, 2) row and column. Heads with pools of their own have keys of their own: no two share a row or a column."""
+    spec = experts.spec
+    row_E, column_E = experts.index.row_and_column_of_experts(spec.num_columns).unbind(1)
+    return torch.stack([row_E, row_E // spec.num_keys * spec.num_columns + column_E], dim=1)
+
+
 def _check_same_pool(ours: PeerLayer, theirs: ExpertLayer) -> None:
     """ValueError unless as many experts are in the same cells of the same grid."""
     teacher = wanted(theirs, PeerLayer, "a teacher's expert layer")
@@ -90,6 +97,6 @@ PEER = LayerKind(
     sparse=_sparse,
     use=_use,
     settle=_settle,
-    cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.num_columns),
+    cells=_cells,
     check_same_pool=_check_same_pool,
 )

@@ -9,10 +9,10 @@ from kernels import backends
 from kernels.errors import Mistake
 from pipeline.measuring.swapped import Nothing, swapped
 from pipeline.models.ablation import Places, ablated, mean_contributions
-from pipeline.models.contract import ExpertLayer
+from tests.forward_only import ForwardOnly
 from tests.tiny import EVERY_KIND, HORIZONTAL, INT8, JUMP, TRAINABLE, VERTICAL, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
-from tests.tolerances import assert_close
+from tests.tolerances import assert_close, relative_rms
 
 # B sequences, T tokens a sequence, N tokens, D model width, E experts, P pairs
 
@@ -42,7 +42,7 @@ def path(request, best_library, monkeypatch):
     return request.param
 
 
-class WrittenOut(ExpertLayer):
+class WrittenOut(ForwardOnly):
     """Monet's composed experts one by one, without some of them: they share rows, so none can be zeroed."""
 
     def __init__(self, layer, left_out):
@@ -61,18 +61,6 @@ class WrittenOut(ExpertLayer):
                 gate_N1 = (routing.gate1_NHI[:, :, i] * routing.gate2_NHJ[:, :, j]).sum(1)[:, None]
                 y_ND = y_ND + gate_N1 * (hidden_NM @ of.v_IJMD[i, j] + of.row_ID[i] + of.column_JD[j])
         return y_ND
-
-    def pairs(self, x_ND, routing):
-        raise NotImplementedError
-
-    def tables(self):
-        return {}
-
-    def state_bytes(self):
-        return 0
-
-    def check(self, path):
-        pass
 
 
 @torch.no_grad()
@@ -174,6 +162,22 @@ def test_places_leave_single_experts_out_on_single_tokens(name, made, path):
         others = torch.arange(len(got_ND))
         others = others[(others != at) & (others != elsewhere * length)]
         assert torch.equal(got_ND[others], whole_ND[others])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_under_autocast_it_is_the_copy_as_far_as_bfloat16_tells(name, made):
+    model = made(name)
+    one = some(model)[0]
+    copied, num_tokens = without(model, [one]), tiny_tokens().numel()
+    with torch.autocast("cpu", torch.bfloat16):
+        whole_ND, wanted_ND = of_block(model), of_block(copied)
+        limit = 1e-2 if whole_ND.dtype == torch.bfloat16 else 1e-5  # kernels' sums stay in float32
+        for left_out in ([one], Places(tokens=range(num_tokens), experts=[one] * num_tokens)):
+            with ablated(model, {BLOCK: left_out}):
+                got_ND = of_block(model)
+            assert got_ND.dtype == whole_ND.dtype
+            assert_close(got_ND, wanted_ND.type_as(got_ND), limit)
+    assert relative_rms(whole_ND, wanted_ND.type_as(whole_ND)) > 4 * limit
 
 
 @pytest.mark.parametrize("name", ["dense", "monet-horizontal", "peer-jumprelu", "int8", "symbols", "toy"])

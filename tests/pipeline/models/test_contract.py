@@ -20,6 +20,7 @@ from pipeline.models.registry import LAYER_KINDS, LayerKind, kind_of
 from pipeline.models.tables.experts import TableExperts, table_of
 from pipeline.models.tables.floats import FloatTable
 from pipeline.models.tables.parameter import ParameterTable
+from tests.forward_only import ForwardOnly
 from tests.tiny import EVERY_KIND, HORIZONTAL, JUMP, SHAPE, SOFTMAX, TRAINABLE, tiny_model, tiny_tokens
 from tests.tiny_symbols import symbols_model
 from tests.tolerances import assert_close
@@ -230,7 +231,7 @@ def test_every_parameter_is_of_the_experts_of_the_routers_or_of_the_backbone(nam
 
 
 def test_a_layer_that_holds_others_is_seen_through():
-    class Pools(ExpertLayer):
+    class Pools(ForwardOnly):
         def __init__(self, pools):
             super().__init__()
             self.router = torch.nn.Linear(12, 2)
@@ -240,18 +241,6 @@ def test_a_layer_that_holds_others_is_seen_through():
 
         def forward(self, x_ND, routing):
             return sum(pool(x_ND, routing) for pool in self.pools)
-
-        def pairs(self, x_ND, routing):
-            raise NotImplementedError
-
-        def tables(self):
-            return {}
-
-        def state_bytes(self):
-            return 0
-
-        def check(self, path):
-            pass
 
     model = tiny_model(JUMP)
     first, second = model.blocks()[:2]

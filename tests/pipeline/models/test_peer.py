@@ -11,6 +11,7 @@ from pipeline.models.peer.gates import THRESHOLD_GAIN, threshold_for
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.registry import kind_of
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads, n sub-keys an axis, Q width of a sub-key, E experts
@@ -237,3 +238,13 @@ def test_a_shape_that_cannot_be_is_refused(wrong, sentence):
 def test_a_kind_says_the_precision():
     kinds = [SOFTMAX.model_copy(update={"precision": p}).kind for p in ("float", "int8", "int4")]
     assert kinds == ["peer", "peer-int8", "peer-int4"]
+
+
+def test_heads_with_pools_of_their_own_have_rows_and_columns_of_their_own():
+    shared = PeerSpec(num_keys=3, aspect=2, num_heads=2, d_key=4, pairs_per_head=2, num_experts=36)
+    grid = [(row, column) for row in range(3) for column in range(6)]
+    for spec, wanted in (
+        (shared, [cell for cell in grid for _ in range(2)]),
+        (shared.model_copy(update={"pools": "per-head"}), grid + [(3 + row, 6 + column) for row, column in grid]),
+    ):
+        assert kind_of(spec).cells(PeerExperts(spec, D)).tolist() == [list(cell) for cell in wanted]
