@@ -169,6 +169,42 @@ def test_pieces_stand_for_their_text(tmp_path):
         imported_tokenizer(tmp_path)
 
 
+def edited(**fields):
+    def edit(folder):
+        file = folder / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return edit
+
+
+def ending(**config):
+    def edit(folder):
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (edited(added_tokens=[{}]), "none that `tokenizers` opens .*missing field `id`"),
+        (edited(added_tokens="x"), "none that `tokenizers` opens .*expected a sequence"),
+        (edited(model=None), "none that `tokenizers` opens"),
+        (lambda f: (f / "tokenizer.json").write_bytes(b"\xff{"), r"tokenizer\.json is no JSON"),
+        (lambda f: (f / "tokenizer_config.json").write_text('{"eos_token": "no"}'), "has eos_token 'no', which"),
+        (ending(eos_token_id=400), "ends with token 400, where the vocabulary has 285"),
+        (ending(eos_token_id=-1), "ends with token -1, where"),
+        (ending(vocab_size=100), "has a token 284, where the vocabulary has 100"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_told_in_a_sentence(tmp_path, spoil, said):
+    write_tokenizer(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(Mistake, match=said):
+        imported_tokenizer(tmp_path)
+
+
 def changed(**fields):
     return lambda folder: (folder / "config.json").write_text(json.dumps(CONFIG | fields))
 
