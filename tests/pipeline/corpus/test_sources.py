@@ -115,6 +115,15 @@ def test_a_long_row_of_a_table_of_text_is_one_document_and_an_unreadable_one_is_
         read(tmp_path / "rows.csv")
 
 
+@pytest.mark.parametrize("domain_field", ["domain", ""])
+def test_columns_without_a_name_are_no_domain(tmp_path, domain_field):
+    rows = [f",text {i},,,".encode() for i in range(10)]
+    (tmp_path / "a.csv").write_bytes(b"\n".join([b",text,,,", *rows]))
+    splits = read(tmp_path / "a.csv", domain_field=domain_field)
+    assert texts(splits.documents) == [f"text {i}" for i in range(10)]
+    assert splits.domains == ("a",)
+
+
 def test_a_table_without_a_column_of_text_is_plain_text_within_a_folder(tmp_path):
     (tmp_path / "a.csv").write_text("x,y\n1,2\n")
     write_jsonl(tmp_path / "b.jsonl", [{"text": f"text {i}"} for i in range(20)])
