@@ -68,6 +68,26 @@ def test_logits_and_gates_are_those_of_the_release(tmp_path, name, extreme):
                 assert bool((theirs.flatten(0, 1)[ours == 0] == 0).all())
 
 
+def angles_in_float64(length, head_width, theta, device):
+    half = [[t / theta ** (2 * i / head_width) for i in range(head_width // 2)] for t in range(length)]
+    angle_TK = torch.tensor(half, dtype=torch.float64).repeat(1, 2)
+    return angle_TK.cos(), angle_TK.sin()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_the_wildest_router_leaves_between_them_is_rounding(tmp_path, monkeypatch, name):
+    """Where two scores are nearly equal float32 shows it. A model has its angles in float32, whatever its own type."""
+    monkeypatch.setattr("pipeline.models.transformer.rotary", angles_in_float64)
+    config = CONFIG | VARIANTS[name]
+    config["num_key_value_heads"] = config["num_key_value_heads"] or config["num_attention_heads"]
+    write_checkpoint(tmp_path, config, router=1000)
+    tokens_BT = torch.randint(config["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(9))
+    weights = {name: it.double() if it.is_floating_point() else it for name, it in all_of(tmp_path).items()}
+    logits, _ = forward(config, weights, tokens_BT)
+    assert float((imported(tmp_path).value.double()(tokens_BT) - logits).abs().max()) < 1e-10
+
+
 def test_defaults_of_the_release_and_the_words_of_transformers_5_are_read(tmp_path):
     config = {name: value for name, value in CONFIG.items() if name != "rope_theta"}
     written = config | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "head_dim": 8}
