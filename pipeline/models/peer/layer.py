@@ -71,6 +71,13 @@ def firing_mismatches(router: PeerRouter, routing: PeerRouting) -> int | None:
     return int((by_rule - found).abs().sum())
 
 
+def _cells(experts: PeerLayer) -> Tensor:
+    """Heads with pools of their own share no sub-keys: rows and columns are numbered on from head to head."""
+    spec, cell_E2 = experts.spec, experts.index.row_and_column_of_experts(experts.spec.num_columns)
+    cell_E2[:, 1] += cell_E2[:, 0] // spec.num_keys * spec.num_columns
+    return cell_E2
+
+
 def _check_same_pool(ours: PeerLayer, theirs: ExpertLayer) -> None:
     """ValueError unless as many experts are in the same cells of the same grid."""
     teacher = wanted(theirs, PeerLayer, "a teacher's expert layer")
@@ -90,6 +97,6 @@ PEER = LayerKind(
     sparse=_sparse,
     use=_use,
     settle=_settle,
-    cells=lambda experts: experts.index.row_and_column_of_experts(experts.spec.num_columns),
+    cells=_cells,
     check_same_pool=_check_same_pool,
 )

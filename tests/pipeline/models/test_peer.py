@@ -11,6 +11,7 @@ from pipeline.models.peer.gates import THRESHOLD_GAIN, threshold_for
 from pipeline.models.peer.router import PeerRouter
 from pipeline.models.peer.routing import PeerRouting
 from pipeline.models.peer.spec import PeerSpec
+from pipeline.models.registry import kind_of
 from tests.tolerances import assert_close
 
 # N tokens, D model width, H heads, n sub-keys an axis, Q width of a sub-key, E experts
@@ -237,3 +238,14 @@ def test_a_shape_that_cannot_be_is_refused(wrong, sentence):
 def test_a_kind_says_the_precision():
     kinds = [SOFTMAX.model_copy(update={"precision": p}).kind for p in ("float", "int8", "int4")]
     assert kinds == ["peer", "peer-int8", "peer-int4"]
+
+
+@pytest.mark.parametrize("pools", ["shared", "per-head"])
+def test_experts_share_a_row_or_a_column_where_they_share_its_sub_keys(pools):
+    heads = range(H if pools == "per-head" else 1)
+    keys = [(head, row, column) for head in heads for row in range(n) for column in range(2 * n)]  # an expert a cell
+    spec = SOFTMAX.model_copy(update={"aspect": 2, "num_experts": len(keys), "pools": pools})
+    cell_E2 = kind_of(spec).cells(PeerExperts(spec, D)).tolist()
+    for axis, count in enumerate((n, 2 * n)):
+        both = {(cell[axis], (key[0], key[1 + axis])) for cell, key in zip(cell_E2, keys, strict=True)}
+        assert len(both) == len({number for number, _ in both}) == len({key for _, key in both}) == len(heads) * count
