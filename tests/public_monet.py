@@ -89,8 +89,11 @@ def tensor(name, shape, generator, extreme=False) -> torch.Tensor:
     return value * shape[-1] ** -0.5 * (15 if saturating else 1)
 
 
-def write_checkpoint(folder: Path, config=CONFIG, *, seed=0, extreme=False, shards=1, dtype=torch.float32) -> None:
-    """A folder as the release lays one out, without a tokenizer; tensor by tensor, for any size."""
+def write_checkpoint(
+    folder: Path, config=CONFIG, *, seed=0, extreme=False, router=1, shards=1, dtype=torch.float32
+) -> None:
+    """A folder as the release lays one out, without a tokenizer; tensor by tensor, for any size. Scores of routers are
+    `router` times as large."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
     generator = torch.Generator().manual_seed(seed)
@@ -101,7 +104,7 @@ def write_checkpoint(folder: Path, config=CONFIG, *, seed=0, extreme=False, shar
         file = "model.safetensors" if shards == 1 else f"model-{shard + 1:05}-of-{shards:05}.safetensors"
         part = {}
         for name, shape in names[shard * share : (shard + 1) * share]:
-            value = tensor(name, shape, generator, extreme)
+            value = tensor(name, shape, generator, extreme) * (router if ".router.w" in name else 1)
             part[name] = value.to(dtype) if value.is_floating_point() else value
             places[name] = file
         save_file(part, folder / file, metadata={"format": "pt"})

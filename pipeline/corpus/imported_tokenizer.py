@@ -26,15 +26,20 @@ class ImportedTokenizer:
 
     def __init__(self, raw: bytes, *, separator: int | None, num_tokens: int) -> None:
         self._raw, self.separator = raw, separator
-        self._tokenizer = _opened(raw)
+        self._tokenizer, record = _opened(raw)
         self._tokenizer.encode_special_tokens = True  # "</s>" in a document is text
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        known = _token_bytes(json.loads(raw))
+        known = _token_bytes(record)
         if not known or max(known) >= num_tokens:
             raise Mistake(
                 f"{TOKENIZER} has a token {max(known, default=0)}, where the vocabulary has {num_tokens}; take both "
                 "from one checkpoint"
+            )
+        if separator is not None and not 0 <= separator < num_tokens:
+            raise Mistake(
+                f"a document ends with token {separator}, where the vocabulary has {num_tokens}; take eos_token_id of "
+                f"{CONFIG} and {TOKENIZER} from one checkpoint"
             )
         self.token_bytes = tuple(known.get(token, b"") for token in range(num_tokens))
 
@@ -72,11 +77,11 @@ def imported_tokenizer(folder: Path) -> ImportedTokenizer:
         raise Mistake(f"there is no {TOKENIZER} in {folder}; name the folder of a checkpoint, or of an imported model")
     raw = file.read_bytes()
     config, tokens = _read(folder / CONFIG), _read(folder / TOKENIZER_CONFIG)
-    known = _token_bytes(_parsed(raw))
-    num_tokens = config.get("vocab_size", max(known, default=0) + 1)
+    _, record = _opened(raw)
+    num_tokens = config.get("vocab_size", max(_token_bytes(record), default=0) + 1)
     if type(num_tokens) is not int or not 1 <= num_tokens <= MOST_TOKENS:
         raise Mistake(f"{folder} has a vocabulary of {num_tokens!r} tokens; a corpus numbers at most {MOST_TOKENS}")
-    return ImportedTokenizer(raw, separator=_separator(tokens, config, _parsed(raw)), num_tokens=num_tokens)
+    return ImportedTokenizer(raw, separator=_separator(tokens, config, record), num_tokens=num_tokens)
 
 
 def _read(file: Path) -> Mapping[str, Any]:
@@ -93,10 +98,12 @@ def _parsed(raw: bytes, name: str = TOKENIZER) -> dict[str, Any]:
     return found
 
 
-def _opened(raw: bytes) -> Tokenizer:
+def _opened(raw: bytes) -> tuple[Tokenizer, dict[str, Any]]:
+    """With the JSON that it is, whose fields are then of the types that `tokenizers` knows."""
+    record = _parsed(raw)
     try:
-        return Tokenizer.from_str(raw.decode())
-    except Exception as error:  # the library raises nothing narrower
+        return Tokenizer.from_buffer(raw), record  # from_str tells the same as Exception, and nothing narrower
+    except ValueError as error:
         raise Mistake(f"{TOKENIZER} is none that `tokenizers` opens ({error}); copy it again") from error
 
 

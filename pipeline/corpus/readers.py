@@ -161,7 +161,8 @@ def _json_object(line: str, where: str, objects: Callable[[list[tuple[str, Any]]
 def _delimited_rows(
     name: str, file: Path, separator: str, reading: Reading, remarks: Remarks
 ) -> Iterator[Callable[[], Row]]:
-    for line, fields in delimited_rows(file, separator, (reading.text_field, reading.domain_field)):
+    used = tuple(filter(None, (reading.text_field, reading.domain_field)))  # a column without a name is no domain
+    for line, fields in delimited_rows(file, separator, used):
         yield lambda line=line, fields=fields: row_of(
             f"{name}:{line}", fields(), f"{file} line {line}", reading, remarks
         )

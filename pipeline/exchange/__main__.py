@@ -1,41 +1,35 @@
 """`python -m pipeline.exchange export ID --to DIR`: a model as a folder that transformers opens."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from artifacts import ArtifactError, CommandParser, Store, as_command, show_every_text, store_folder, told
+from artifacts.terminal import say
+from kernels.errors import Mistake
 
+
+@as_command
 def main(arguments: Sequence[str]) -> int:
     """Writes the folder; 2 after one sentence where there is no such model, or the folder is there."""
-    parser = argparse.ArgumentParser(prog="python -m pipeline.exchange", description=(__doc__ or "").splitlines()[0])
+    show_every_text()
+    parser = CommandParser(prog="python -m pipeline.exchange", description=(__doc__ or "").splitlines()[0])
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    export = commands.add_parser(
-        "export", help="a model of any kind as a folder for AutoModelForCausalLM, with its tokenizer and card"
-    )
-    export.add_argument("id", metavar="ID", help="the model: an id, its beginning, or 'latest'")
-    export.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
-    export.add_argument("--shard-bytes", type=int, default=4 * 10**9, help="most of one file (default: 4e9)")
-    export.add_argument("--store", default="store", metavar="DIR", help="default: store")
+    about = "a model of any kind as a folder for AutoModelForCausalLM, with its tokenizer and card"
+    command = commands.add_parser("export", help=about, description=about)
+    command.add_argument("id", metavar="ID", help="the model: an id, its beginning, or 'latest'")
+    command.add_argument("--to", type=Path, required=True, metavar="DIR", help="folder to make")
+    command.add_argument("--shard-bytes", type=int, default=4 * 10**9, help="most of one file (default: 4e9)")
+    command.add_argument("--store", type=store_folder, default="store", metavar="DIR", help="default: store")
     values = parser.parse_args(arguments)
     # Here and not above, so that --help does not wait for torch.
-    from artifacts import as_command
-
-    return as_command(_export)(values)
-
-
-def _export(values: argparse.Namespace) -> int:
-    from artifacts import ArtifactError, Store, show_every_text, store_folder, told
-    from artifacts.terminal import say
-    from kernels.errors import Mistake
     from pipeline.exchange.exporting import export
 
-    show_every_text()
     try:
         if values.shard_bytes < 1:
             raise Mistake(f"--shard-bytes: got {values.shard_bytes}, wanted at least 1")
-        exported = export(Store(store_folder(values.store)), values.id, values.to, values.shard_bytes)
-    except (ArtifactError, Mistake, argparse.ArgumentTypeError, OSError) as error:
+        exported = export(Store(values.store), values.id, values.to, values.shard_bytes)
+    except (ArtifactError, Mistake, OSError) as error:
         print(told(error), file=sys.stderr)
         return 2
     say(

@@ -185,10 +185,9 @@ def _of_corpus(tokenizer: TextTokenizer) -> _Tokens:
 
 def _bytes_as_bpe(tokenizer: TextTokenizer) -> bytes:
     """Bytes as a byte-level BPE that merges nothing: token b is byte b, as in the corpus."""
-    vocab = {name: byte for name, byte in byte_of_character().items()}
     if [bytes([byte]) for byte in range(256)] != list(tokenizer.token_bytes):
         raise AssertionError("a tokenizer without a file that is not of bytes")
-    written = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    written = Tokenizer(models.BPE(vocab=byte_of_character(), merges=[]))
     written.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     written.decoder = decoders.ByteLevel()
     return written.to_str().encode()

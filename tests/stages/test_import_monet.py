@@ -68,6 +68,26 @@ def test_logits_and_gates_are_those_of_the_release(tmp_path, name, extreme):
                 assert bool((theirs.flatten(0, 1)[ours == 0] == 0).all())
 
 
+def angles_in_float64(length, head_width, theta, device):
+    half = [[t / theta ** (2 * i / head_width) for i in range(head_width // 2)] for t in range(length)]
+    angle_TK = torch.tensor(half, dtype=torch.float64).repeat(1, 2)
+    return angle_TK.cos(), angle_TK.sin()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", VARIANTS)
+def test_what_the_wildest_router_leaves_between_them_is_rounding(tmp_path, monkeypatch, name):
+    """Where two scores are nearly equal float32 shows it. A model has its angles in float32, whatever its own type."""
+    monkeypatch.setattr("pipeline.models.transformer.rotary", angles_in_float64)
+    config = CONFIG | VARIANTS[name]
+    config["num_key_value_heads"] = config["num_key_value_heads"] or config["num_attention_heads"]
+    write_checkpoint(tmp_path, config, router=1000)
+    tokens_BT = torch.randint(config["vocab_size"], (2, 40), generator=torch.Generator().manual_seed(9))
+    weights = {name: it.double() if it.is_floating_point() else it for name, it in all_of(tmp_path).items()}
+    logits, _ = forward(config, weights, tokens_BT)
+    assert float((imported(tmp_path).value.double()(tokens_BT) - logits).abs().max()) < 1e-10
+
+
 def test_defaults_of_the_release_and_the_words_of_transformers_5_are_read(tmp_path):
     config = {name: value for name, value in CONFIG.items() if name != "rope_theta"}
     written = config | {"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}, "head_dim": 8}
@@ -166,6 +186,42 @@ def test_pieces_stand_for_their_text(tmp_path):
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "decoder": {"type": "ByteLevel"}}')
     with pytest.raises(Mistake, match="is none that `tokenizers` opens"):
+        imported_tokenizer(tmp_path)
+
+
+def edited(**fields):
+    def edit(folder):
+        file = folder / "tokenizer.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+    return edit
+
+
+def ending(**config):
+    def edit(folder):
+        (folder / "tokenizer_config.json").unlink()
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (edited(added_tokens=[{}]), "none that `tokenizers` opens .*missing field `id`"),
+        (edited(added_tokens="x"), "none that `tokenizers` opens .*expected a sequence"),
+        (edited(model=None), "none that `tokenizers` opens"),
+        (lambda f: (f / "tokenizer.json").write_bytes(b"\xff{"), r"tokenizer\.json is no JSON"),
+        (lambda f: (f / "tokenizer_config.json").write_text('{"eos_token": "no"}'), "has eos_token 'no', which"),
+        (ending(eos_token_id=400), "ends with token 400, where the vocabulary has 285"),
+        (ending(eos_token_id=-1), "ends with token -1, where"),
+        (ending(vocab_size=100), "has a token 284, where the vocabulary has 100"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_told_in_a_sentence(tmp_path, spoil, said):
+    write_tokenizer(tmp_path)
+    spoil(tmp_path)
+    with pytest.raises(Mistake, match=said):
         imported_tokenizer(tmp_path)
 
 

@@ -55,7 +55,8 @@ class PeerSpec(BaseModel):
     query_norm: bool = Field(default=True, description="Whether the query passes a batch norm.")
     gate: GateName = Field(
         default="softmax",
-        description="Softmax over the best pairs, or every pair whose log gates sum to more than a threshold.",
+        description="Softmax over the best pairs, or every pair whose log gates sum to more than a threshold, or the "
+        "positive part of each best pair's own score.",
     )
     pairs_per_head: int = Field(
         default=8, ge=1, le=2**30, description="Pairs a head keeps (softmax) or fires on average (jumprelu)."

@@ -13,7 +13,7 @@ from kernels.errors import Mistake
 from pipeline import codec
 from pipeline.corpus.tokenizer import BpeTokenizer
 from pipeline.exchange.__main__ import main
-from pipeline.exchange.exporting import export, read_export
+from pipeline.exchange.exporting import _of_corpus, export, read_export
 from pipeline.models.transformer import TransformerShape
 from pipeline.stage import run_stage
 from stages.import_monet import ImportMonetConfig, import_monet
@@ -147,16 +147,21 @@ def test_hook_points_see_and_change_what_experts_do(store, tmp_path, name):
     without = theirs(TOKENS).logits
     assert float((without - before).abs().max()) > 1e-6
     # By the house: what the layer adds without that expert's row of v.
-    layer = model.expert_layers()[0]
-    zeroed = layer.tables()["v"].rows(torch.arange(layer.num_experts))
-    zeroed[expert] = 0
-    if name.startswith("peer"):
-        layer.v.data.copy_(zeroed)
-    elif name == "int4":
-        layer.v.weight_EB[expert] = 0
-    else:
-        layer.v.weight_EB[expert] = 0
+    v = model.expert_layers()[0].v
+    (v if isinstance(v, torch.Tensor) else v.weight_EB)[expert] = 0
     assert_close(model(TOKENS), without, 1e-5)
+
+
+@torch.no_grad()
+def test_the_loss_is_of_the_labels_that_follow_and_count(store, tmp_path):
+    model = MODELS["dense"]()
+    export(store, made(store, model), tmp_path / "out")
+    labels = TOKENS.clone()
+    labels[0, 4:9] = -100  # which transformers leaves out
+    log_p = torch.log_softmax(model(TOKENS).double(), -1)
+    counted = [(row, t) for row in range(2) for t in range(1, 19) if labels[row, t] >= 0]
+    wanted = -sum(float(log_p[row, t - 1, labels[row, t]]) for row, t in counted) / len(counted)
+    assert float(opened(tmp_path / "out")(TOKENS, labels=labels).loss) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_large_weights_are_sharded_and_read_back(store, tmp_path):
@@ -179,8 +184,6 @@ def test_the_tokenizer_is_that_of_the_corpus(store, tmp_path):
     assert config["max_position_embeddings"] == 32
     assert config["eos_token_id"] is None
     trained = BpeTokenizer.train([text, "the cat the cat the cat"], 270)
-    from pipeline.exchange.exporting import _of_corpus
-
     tokens = _of_corpus(trained)
     assert tokens.config["eos_token"] == "<|end|>"
     assert tokens.end == trained.separator
@@ -192,8 +195,7 @@ def test_an_imported_checkpoint_goes_out_again_with_its_own_tokenizer(store, tmp
     write_tokenizer(tmp_path / "release")
     id = run_stage(import_monet, ImportMonetConfig(source=str(tmp_path / "release")), inputs={}, store=store).id
     export(store, id, tmp_path / "out")
-    for name in ("tokenizer.json",):
-        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "release" / name).read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "release" / "tokenizer.json").read_bytes()
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert (config["max_position_embeddings"], config["eos_token_id"]) == (64, 2)
     assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == "</s>"
@@ -216,6 +218,12 @@ def test_the_folder_is_whole_or_not_there(store, tmp_path, capsys, monkeypatch):
     for to, said in ((tmp_path / "out", "is there already"), (tmp_path / "no" / "out", "there is no folder")):
         assert main(["export", id, "--to", str(to), "--store", str(store.root)]) == 2
         assert re.search(said, capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        main(["export", id, "--to", str(tmp_path / "other"), "\x1b[2J" + "y" * 3000])
+    err = capsys.readouterr().err
+    assert "\\u001b[2J" in err
+    assert "\x1b" not in err
+    assert len(err) < 2500
 
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -240,11 +240,12 @@ def test_a_kind_says_the_precision():
     assert kinds == ["peer", "peer-int8", "peer-int4"]
 
 
-def test_heads_with_pools_of_their_own_have_rows_and_columns_of_their_own():
-    shared = PeerSpec(num_keys=3, aspect=2, num_heads=2, d_key=4, pairs_per_head=2, num_experts=36)
-    grid = [(row, column) for row in range(3) for column in range(6)]
-    for spec, wanted in (
-        (shared, [cell for cell in grid for _ in range(2)]),
-        (shared.model_copy(update={"pools": "per-head"}), grid + [(3 + row, 6 + column) for row, column in grid]),
-    ):
-        assert kind_of(spec).cells(PeerExperts(spec, D)).tolist() == [list(cell) for cell in wanted]
+@pytest.mark.parametrize("pools", ["shared", "per-head"])
+def test_experts_share_a_row_or_a_column_where_they_share_its_sub_keys(pools):
+    heads = range(H if pools == "per-head" else 1)
+    keys = [(head, row, column) for head in heads for row in range(n) for column in range(2 * n)]  # an expert a cell
+    spec = SOFTMAX.model_copy(update={"aspect": 2, "num_experts": len(keys), "pools": pools})
+    cell_E2 = kind_of(spec).cells(PeerExperts(spec, D)).tolist()
+    for axis, count in enumerate((n, 2 * n)):
+        both = {(cell[axis], (key[0], key[1 + axis])) for cell, key in zip(cell_E2, keys, strict=True)}
+        assert len(both) == len({number for number, _ in both}) == len({key for _, key in both}) == len(heads) * count
