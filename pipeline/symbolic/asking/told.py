@@ -54,11 +54,11 @@ def worth_lines(worth: Worth) -> Iterator[str]:
     fires = f"adds on {worth.fires_on:,} of {worth.sample_tokens:,} held-out tokens, {worth.documents:,} documents"
     yield fitted(f"{fires}; loss {worth.loss_nats:.4f}")
     half = worth.increase_half_width_nats
-    interval = "" if half is None else f" ± {_nats(half)[1:]} (95 %, over documents)"
+    interval = "" if half is None else f" ± {_nats(half)[1:]} (nominal 95 %, over documents)"
     yield f"loss {_nats(worth.increase_nats)}{interval}, nats a token"
     where = (("where it adds", worth.increase_where_it_fires_nats), ("elsewhere", worth.increase_elsewhere_nats))
     yield "  " + ", ".join(f"{words} {_nats(increase)}" for words, increase in where if increase is not None)
-    yield fitted(f"  {_controls(worth)}")
+    yield from map(fitted, _controls(worth))
     yield "hurts most, the token in brackets"
     for one in worth.hurts_most:
         yield f"  {one.increase_nats:+8.2f}  {_ending(one.before, COLUMNS - 14 - len(one.token))}[{one.token}]"
@@ -69,15 +69,19 @@ def worth_lines(worth: Worth) -> Iterator[str]:
     yield fitted(f"{'without':<11}  {worth.continued.ablated}")
 
 
-def _controls(worth: Worth) -> str:
+def _controls(worth: Worth) -> Iterator[str]:
     if not worth.controls:
-        return "no other expert of the layer adds so little: there is nothing to compare with"
-    increases, sizes = ([getattr(one, name) for one in worth.controls] for name in ("increase_nats", "experts"))
+        yield "  no other expert of the layer adds so little: there is nothing to compare with"
+        return
+    increases, sizes, fires_on = (
+        [getattr(one, name) for one in worth.controls] for name in ("increase_nats", "experts", "fires_on")
+    )
     output = sum(one.output for one in worth.controls) / len(worth.controls)
     mean = sum(increases) / len(increases)
-    return (
-        f"{len(increases)} random sets: {_nats(mean)} ({_nats(min(increases))} to {_nats(max(increases))}); "
-        f"{min(sizes)}-{max(sizes)} experts, {output:.2f} of its output"
+    yield f"  {len(increases)} random sets: {_nats(mean)} ({_nats(min(increases))} to {_nats(max(increases))})"
+    yield (
+        f"    of {min(sizes)}-{max(sizes)} experts that add {output:.2f} of its output, on "
+        f"{min(fires_on):,}-{max(fires_on):,} tokens"
     )
 
 
