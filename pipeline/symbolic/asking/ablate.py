@@ -138,7 +138,7 @@ def worth(opened: Opened, layer: int, experts: Sequence[int], *, tokens: int, pr
 
 
 def clustered(value_N: Tensor, document_N: Tensor) -> tuple[float, float | None, int]:
-    """Mean, half width of its nominal 95 % interval, and how many documents there are, which are taken as independent."""
+    """Mean, half width of its nominal 95 % interval, and how many documents there are, taken as independent."""
     _, at_N = torch.unique(document_N, return_inverse=True)
     documents, mean = int(at_N.max()) + 1, float(value_N.mean())
     if documents == 1:
