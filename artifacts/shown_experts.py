@@ -30,7 +30,7 @@ class ShownExpert(BaseModel):
     statement: _Text
     """When it fires, in words of tokens."""
     f1: float
-    """Of that statement against firing."""
+    """Of that statement against firing in the model that was distilled, on held-out text."""
     null_f1: float
     """Of a random statement of the same rate."""
     writes: _Text

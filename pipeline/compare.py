@@ -20,13 +20,12 @@ from artifacts import (
     show_every_text,
     store_folder,
     told,
-    writing_to_stdout,
 )
 from artifacts.cards import number
 from artifacts.comparison import ABSENT, differing, measured
 from artifacts.layout import grid, reading_width
 from artifacts.names import short
-from artifacts.terminal import printable
+from artifacts.terminal import say
 from kernels.errors import Mistake
 
 if TYPE_CHECKING:
@@ -120,8 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     except (ArtifactError, Mistake) as error:
         print(told(error), file=sys.stderr)  # noqa: T201
         return 2
-    with writing_to_stdout():
-        print(printable(text))  # noqa: T201 - this is the command's output
+    say(text)
     return 0
 
 

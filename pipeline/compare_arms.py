@@ -9,17 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from artifacts import (
-    ArtifactError,
-    CommandParser,
-    Store,
-    as_command,
-    show_every_text,
-    store_folder,
-    told,
-    writing_to_stdout,
-)
+from artifacts import ArtifactError, CommandParser, Store, as_command, show_every_text, store_folder, told
 from artifacts.layout import terminal_width, wrapped
+from artifacts.terminal import say
 from kernels.errors import Mistake
 
 if TYPE_CHECKING:
@@ -84,8 +76,7 @@ def main(arguments: Sequence[str]) -> int:
         got = f"{len(values.arms)} arms" if arms else "a report without trials"
         raise Mistake(f"got {got}, wanted the id of a study and none or two of its arms")
     text = difference(arms, *values.arms) if values.arms else _list(arms)
-    with writing_to_stdout():
-        print(wrapped(text, terminal_width()))  # noqa: T201 - this is the command's output
+    say(wrapped(text, terminal_width()))
     return 0
 
 

@@ -19,11 +19,11 @@ from artifacts import (
     show_every_text,
     store_folder,
     told,
-    writing_to_stdout,
 )
 from artifacts.columns import PAIRS, SEEDS, columns
 from artifacts.layout import flowing, terminal_width, wrapped
 from artifacts.markdown import code, table
+from artifacts.terminal import say
 from pipeline.measuring.alike import context_of, unlike
 
 
@@ -176,8 +176,7 @@ def main(arguments: Sequence[str]) -> int:
         if pairs := pairs_of(stages):
             texts.append(difference_table(pairs))
         texts += [_note("Not compared", sentence) for sentence in no_pairs(stages)]
-        with writing_to_stdout():
-            print(*texts, sep="\n\n")  # noqa: T201 - this is the command's output
+        say("\n\n".join(texts))
         return 0
     if values.stage not in stages:
         known = ", ".join(stages) or "nothing"
@@ -185,8 +184,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     by_seed = stages[values.stage]
     names = values.metrics or sorted({name for m in by_seed.values() for name in m.metrics})
-    with writing_to_stdout():
-        print(metric_table(by_seed, names))  # noqa: T201
+    say(metric_table(by_seed, names))
     return 0
 
 

@@ -13,6 +13,7 @@ from pipeline.models.peer.router import PeerRouter
 from pipeline.models.transformer import TransformerSpec
 from pipeline.transforms.from_monet import keep_experts, peer_from_monet
 from pipeline.transforms.precision import to_int4
+from pipeline.transforms.sparsity import Sparsity, sparsified
 from stages.distill_symbols import DistillSymbolsConfig
 
 EXPERTS, LAYERS = 61, 2
@@ -52,6 +53,13 @@ def trained_int4(corpus: Corpus, router_group: int = 2) -> LanguageModel:
             if isinstance(block.router, PeerRouter):
                 block.router.threshold_H.copy_(threshold_for(routing.log_gate1_NHI, routing.log_gate2_NHJ, 3))
         return to_int4(keep_experts(peer, [torch.arange(EXPERTS)] * LAYERS), clips=3)
+
+
+def sparse_int4(corpus: Corpus, int4: LanguageModel) -> LanguageModel:
+    """Made sparse, untrained."""
+    generator = torch.Generator().manual_seed(8)
+    batches = [random_windows(corpus.train, batch=16, length=32, generator=generator)[0]]
+    return sparsified(int4, batches, Sparsity(score_features=8, score_terms=3, u_terms=5))
 
 
 def config(**changes) -> DistillSymbolsConfig:

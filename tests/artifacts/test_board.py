@@ -203,6 +203,7 @@ def test_experts_in_words_stand_on_the_cards_of_their_model_and_of_its_run(store
     pin_run_card({id: "1.0 s"}, store, wall)
     assert from_json(to_json([EXPERT])) == (EXPERT,)
     for card in (wall.card_of(id), wall.card_of("1 artifacts")):
+        assert "F1 against firing in the model that was distilled, on held-out text" in card
         assert "**Block 1, expert 5** fires where `cur in {' the'}` (F1 0.75; by chance 0.02)" in card
         assert "\n* `under⏎the` **→** ` the`\n" in card or "\n* `under⏎the` **→** <code> the</code>" in card
     (store.root / id / FILE).write_bytes(to_json([]))

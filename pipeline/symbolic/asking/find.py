@@ -6,7 +6,7 @@ beside the best F1 that any of them reaches on permuted tokens.
 """
 
 # W windows, T tokens of one, N tokens of the sample, P pairs (a thing and a token on which it happens), each once,
-# E things (the experts, scores or features of a block), K tokens that are asked for
+# L blocks, E things (the experts, scores or features of a block), K tokens that are asked for
 
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
@@ -50,6 +50,8 @@ class Happening:
     """How each one is called."""
     event_P: Tensor
     token_P: Tensor
+    share_E: Tensor | None
+    """Of what all experts of the block add, as lengths, the part of each; None of scores and features."""
 
     def count_E(self, here_N: Tensor) -> Tensor:
         """How often each one happens on these tokens (bool)."""
@@ -72,8 +74,11 @@ class Found(BaseModel):
     null_precision: float = Field(description="The same of any tokens: how frequent the token is.")
     recall: float = Field(description="Share of the token's places on which it happens.")
     null_recall: float = Field(description="The same of any tokens: how often it happens.")
+    output_share: float | None = Field(
+        description="Of the lengths that all experts of its layer add on the sample, an expert's part."
+    )
     said: str | None = Field(description="The best statement about tokens for it, from the artifact.")
-    said_f1: float | None = Field(description="Its F1, on other held-out text.")
+    said_f1: float | None = Field(description="Its F1 in the model that was distilled, on other held-out text.")
     said_null_f1: float | None = Field(description="Of a random statement of the same rate.")
     raises: tuple[str, ...] = Field(description="Tokens whose logits an expert's v raises most.")
     lowers: tuple[str, ...] = Field(description="Those that it lowers most.")
@@ -142,10 +147,13 @@ def happenings_on(model: LanguageModel, tokens_WT: Tensor) -> Iterator[Happening
     named = model.routers_of(SymbolRouter) if model.kind == "symbols" else {}
     seen = 0
     experts: list[list[tuple[Tensor, Tensor]]] = [[] for _ in model.blocks()]
+    length_LE = [torch.zeros(block.experts.num_experts, dtype=torch.float64) for block in model.blocks()]
     states: dict[int, list[Tensor]] = {layer: [] for layer in named}
     for batch in tokens_WT.split(WINDOWS_A_PASS):
         for layer, visit in enumerate(model.walk(batch.to(model.lm_head.weight.device))):
-            expert_F, token_F = fired(visit.pairs(), visit.experts.num_experts)
+            pairs = visit.pairs()
+            length_LE[layer].index_add_(0, pairs.expert_P.cpu(), pairs.norm_P.double().cpu())
+            expert_F, token_F = fired(pairs, visit.experts.num_experts)
             experts[layer].append((expert_F, token_F + seen))
             if layer in named:
                 states[layer].append(visit.x_ND)
@@ -153,7 +161,8 @@ def happenings_on(model: LanguageModel, tokens_WT: Tensor) -> Iterator[Happening
     for layer, block in enumerate(model.blocks()):
         event_P, token_P = (torch.cat(part) for part in zip(*experts[layer], strict=True))
         symbols = [str(number) for number in range(block.experts.num_experts)]
-        yield Happening(kind="expert", layer=layer, symbols=symbols, event_P=event_P, token_P=token_P)
+        share_E = length_LE[layer] / length_LE[layer].sum().clamp(min=1e-30)
+        yield Happening(kind="expert", layer=layer, symbols=symbols, event_P=event_P, token_P=token_P, share_E=share_E)
         if layer in named:
             yield from _quantities(named[layer].scores, layer, torch.cat(states[layer]))
 
@@ -167,12 +176,13 @@ def fired(pairs: Pairs, num_experts: int) -> tuple[Tensor, Tensor]:
 
 def _quantities(router: PeerRouter, layer: int, x_ND: Tensor) -> Iterator[Happening]:
     event_P, token_P = torch.nonzero(scores_high(router, router.scores(x_ND)).T, as_tuple=True)
-    yield Happening(kind="score", layer=layer, symbols=score_symbols(router), event_P=event_P, token_P=token_P)
+    symbols = score_symbols(router)
+    yield Happening(kind="score", layer=layer, symbols=symbols, event_P=event_P, token_P=token_P, share_E=None)
     if router.spec.score_features:
         value_NE = router.features(x_ND)
         event_P, token_P = torch.nonzero((value_NE > upper_tail(value_NE)).T, as_tuple=True)
         symbols = [symbol("f", None, index) for index in range(value_NE.shape[1])]
-        yield Happening(kind="feature", layer=layer, symbols=symbols, event_P=event_P, token_P=token_P)
+        yield Happening(kind="feature", layer=layer, symbols=symbols, event_P=event_P, token_P=token_P, share_E=None)
 
 
 def _answer(
@@ -271,6 +281,7 @@ def _found(
         null_precision=occurrences / tokens,
         recall=hits / occurrences,
         null_recall=happens / tokens,
+        output_share=None if happening.share_E is None else float(happening.share_E[event]),
         said=None if said is None else said.statement,
         said_f1=None if said is None else said.f1,
         said_null_f1=None if said is None else said.null_f1,

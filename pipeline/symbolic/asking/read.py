@@ -25,7 +25,7 @@ class FiredExpert(_Part):
     contribution: float = Field(description="L2 norm of what it adds to the residual stream, its heads together.")
     share: float = Field(description="Of the sum of the contributions of all experts of the layer.")
     said: str | None = Field(description="The best statement about tokens for when it fires.")
-    said_f1: float | None = Field(description="Its F1 on held-out text.")
+    said_f1: float | None = Field(description="Its F1 in the model that was distilled, on held-out text.")
     said_null_f1: float | None = Field(description="Of a random statement of the same rate.")
 
 

@@ -44,10 +44,10 @@ class Name(BaseModel):
     index: int = Field(description="Number of the sub-key, feature or coordinate.")
     statement: str
     brief: str = Field(description="The statement with no more than a few tokens of each set.")
-    f1: float = Field(description="F1 of the statement against 'high', on the checking sample.")
+    f1: float = Field(description="F1 of the statement against 'high', on reported_tokens held-out tokens.")
     null_f1: float = Field(description="Expected F1 of a random statement of the same rate: the rate itself.")
     permuted_f1: float = Field(description="F1 of the best statement on a quantity that is high on permuted tokens.")
-    rate: float = Field(description="Share of the checking sample's tokens on which the quantity is high.")
+    rate: float = Field(description="Share of those tokens on which the quantity is high.")
     top_tokens: tuple[TopToken, ...]
     contexts: tuple[str, ...] = Field(description="Text up to the tokens on which the quantity is highest.")
 
@@ -70,7 +70,10 @@ class Said(BaseModel):
     block: int
     expert: int
     statement: str
-    f1: float = Field(description="F1 of the statement against the firing, on the checking sample.")
+    f1: float = Field(
+        description="F1 of the statement against the firing in the model that was distilled, on reported_tokens "
+        "held-out tokens."
+    )
     null_f1: float = Field(description="Expected F1 of a random statement of the same rate: the rate itself.")
 
     @property
@@ -102,7 +105,7 @@ class Names(BaseModel):
         return sorted(scores, key=lambda name: name.permuted_f1 - name.f1)[:count]
 
     def mean(self, kind: str, figure: str) -> float:
-        """Over the names of a kind that are high anywhere on the checking sample."""
+        """Over the names of a kind that are high anywhere on those tokens."""
         values = [float(getattr(name, figure)) for name in self.names if name.kind == kind and name.rate > 0]
         return sum(values) / max(1, len(values))
 

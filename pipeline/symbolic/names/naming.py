@@ -173,7 +173,7 @@ def name_features(
 
 
 def say_experts(block: int, statements: Statements, energy_E: Tensor, fit: LayerRecord, words: Words) -> Iterator[Said]:
-    """The token statements of the experts with most output, of those that fire on the checking sample."""
+    """The token statements of the experts with most output, of those that fire on the sample that judges them."""
     firing = energy_E.masked_fill(statements.rate_E == 0, -1.0).topk(min(EXPERTS_SAID, len(energy_E)))
     for expert in firing.indices[firing.values >= 0].tolist():
         yield Said(

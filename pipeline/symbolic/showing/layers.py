@@ -23,6 +23,7 @@ def layer_lines(opened: OpenedSymbols, layers: Sequence[int], *, most: int) -> I
     """Layer by layer: its tiers, and the `most` experts with most output."""
     found = sample(opened, layers)
     yield fitted(f"{opened.id}, on {found.tokens_WT.numel():,} held-out tokens")
+    yield "F1 (null): of the statement, in the model that was distilled, on held-out text"
     for layer, fired in zip(layers, found.fired, strict=True):
         yield ""
         yield from _layer(opened, layer, fired, most)

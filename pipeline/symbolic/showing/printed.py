@@ -38,7 +38,7 @@ def show_expert(opened: OpenedSymbols, reading: Reading, *, in_latex: bool, whol
     data = data_of(opened, reading)
     _show_where(opened, data, whole=whole)
     if said := opened.quantities.said(reading.layer, reading.expert):
-        _put(f"by tokens    {said.words}")
+        _put(f"by tokens    {said.words}, F1 in the model that was distilled, on held-out text")
     if reading.tier <= Tier.T1:
         _put("then adds    gate * magnitude * v, the router's gate summed over the heads that fire")
     else:

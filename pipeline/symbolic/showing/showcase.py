@@ -34,7 +34,7 @@ from pipeline.symbolic.writing.assembly import BlockSymbols
 MOST_BY_ENERGY, BY_ENERGY, BY_LOGIC = 48, 6, 4
 """Experts that are shown for their output, of all blocks and of one; those that are shown for what tokens say."""
 LEAST_FIRINGS = 30
-"""Of an expert that is shown for its token statement, on the checking sample: an F1 of few firings says little."""
+"""Of an expert that is shown for its token statement, on the reported sample: an F1 of few firings says little."""
 CONTEXTS = 6
 FEATURES = 6
 CONTEXT_TOKENS = 16

@@ -73,7 +73,7 @@ def test_show_names_the_scores_and_coordinates_that_an_expert_reads(symbols_stor
     coordinates = [(f"x_{index}", f"says x None {index} of block 1") for index in indices]
     assert [(symbol, text.split("  ")[0]) for symbol, text in named] == scores + coordinates
     assert "(F1 0.75; null 0.12, permuted 0.25)" in named[-1][1]
-    assert "by tokens    cur='e'  (F1 0.62; null 0.031)" in out
+    assert "by tokens    cur='e'  (F1 0.62; null 0.031), F1 in the model that was distilled, on held-out text" in out
     assert "by tokens" not in show(symbols_store, capsys, "latest", "--layer", "1", "--expert", "12")[1]
 
 

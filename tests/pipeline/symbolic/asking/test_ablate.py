@@ -9,6 +9,8 @@ import torch
 from scipy import stats
 from torch.nn import functional as F
 
+from pipeline.corpus.splits import Corpus, make_split
+from pipeline.corpus.tokenizer import ByteTokenizer
 from pipeline.corpus.visible import quoted
 from pipeline.corpus.windows import held_out_windows, target_positions
 from pipeline.opening import Opened
@@ -98,6 +100,32 @@ def test_random_sets_add_as_much_in_all_and_none_of_the_experts(found):
     assert len(found.controls) == 5
     assert len({control.increase_nats for control in found.controls}) > 1
     assert all(0.5 < control.output <= 1 + NEAR for control in found.controls)
+
+
+def test_random_sets_are_measured_on_the_same_tokens_as_the_experts(opened, monkeypatch):
+    """Such a set, asked for itself, loses what the control says and adds on as many tokens."""
+    others = [5, 14]
+    monkeypatch.setattr("pipeline.symbolic.asking.ablate.random_set", lambda *_: others)
+    control = worth(opened, LAYER, EXPERTS, tokens=TOKENS, prompt="a").controls[0]
+    itself = worth(opened, LAYER, others, tokens=TOKENS, prompt="a")
+    assert (control.experts, control.fires_on) == (2, itself.fires_on)
+    assert control.increase_nats == pytest.approx(itself.increase_nats, abs=1e-12)
+
+
+def test_the_prompt_stands_before_a_token_that_does_not_begin_a_document():
+    """Documents of three letters: an expert that is worth most on a first letter still has a prompt of a document."""
+    split = make_split([(0, "abc"), (0, "xyz")] * 60, ByteTokenizer())
+    known = tiny_corpus()
+    corpus = Corpus(known.spec, train=split, validation=split, held_out=split, tokenizer=known.tokenizer)
+    opened = Opened(id="tiny", model=tiny_model(JUMP, vocab_size=256), corpus=corpus, context=19)
+    with torch.no_grad():
+        *_, visit = opened.model.walk(held_out_windows(split, num_tokens=TOKENS, length=19)[0])
+        pairs = visit.pairs()
+    firing = pairs.expert_P[pairs.norm_P > 0].unique().tolist()[:6]
+    last = len(opened.model.blocks()) - 1
+    asked = [worth(opened, last, [expert], tokens=TOKENS, prompt=None) for expert in firing]
+    assert any(one.hurts_most[0].before == "" for one in asked)
+    assert {one.continued.prompt for one in asked} <= {"'a'", "'ab'", "'x'", "'xy'"}
 
 
 def test_the_interval_is_students_of_sums_over_documents():

@@ -32,7 +32,7 @@ NO_WORDS = KnownWords(names_of=None, experts={}, quantities={})
 
 
 def firings_by_hook(model, tokens_WT):
-    """Per layer, {expert: set of tokens it adds anything on}: hooks keep what the experts were given."""
+    """Per layer, {expert: {token it adds anything on: the lengths}}: hooks keep what the experts were given."""
     given = []
     hooks = [block.moe.register_forward_hook(lambda *call: given.append(call[:2])) for block in model.blocks()]
     with torch.no_grad():
@@ -45,7 +45,8 @@ def firings_by_hook(model, tokens_WT):
         parts = (part.tolist() for part in (pairs.token_P, pairs.expert_P, pairs.norm_P))
         for token, expert, norm in zip(*parts, strict=True):
             if norm > 0:
-                fires.setdefault(expert, set()).add(token)
+                lengths = fires.setdefault(expert, {})
+                lengths[token] = lengths.get(token, 0.0) + norm
         layers.append(fires)
     return layers
 
@@ -60,10 +61,12 @@ def test_the_best_experts_of_a_token_are_those_of_a_loop_over_all(kind, back):
     length = tokens_WT.shape[1]
     flat = tokens_WT.flatten().tolist()
     here = {at for at in range(len(flat)) if at % length >= back and flat[at - back] == token}
-    wanted = []
+    wanted, shares = [], {}
     for layer, fires in enumerate(firings_by_hook(opened.model, tokens_WT)):
+        whole = sum(sum(on.values()) for on in fires.values())
         for expert, on in fires.items():
-            hits = len(on & here)
+            shares[layer, expert] = sum(on.values()) / whole
+            hits = len(on.keys() & here)
             precision, recall = hits / len(on), hits / len(here)
             f1 = 2 * precision * recall / (precision + recall) if hits else 0.0
             wanted.append((f1, layer, expert, len(on), hits, precision, recall))
@@ -75,6 +78,7 @@ def test_the_best_experts_of_a_token_are_those_of_a_loop_over_all(kind, back):
     )
     assert [one.f1 for one in answer.found] == pytest.approx([f1 for f1, *_ in wanted])
     for one in answer.found:
+        assert one.output_share == pytest.approx(shares[one.layer, int(one.symbol)], rel=1e-5)
         f1, layer, expert, happens, hits, precision, recall = next(
             row for row in wanted if row[1:3] == (one.layer, int(one.symbol)) or row[0] == pytest.approx(one.f1)
         )
@@ -109,7 +113,7 @@ def test_a_planted_expert_of_a_token_is_the_first_and_permuted_tokens_find_none_
     (answer,) = find(opened, NO_WORDS, [token], back=0, sample=SAMPLE, most=3)
     best = answer.found[0]
     assert (best.layer, best.symbol) == (1, "5")
-    assert (best.f1, best.precision, best.recall) == (1, 1, 1)
+    assert (best.f1, best.precision, best.recall, best.output_share) == (1, 1, 1, 1)
     assert answer.permuted_best_f1["expert"] < 0.3
 
 
@@ -171,7 +175,7 @@ def test_scores_and_features_are_those_that_the_names_count(symbols_store):
     assert [one.f1 for one in scores] == pytest.approx(sorted(f1.values(), reverse=True)[:4])
     assert all(one.f1 == pytest.approx(f1[one.symbol]) for one in scores)
     assert all(one.said == "whole" for one in scores)
-    assert all(one.layer == 0 and not one.raises for one in scores)
+    assert all(one.layer == 0 and not one.raises and one.output_share is None for one in scores)
 
 
 def asked(store, capsys, *arguments):
@@ -186,6 +190,7 @@ def test_find_prints_lines_of_80_columns_and_the_same_as_data(symbols_store, cap
     assert max(map(len, out.splitlines())) <= 80
     assert "'e': " in out
     assert f"best of all {2 * E} on permuted tokens" in out
+    assert "F1 (null) of a statement: in the model that was distilled, on held-out text" in out
     code, out, err = asked(symbols_store, capsys, *words, "--json")
     first, second = map(json.loads, out.splitlines())
     assert (first["token"], second["token"]) == ("'e'", "' '")

@@ -131,7 +131,7 @@ def test_the_lines_are_of_80_columns_and_move_no_cursor(symbols_store, capsys):
     assert r"'\u001b'" in out
     assert r"'\xe2'" in out
     lines = [line for line in out.splitlines() if "cur='e'" in line]
-    assert all(line.split()[:2] == ["1", "11"] and line.endswith("F1 0.62 (0.03)") for line in lines)
+    assert all(line.split()[:2] == ["1", "11"] and line.endswith("F1 0.62 (0.031)") for line in lines)
 
 
 class Elements(HTMLParser):
