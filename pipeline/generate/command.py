@@ -10,7 +10,6 @@ from artifacts import (
     as_command,
     for_stdout,
     show_every_text,
-    store_folder,
     told,
     writing_to_stdout,
 )
@@ -29,10 +28,7 @@ def run(args: argparse.Namespace) -> int:
         if not args.prompt:
             raise Mistake("--prompt: got no text, wanted at least one character")
         _check_unicode(args.prompt)
-        opened = open_model(Store(store_folder(args.store)), args.id)
-    except argparse.ArgumentTypeError as error:  # looked at here: the parser does without torch, which a store needs
-        print(told(f"argument --store: {error}"), file=sys.stderr)
-        return 2
+        opened = open_model(Store(args.store), args.id)
     except (ValueError, ArtifactError) as error:
         print(told(error), file=sys.stderr)
         return 2

@@ -16,7 +16,7 @@ def run(args: argparse.Namespace) -> int:
     show_every_text()
     try:
         return _command(args.command)(Store(store_folder(args.store)), args)
-    except argparse.ArgumentTypeError as error:  # the parser does without torch, which a store needs
+    except argparse.ArgumentTypeError as error:  # the parser does without what a store needs
         return _told(f"argument --store: {error}")
     except (ArtifactError, ValueError) as error:
         return _told(error)
