@@ -10,7 +10,7 @@ Command = Callable[[str, str], argparse.ArgumentParser]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what artifacts.CommandParser says, and loads that, and pydantic, only where argparse's own words will not do."""
+    """Says what artifacts.CommandParser says; loads it, and pydantic, only where argparse's own words won't do."""
 
     def error(self, message: str) -> NoReturn:
         if len(message) > 200 or not message.isprintable():
